@@ -1,0 +1,1 @@
+"""The commands: parse options, call core, show what came back. No algorithm lives here."""

@@ -1,0 +1,1 @@
+"""Tokens, trees, sessions, memory and text. No command line, no printing."""

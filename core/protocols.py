@@ -1,0 +1,136 @@
+"""What the parts promise each other: Backend, Vocab and Drafter, and the arrays they pass.
+
+Shapes are in trailing comments. Token ids are int32, logits float32, probabilities in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .tree import DraftTree, Evidence
+
+Tokens: TypeAlias = NDArray[np.int32]  # (n,)
+Logits: TypeAlias = NDArray[np.float32]  # (rows, n_vocab)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a backend can hold and do. Sizes count tokens, rows or sequences."""
+
+    n_vocab: int
+    n_ctx: int  # cells: committed tokens plus everything scored at once
+    max_rows: int  # rows of one `score` call: pending tokens before the root, plus tree nodes
+    max_leaves: int  # leaves of one tree; 1 where the model cannot branch
+    chunk: int  # most tokens of one `prefill` call
+    can_branch: bool  # several children per node
+    can_rewind: bool  # tokens may be dropped from the end of the cache
+
+
+class Backend(Protocol):
+    """A target model with one gap-free cache: committed tokens at positions 0..length-1.
+
+    A `score` leaves the scored rows in the cache; `commit` must follow before anything else,
+    and keeps a prefix of them that lies on the lead and the main chain. So the cache never
+    has holes.
+    """
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def length(self) -> int:
+        """Committed tokens."""
+        ...
+
+    def prefill(self, tokens: Tokens) -> None:
+        """Append 1..`limits.chunk` committed tokens, asking for no logits.
+
+        Raises BackendError; then nothing was appended.
+        """
+        ...
+
+    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:  # (len(tree), n_vocab)
+        """Logits after each node of `tree`, in one call of the model.
+
+        `lead` are the pending tokens that come before the tree's root. The rows are a view,
+        valid until the next call. Raises BackendError; then the cache is as before.
+        """
+        ...
+
+    def commit(self, n_kept: int) -> None:
+        """Keep the first `n_kept` rows of the scored lead and main chain, drop all others."""
+        ...
+
+    def rewind(self, length: int) -> int:
+        """Shorten the cache to at most `length` tokens and return what is left.
+
+        That is `length` where the model can rewind, and 0 where it can only start anew.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Vocab(Protocol):
+    """Text to tokens and back. Pieces are bytes: one token may hold half a character."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def eog(self) -> frozenset[int]:
+        """Every token that ends a generation."""
+        ...
+
+    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
+        """Tokens of `text`. `add_bos` adds what the model wants at the start of a text;
+        `special` reads control tokens such as `<|im_end|>` out of the text."""
+        ...
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that `token` adds to a text; control tokens give b"" unless `special`."""
+        ...
+
+
+class Candidate(NamedTuple):
+    """One guess of a drafter for the next token."""
+
+    token: int
+    evidence: Evidence  # why: (drafter, match order, rank, ...), a small bucket to count by
+    prob: float  # the drafter's own estimate of P(token is accepted | its parent was)
+
+
+class Drafter(Protocol):
+    """A tiny language model: in a state, it guesses what may come next and says why.
+
+    States are the drafter's own immutable values. None means "knows nothing here".
+    Drafters are deterministic and keep no reference to the arrays they are given.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def begin(self, context: Tokens) -> None:  # (n,) the whole text so far, n may be 0
+        """Start on a text. What was learnt of other texts may stay, their tokens may not."""
+        ...
+
+    def root(self) -> Any:
+        """The state at the end of the text, or None."""
+        ...
+
+    def predict(self, state: Any) -> Sequence[Candidate]:
+        """Guesses in `state`, best first, no token twice."""
+        ...
+
+    def advance(self, state: Any, token: int) -> Any:
+        """The state after `token`, or None."""
+        ...
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        """The text grew by `emitted`; `logits` (len(tree), n_vocab) are valid during the call."""
+        ...
