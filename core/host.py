@@ -1,0 +1,74 @@
+"""What this machine lets us use: CPU threads that do not collapse under a quota."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def default_threads() -> int:
+    """Threads for llama.cpp: min(affinity, cgroup quota rounded down, physical cores), >= 1.
+
+    More threads than the quota allows make a step many times slower, because every thread
+    waits for those that the scheduler has parked.
+    """
+    usable = _affinity()
+    bounds = [len(usable), _physical_cores(usable)]
+    quota = _cgroup_cpus(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    if quota is not None:
+        bounds.append(int(quota))
+    return max(1, min(bounds))
+
+
+def _affinity() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def _physical_cores(usable: frozenset[int]) -> int:
+    """Distinct cores among the usable CPUs; all of them where the system does not tell."""
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {_read(Path(topology.format(cpu))) or str(cpu) for cpu in usable}
+    return len(cores)
+
+
+def _cgroup_cpus(membership: Path, root: Path) -> float | None:
+    """CPUs that the tightest cgroup (v2 or v1) above this process allows, or None."""
+    quotas = []
+    for line in (_read(membership) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            quotas += _quotas_above(root, path, _v2_quota)
+        elif "cpu" in controllers.split(","):
+            quotas += _quotas_above(root / "cpu", path, _v1_quota)
+    return min(quotas, default=None)
+
+
+def _quotas_above(
+    root: Path, path: str, read: Callable[[Path], float | None]
+) -> list[float]:
+    """Quotas of the group at `path` and of all groups above it, as mounted at `root`."""
+    group = root / path.strip("/")
+    groups = [group, *group.parents]
+    inside = groups[: groups.index(root) + 1]
+    return [quota for folder in inside if (quota := read(folder)) is not None]
+
+
+def _v2_quota(folder: Path) -> float | None:
+    words = (_read(folder / "cpu.max") or "max").split()
+    return None if words[0] == "max" else int(words[0]) / int(words[1])
+
+
+def _v1_quota(folder: Path) -> float | None:
+    quota = int(_read(folder / "cpu.cfs_quota_us") or -1)
+    period = int(_read(folder / "cpu.cfs_period_us") or 0)
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,280 @@
+"""Choosing the next token from a row of logits: llama.cpp's samplers, names, order and defaults.
+
+The chain is penalties, top-k, typical, top-p, min-p, temperature, then one uniform draw. A token
+costs exactly one random number (none when greedy), and the draw walks the kept candidates in
+order of token id. So a seed's text depends on nothing but the rows of logits.
+
+A filter takes the logits of candidates, in order of id, and returns the positions that stay,
+ascending. Of equal logits the lowest id goes first.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BackendError, UsageError
+
+_BLOCK = 64  # size of the blocks whose maxima bound the k-th largest logit
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. A value out of range raises UsageError.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token, after penalties alone.
+        top_k: candidates kept; 0 keeps all.
+        top_p: probability that the likeliest candidates kept must reach; 1 keeps all.
+        min_p: least probability of a candidate, relative to the likeliest; 0 keeps all.
+        typical_p: probability that the most typical candidates kept must exceed; 1 keeps all.
+        repeat_penalty: divides positive and multiplies negative logits of recent tokens.
+        repeat_last_n: recent tokens that the penalties see; 0 none, -1 the whole text.
+        presence_penalty: taken once from the logit of each recent token.
+        frequency_penalty: taken from it as often as the token occurs.
+        seed: of the random numbers; None draws one.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0, math.inf, "0 or more, and finite")
+        _check("top_k", self.top_k, 0, math.inf, "0 or more")
+        _check("top_p", self.top_p, 0, 1, "between 0 and 1")
+        _check("min_p", self.min_p, 0, 1, "between 0 and 1")
+        _check("typical_p", self.typical_p, 0, 1, "between 0 and 1")
+        _check("repeat_penalty", self.repeat_penalty, 0.001, 1000, "between 0.001 and 1000")
+        _check("repeat_last_n", self.repeat_last_n, -1, math.inf, "-1 or more")
+        _check("presence_penalty", self.presence_penalty, -1000, 1000, "between -1000 and 1000")
+        _check("frequency_penalty", self.frequency_penalty, -1000, 1000, "between -1000 and 1000")
+        if self.seed is not None:
+            _check("seed", self.seed, 0, 2**64 - 1, "between 0 and 2**64 - 1")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken, without a random number."""
+        return self.temperature == 0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether earlier tokens change the logits."""
+        changes = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty)
+        return self.repeat_last_n != 0 and changes != (1, 0, 0)
+
+
+def _check(name: str, value: float, low: float, high: float, interval: str) -> None:
+    """Raise UsageError unless `value` is finite and in low..high."""
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an int too large for a float
+        finite = True
+    if not (finite and low <= value <= high):
+        raise UsageError(f"{name} is {value}; it must be {interval}")
+
+
+def top_k_ids(row: NDArray[np.float32], k: int) -> NDArray[np.int32]:
+    """Positions of the `k` largest values of `row` (n,), best first, ties by lowest position.
+
+    Returns all n positions where k >= n, and none where k <= 0. NaN is not looked for.
+    """
+    n = row.shape[0]
+    if k <= 0:
+        return np.empty(0, np.int32)
+    if k >= n:
+        return np.argsort(-row, kind="stable").astype(np.int32)
+    found = np.flatnonzero(row >= _kth_bound(row, k))
+    order = np.argsort(-row[found], kind="stable")[:k]
+    return found[order].astype(np.int32)
+
+
+def _kth_bound(row: NDArray[np.float32], k: int) -> np.float32:
+    """A lower bound of the k-th largest value of `row`, for k < n, tight or nearly so.
+
+    Cut the row into blocks: the k largest block maxima are k values of the row, so its k-th
+    largest is no smaller than the least of them. A block is a column here, which NumPy reduces
+    many times faster than runs of neighbours.
+    """
+    n_blocks = row.shape[0] // _BLOCK
+    values = row
+    if n_blocks >= 2 * k:  # with fewer the bound is loose; the tail may be left out of it
+        values = row[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks).max(axis=0)
+    at = values.shape[0] - k
+    bound: np.float32 = np.partition(values, at)[at]
+    return bound
+
+
+def typical_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
+    """Positions of the candidates whose surprise is nearest to the entropy.
+
+    As few as it takes for their probability to exceed `p`.
+    """
+    probs = _softmax(logits)
+    surprise = np.full(probs.shape, np.inf)
+    np.log(probs, out=surprise, where=probs > 0)
+    np.negative(surprise, out=surprise, where=probs > 0)
+    entropy = float(np.sum(probs * surprise, where=probs > 0))
+    order = np.argsort(np.abs(surprise - entropy), kind="stable")
+    n_kept = int(np.searchsorted(np.cumsum(probs[order]), p, side="right")) + 1
+    return np.sort(order[:n_kept])
+
+
+def top_p_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
+    """Positions of the fewest likeliest candidates whose probability reaches `p`."""
+    ranked = np.sort(logits)[::-1]
+    n_kept = int(np.searchsorted(np.cumsum(_softmax(ranked)), p, side="left")) + 1
+    if n_kept >= len(logits):
+        return np.arange(len(logits))
+    last = ranked[n_kept - 1]
+    above = np.flatnonzero(logits > last)
+    level = np.flatnonzero(logits == last)[: n_kept - len(above)]
+    return np.sort(np.concatenate((above, level)))
+
+
+def min_p_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
+    """Positions of the candidates at least `p` > 0 times as likely as the likeliest."""
+    return np.flatnonzero(logits >= logits.max() + np.float32(math.log(p)))
+
+
+def penalized(
+    logits: NDArray[np.float32],  # (n,) of the tokens counted
+    counts: NDArray[np.float32],  # (n,) how often each occurred, at least once
+    params: SamplingParams,
+) -> NDArray[np.float32]:
+    """The logits after the repeat, frequency and presence penalties."""
+    repeat = np.float32(params.repeat_penalty)
+    scaled = np.where(logits <= 0, logits * repeat, logits / repeat)
+    taken = counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
+    after: NDArray[np.float32] = (scaled - taken).astype(np.float32, copy=False)
+    return after
+
+
+def _softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities of candidates of which at least one logit is finite and none is +inf."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max()
+    if temperature != 1.0:
+        with np.errstate(over="ignore"):  # a tiny temperature sends the others to -inf, rightly
+            shifted /= temperature
+    weights: NDArray[np.float64] = np.exp(shifted)
+    weights /= weights.sum()
+    return weights
+
+
+class Sampler:
+    """Chooses tokens one after another, remembering those that the penalties look back on."""
+
+    def __init__(self, params: SamplingParams, n_vocab: int) -> None:
+        self.params = params
+        self.n_vocab = n_vocab
+        self.seed = secrets.randbits(32) if params.seed is None else params.seed
+        self._rng = np.random.Generator(np.random.PCG64(self.seed))
+        self._recent: deque[int] = deque()
+        self._counts: Counter[int] = Counter()
+
+    def begin(self, history: Sequence[int]) -> None:
+        """Look back on `history`, the text so far, from now on. Random numbers go on."""
+        self._recent.clear()
+        self._counts.clear()
+        if self.params.penalizes:
+            last_n = self.params.repeat_last_n
+            self._recent.extend(history if last_n < 0 else history[-last_n:])
+            self._counts.update(self._recent)
+
+    def next(self, logits: NDArray[np.float32]) -> int:  # (n_vocab,)
+        """The next token: one random number, or none when greedy. `logits` stay as they are.
+
+        Raises BackendError where no token can be chosen; then nothing was drawn.
+        """
+        if self.params.greedy:
+            token = self._argmax(self._row(logits))
+        else:
+            ids, probs = self.distribution(logits)
+            token = int(ids[self._draw(np.cumsum(probs))])
+        self._remember(token)
+        return token
+
+    def distribution(
+        self, logits: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Candidates (n,) that `next` would choose from, ascending, and their probabilities.
+
+        Raises BackendError where no token can be chosen.
+        """
+        row = self._row(logits)
+        if self.params.greedy:
+            return np.array([self._argmax(row)], np.int32), np.ones(1)
+        ids = self._candidates(row)
+        return ids, _softmax(row[ids], self.params.temperature)
+
+    def _row(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits after penalties: `logits` itself, or a copy."""
+        if logits.shape != (self.n_vocab,):
+            raise ValueError(f"logits have shape {logits.shape}, not ({self.n_vocab},)")
+        if not self._counts:
+            return logits
+        ids = np.fromiter(self._counts.keys(), np.intp, len(self._counts))
+        counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+        row = logits.copy()
+        row[ids] = penalized(row[ids], counts, self.params)
+        return row
+
+    def _argmax(self, row: NDArray[np.float32]) -> int:
+        """The likeliest token, the lowest id of equals."""
+        token = int(row.argmax())  # the place of a NaN, where there is one
+        if not math.isfinite(row[token]):
+            raise BackendError(
+                f"the model returned logits without a usable maximum ({row[token]})",
+                hint="the model file may be damaged or its quantization unsupported here",
+            )
+        return token
+
+    def _candidates(self, row: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Ids that pass every filter, ascending."""
+        params = self.params
+        self._argmax(row)
+        if 0 < params.top_k < len(row):
+            ids = np.sort(top_k_ids(row, params.top_k))
+        else:
+            ids = np.arange(len(row), dtype=np.int32)
+        if params.typical_p < 1:
+            ids = ids[typical_ids(row[ids], params.typical_p)]
+        if params.top_p < 1:
+            ids = ids[top_p_ids(row[ids], params.top_p)]
+        if params.min_p > 0:
+            ids = ids[min_p_ids(row[ids], params.min_p)]
+        return ids
+
+    def _draw(self, cumulative: NDArray[np.float64]) -> int:
+        """A position, by one uniform number; never one whose probability is 0."""
+        total = cumulative[-1]
+        at = self._rng.random() * total
+        if at >= total:  # the product rounded up
+            return int(np.searchsorted(cumulative, total, side="left"))
+        return int(np.searchsorted(cumulative, at, side="right"))
+
+    def _remember(self, token: int) -> None:
+        """Add `token` to the penalty window, and drop the token that leaves it."""
+        if not self.params.penalizes:
+            return
+        self._recent.append(token)
+        self._counts[token] += 1
+        if 0 <= self.params.repeat_last_n < len(self._recent):
+            oldest = self._recent.popleft()
+            self._counts[oldest] -= 1
+            if self._counts[oldest] == 0:
+                del self._counts[oldest]
