@@ -46,9 +46,7 @@ def _cgroup_cpus(membership: Path, root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _quotas_above(
-    root: Path, path: str, read: Callable[[Path], float | None]
-) -> list[float]:
+def _quotas_above(root: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
     """Quotas of the group at `path` and of all groups above it, as mounted at `root`."""
     group = root / path.strip("/")
     groups = [group, *group.parents]

@@ -124,10 +124,10 @@ def typical_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
     As few as it takes for their probability to exceed `p`.
     """
     probs = _softmax(logits)
-    surprise = np.full(probs.shape, np.inf)
-    np.log(probs, out=surprise, where=probs > 0)
-    np.negative(surprise, out=surprise, where=probs > 0)
-    entropy = float(np.sum(probs * surprise, where=probs > 0))
+    with np.errstate(divide="ignore"):  # the impossible is infinitely surprising
+        surprise = -np.log(probs)
+    possible = probs > 0
+    entropy = probs[possible] @ surprise[possible]
     order = np.argsort(np.abs(surprise - entropy), kind="stable")
     n_kept = int(np.searchsorted(np.cumsum(probs[order]), p, side="right")) + 1
     return np.sort(order[:n_kept])

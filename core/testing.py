@@ -120,7 +120,7 @@ class FakeBackend:
     def rewind(self, length: int) -> int:
         """See protocols.Backend."""
         assert self._scored is None, "rewind before commit"
-        assert 0 <= length
+        assert length >= 0
         if length < self._length:
             self._length = length if self.limits.can_rewind else 0
             self._drop_beyond(self._length)

@@ -1,0 +1,165 @@
+"""`specgen chat`: a conversation on the model's own chat template."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specgen.core.errors import SpecgenError
+
+from .options import (
+    EngineOptions,
+    ModelArgument,
+    OutputOptions,
+    SamplingOptions,
+    SystemPrompt,
+    TemplateFile,
+    TextOptions,
+    Verbosity,
+    grouped,
+)
+
+if TYPE_CHECKING:
+    from specgen.core.conversation import Conversation
+    from specgen.core.engine import Engine, Generation
+
+    from .run import Job
+
+HELP = """\
+/help           show this
+/exit           leave; Ctrl-D does, too
+/clear          forget the conversation
+/regen          answer the last message again
+/system [TEXT]  set the system message, or remove it, and start over
+/stats          figures of the last answer
+Ctrl-C stops an answer and keeps what is there."""
+
+
+@grouped
+def chat(
+    model: ModelArgument = None,
+    system: SystemPrompt = None,
+    template: TemplateFile = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="A line of figures on stderr after each answer.")
+    ] = False,
+    verbose: Verbosity = 0,
+    *,
+    text: TextOptions,
+    sampling: SamplingOptions,
+    engine: EngineOptions,
+) -> None:
+    """Talk with a model. Without a terminal: answer stdin once, and exit."""
+    from .prompt import read_prompt
+    from .run import Job, as_message, complete, open_conversation, require_model, set_up_logging
+
+    set_up_logging(verbose)
+    output = OutputOptions(stats=stats)
+    job = Job(model, text, output, sampling.params(), engine.config(), engine.drafters())
+    require_model(model)
+    if not sys.stdin.isatty():
+        complete(job, as_message(read_prompt(), system, template))
+        return
+    with job.open() as opened:
+        Repl(job, opened, open_conversation(opened, system, template)).run()
+
+
+class Repl:
+    """Reads messages and commands from a terminal until the user leaves."""
+
+    def __init__(self, job: Job, engine: Engine, conversation: Conversation) -> None:
+        from specgen.core.sampling import Sampler
+
+        self._job = job
+        self._engine = engine
+        self._conversation = conversation
+        self._sampler = Sampler(job.params, engine.vocab.n_vocab)
+        self._last: Generation | None = None
+        self._commands = {
+            "/help": lambda _: self._note(HELP),
+            "/clear": lambda _: self._clear(),
+            "/regen": lambda _: self._regenerate(),
+            "/system": self._set_system,
+            "/stats": lambda _: self._show_stats(),
+        }
+
+    def run(self) -> None:
+        """The loop. Ctrl-D or /exit ends it."""
+        from prompt_toolkit import PromptSession
+
+        session: PromptSession[str] = PromptSession(">>> ")
+        self._note("/help lists the commands, Ctrl-D leaves")
+        while True:
+            try:
+                line = session.prompt().strip()
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+            if line in ("/exit", "/bye", "/quit"):
+                return
+            if line:
+                self._handle(line)
+
+    def _handle(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        if not line.startswith("/"):
+            self._answer(self._conversation.ask(line))
+        elif name in self._commands:
+            self._commands[name](argument.strip())
+        else:
+            self._note(f"there is no command {name}; /help lists them")
+
+    def _answer(self, prompt: list[int]) -> None:
+        from .interrupt import Interrupts
+        from .output import stats_line, write
+        from .run import start, stream
+
+        with Interrupts() as interrupts:
+            generation = start(self._job, self._engine, prompt, self._sampler, interrupts)
+            error = stream(generation, interrupts)
+        write("\n")
+        if generation.tokens:
+            self._conversation.answer(generation.text, prompt, generation.tokens)
+            self._last = generation
+            if self._job.output.stats:
+                self._note(stats_line(generation))
+        else:
+            self._conversation.drop_question()
+        if interrupts.signal is not None:
+            self._note("(stopped)")
+        if error:
+            self._explain(error)
+
+    def _explain(self, error: SpecgenError) -> None:
+        hint = error.hint
+        if error.code == "context_length_exceeded":
+            hint = "/clear starts over; -c sets a larger context"
+        self._note(f"specgen: error: {error.message}" + (f" ({hint})" if hint else ""))
+
+    def _clear(self) -> None:
+        self._conversation.clear()
+        self._note("the conversation is forgotten")
+
+    def _regenerate(self) -> None:
+        if self._conversation.drop_answer():
+            self._answer(self._conversation.prompt())
+        else:
+            self._note("there is no answer to give again")
+
+    def _set_system(self, text: str) -> None:
+        self._conversation.system = text or None
+        self._conversation.clear()
+        self._note("the system message is " + ("set" if text else "removed") + "; starting over")
+
+    def _show_stats(self) -> None:
+        from .output import stats_line
+
+        self._note(stats_line(self._last) if self._last else "there is no answer yet")
+
+    def _note(self, text: str) -> None:
+        from .output import note
+
+        note(text)

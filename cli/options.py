@@ -1,0 +1,326 @@
+"""Options shared by commands, in groups: each group is a dataclass, each field an option.
+
+A command takes a whole group as one parameter; `grouped` shows Typer the fields instead.
+llama.cpp's names are the canonical ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from specgen.core.engine import DEFAULT_MAX_DRAFTS, EngineConfig
+from specgen.core.errors import UsageError
+from specgen.core.protocols import Drafter
+from specgen.core.sampling import SamplingParams
+from specgen.drafters import DEFAULT_DRAFTER, REGISTRY, create
+
+_SAMPLING = "Sampling"
+_MODEL = "Model and machine"
+_SPECULATION = "Speculation"
+
+
+class OnOff(StrEnum):
+    """A switch."""
+
+    on = "on"
+    off = "off"
+
+
+class OnOffAuto(StrEnum):
+    """A switch that may be left to specgen or llama.cpp."""
+
+    on = "on"
+    off = "off"
+    auto = "auto"
+
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Path of a GGUF file, or a name of `specgen list`. Default: smollm2-135m.",
+        show_default=False,
+    ),
+]
+
+Verbosity = Annotated[
+    int,
+    typer.Option(
+        "-v",
+        "--verbose",
+        count=True,
+        show_default=False,
+        help="Say what is done; -vv adds llama.cpp's own log.",
+    ),
+]
+
+
+SystemPrompt = Annotated[
+    str | None,
+    typer.Option("-sys", "--system-prompt", metavar="TEXT", help="A system message."),
+]
+
+TemplateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template-file", metavar="FILE", help="A Jinja template instead of the model's."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How long the text may get."""
+
+    n_predict: Annotated[
+        int,
+        typer.Option(
+            "-n",
+            "--predict",
+            "--n-predict",
+            "--max-tokens",
+            min=-1,
+            help="Most tokens to generate; -1 goes on until the text ends.",
+        ),
+    ] = -1
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            "-r",
+            "--reverse-prompt",
+            metavar="TEXT",
+            show_default=False,
+            help="End before this text. May be given several times.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What is told about a text besides the text."""
+
+    stats: Annotated[
+        bool, typer.Option("--stats", help="A line of figures on stderr at the end.")
+    ] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout instead of the text.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """llama.cpp's samplers, their names and defaults."""
+
+    temperature: Annotated[
+        float,
+        typer.Option(
+            "--temp",
+            "--temperature",
+            help="0 is greedy.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 0.8
+    top_k: Annotated[
+        int, typer.Option(help="Likeliest tokens kept; 0 keeps all.", rich_help_panel=_SAMPLING)
+    ] = 40
+    top_p: Annotated[
+        float, typer.Option(help="Probability kept; 1 keeps all.", rich_help_panel=_SAMPLING)
+    ] = 0.95
+    min_p: Annotated[
+        float,
+        typer.Option(
+            help="Least probability relative to the likeliest; 0 keeps all.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 0.05
+    typical_p: Annotated[
+        float,
+        typer.Option(
+            "--typical",
+            "--typical-p",
+            help="Locally typical; 1 is off.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 1.0
+    repeat_penalty: Annotated[float, typer.Option(help="1 is off.", rich_help_panel=_SAMPLING)] = (
+        1.0
+    )
+    repeat_last_n: Annotated[
+        int,
+        typer.Option(
+            help="Tokens that penalties look back on; 0 none, -1 all.", rich_help_panel=_SAMPLING
+        ),
+    ] = 64
+    presence_penalty: Annotated[
+        float, typer.Option(help="0 is off.", rich_help_panel=_SAMPLING)
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, typer.Option(help="0 is off.", rich_help_panel=_SAMPLING)
+    ] = 0.0
+    seed: Annotated[
+        int,
+        typer.Option(
+            "-s",
+            "--seed",
+            help="Of the random numbers; -1 draws one and --stats tells it.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = -1
+    greedy: Annotated[
+        bool,
+        typer.Option("--greedy", help="The same as --temp 0.", rich_help_panel=_SAMPLING),
+    ] = False
+
+    def params(self) -> SamplingParams:
+        """The core's parameters. Raises UsageError for a value out of range."""
+        return SamplingParams(
+            temperature=0.0 if self.greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repeat_penalty=self.repeat_penalty,
+            repeat_last_n=self.repeat_last_n,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=None if self.seed == -1 else self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the model runs, and how drafts are made."""
+
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            "-c",
+            "--ctx-size",
+            min=0,
+            show_default="the model's, at most 8192",
+            help="Tokens of context; 0 takes all that the model was trained for.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "-t",
+            "--threads",
+            min=1,
+            max=1024,
+            show_default="what the machine allows",
+            help="CPU threads.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    gpu_layers: Annotated[
+        str,
+        typer.Option(
+            "-ngl",
+            "--gpu-layers",
+            "--n-gpu-layers",
+            metavar="N|auto|all",
+            help="Layers to keep on the GPU, if llama.cpp was built for one.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto"
+    flash_attn: Annotated[
+        OnOffAuto,
+        typer.Option("-fa", "--flash-attn", rich_help_panel=_MODEL, help="Flash attention."),
+    ] = OnOffAuto.auto
+    swa_full: Annotated[
+        OnOff,
+        typer.Option(
+            help="Keep the whole cache of sliding-window layers: more memory, and trees work.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = OnOff.on
+    drafter: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help=f"Who guesses ahead: {', '.join(REGISTRY)}.",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = DEFAULT_DRAFTER
+    draft_max: Annotated[
+        int,
+        typer.Option(
+            min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_SPECULATION
+        ),
+    ] = DEFAULT_MAX_DRAFTS
+
+    def config(self) -> EngineConfig:
+        """The core's configuration. Raises UsageError for a value that means nothing."""
+        return EngineConfig(
+            n_ctx=self.ctx_size,
+            threads=self.threads,
+            gpu_layers=_gpu_layers(self.gpu_layers),
+            flash_attention=(
+                None if self.flash_attn == OnOffAuto.auto else self.flash_attn == OnOffAuto.on
+            ),
+            swa_full=self.swa_full == OnOff.on,
+            max_drafts=self.draft_max,
+        )
+
+    def drafters(self) -> tuple[Drafter, ...]:
+        """New drafters as asked for. Raises UsageError for a name that there is not."""
+        return tuple(create(self.drafter))
+
+
+def _gpu_layers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if text == "all":
+        return 999
+    if not text.isdecimal():
+        raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto' or 'all'")
+    return int(text)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Show Typer the fields of each dataclass parameter of `command` as its own options.
+
+    Typer reads a command's signature; this one lists the fields, and the call puts the
+    dataclasses together again.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            shown += _parameters(groups[name])
+        else:
+            shown.append(parameter.replace(annotation=hints[name], kind=_KEYWORD))
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        whole = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **whole)
+
+    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return call
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(f.name, _KEYWORD, default=f.default, annotation=hints[f.name])
+        for f in fields(group)
+    ]

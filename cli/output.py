@@ -1,0 +1,132 @@
+"""What a generation looks like: text on stdout, a line of figures on stderr, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from specgen import __version__
+from specgen.core.engine import Engine, Generation
+from specgen.core.errors import SpecgenError
+
+# How core's reasons are called in OpenAI's and llama.cpp's JSON.
+_FINISH = {"eog": "stop", "stop": "stop", "length": "length", "context": "length", None: "abort"}
+
+
+def write(text: str) -> None:
+    """Text to stdout at once, as UTF-8 whatever the locale says."""
+    if text:
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.buffer.flush()
+
+
+def note(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class PromptProgress:
+    """Shows on a terminal's stderr how much of a long prompt is processed."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty() and (self._shown or done < total):
+            self._shown = done < total
+            end = f"prompt: {done}/{total} tokens" if self._shown else ""
+            sys.stderr.write(f"\r\x1b[K{end}")
+            sys.stderr.flush()
+
+
+def stats_line(generation: Generation) -> str:
+    """One line about a generation, in llama.cpp's terms."""
+    stats = generation.stats
+    n_prompt = len(generation.prompt) - generation.reused
+    speed = n_prompt / generation.prefill_s if generation.prefill_s else 0.0
+    parts = [
+        f"{stats.tokens} tokens, {stats.tokens_per_s:.1f} t/s",
+        f"first token {1e3 * generation.first_token_s:.0f} ms"
+        f" (prompt {len(generation.prompt)} @ {speed:.0f} t/s, {generation.reused} cached)",
+        f"{stats.tokens_per_step:.2f} tokens/step, {_share(stats.accepted, stats.drafted)} drafted",
+    ]
+    parts += [
+        f"{name} {_share(stats.accepted_by[name], drafted)}"
+        for name, drafted in sorted(stats.drafted_by.items())
+    ]
+    parts.append(f"seed {generation.sampler.seed}")
+    return "[specgen] " + " | ".join(parts)
+
+
+def _share(accepted: int, drafted: int) -> str:
+    percent = f"{100 * accepted / drafted:.0f}%" if drafted else "none"
+    return f"{accepted}/{drafted} ({percent})"
+
+
+def write_json(engine: Engine, generation: Generation, error: SpecgenError | None) -> None:
+    """The generation as one line of JSON on stdout: OpenAI's fields, llama.cpp's timings."""
+    record = _record(engine, generation)
+    if error:
+        record["error"] = {"code": error.code, "message": error.message}
+    write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
+    stats = generation.stats
+    reason = generation.stop_string if generation.finish == "stop" else generation.finish
+    return {
+        "object": "text_completion",
+        "model": engine.path.name,
+        "choices": [
+            {
+                "index": 0,
+                "text": generation.text,
+                "finish_reason": _FINISH[generation.finish],
+                "stop_reason": reason,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": len(generation.prompt),
+            "completion_tokens": stats.tokens,
+            "total_tokens": len(generation.prompt) + stats.tokens,
+            "prompt_tokens_details": {"cached_tokens": generation.reused},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": stats.accepted,
+                "rejected_prediction_tokens": stats.drafted - stats.accepted,
+            },
+        },
+        "timings": _timings(generation),
+        "specgen": {
+            "version": __version__,
+            "seed": generation.sampler.seed,
+            "load_ms": _ms(engine.load_s),
+            "first_token_ms": _ms(generation.first_token_s),
+            "steps": stats.steps,
+            "tokens_per_step": round(stats.tokens_per_step, 3),
+            "host_ms_per_step": _ms(stats.host_s_per_step),
+            "by_drafter": {
+                name: {"drafted": drafted, "accepted": stats.accepted_by[name]}
+                for name, drafted in sorted(stats.drafted_by.items())
+            },
+        },
+    }
+
+
+def _timings(generation: Generation) -> dict[str, Any]:
+    stats = generation.stats
+    n_prompt = len(generation.prompt) - generation.reused
+    return {
+        "cache_n": generation.reused,
+        "prompt_n": n_prompt,
+        "prompt_ms": _ms(generation.prefill_s),
+        "predicted_n": stats.tokens,
+        "predicted_ms": _ms(stats.total_s),
+        "predicted_per_second": round(stats.tokens_per_s, 2),
+        "draft_n": stats.drafted,
+        "draft_n_accepted": stats.accepted,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 3)

@@ -1,0 +1,142 @@
+"""What generate and chat share: open a model, write a text to stdout, tell how it went."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from specgen.core.catalogue import resolve
+from specgen.core.conversation import Conversation
+from specgen.core.engine import Engine, EngineConfig, Generation
+from specgen.core.errors import SpecgenError, UsageError
+from specgen.core.protocols import Drafter
+from specgen.core.sampling import Sampler, SamplingParams
+
+from .interrupt import Interrupted, Interrupts
+from .models import ensure_model
+from .options import OutputOptions, TextOptions
+from .output import PromptProgress, note, stats_line, write, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a command was asked to do, but for the prompt."""
+
+    model: str | None
+    text: TextOptions
+    output: OutputOptions
+    params: SamplingParams
+    config: EngineConfig
+    drafters: tuple[Drafter, ...]
+
+    def open(self) -> Engine:
+        """The model, fetched first if need be. Raises SpecgenError."""
+        return Engine(ensure_model(self.model), self.drafters, self.config)
+
+
+def require_model(model: str | None) -> None:
+    """Raise ModelError if MODEL is neither a file nor a name of the catalogue. Fetches nothing."""
+    resolve(model)
+
+
+Prompt = Callable[[Engine], list[int]]
+
+
+def as_text(text: str) -> Prompt:
+    """A prompt that is continued as it stands."""
+    return lambda engine: engine.tokenize(text)
+
+
+def as_message(text: str, system: str | None, template: Path | None) -> Prompt:
+    """A prompt that is a user's message, to be answered."""
+    return lambda engine: open_conversation(engine, system, template).ask(text)
+
+
+def open_conversation(engine: Engine, system: str | None, template: Path | None) -> Conversation:
+    """A conversation with the model's own template or the one in a file. Raises UsageError."""
+    source = None
+    if template is not None:
+        try:
+            source = template.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the chat template {template}: {error}") from None
+    return engine.conversation(source, system)
+
+
+def complete(job: Job, prompt: Prompt) -> None:
+    """One text to stdout.
+
+    Raises SpecgenError, and typer.Exit(128 + signal) after an interrupt; in both cases the
+    text so far was written.
+    """
+    with job.open() as engine, Interrupts() as interrupts:
+        sampler = Sampler(job.params, engine.vocab.n_vocab)
+        generation = start(job, engine, prompt(engine), sampler, interrupts)
+        error = stream(generation, interrupts, quiet=job.output.as_json)
+        if job.output.as_json:
+            write_json(engine, generation, error)
+        elif sys.stdout.isatty():
+            write("\n")
+        if job.output.stats:
+            note(stats_line(generation))
+    if error:
+        raise error
+    if interrupts.signal is not None:
+        raise typer.Exit(interrupts.exit_code)
+
+
+def start(
+    job: Job, engine: Engine, prompt: Sequence[int], sampler: Sampler, interrupts: Interrupts
+) -> Generation:
+    """The generation that the job asks for, with progress shown and interrupts heard."""
+    progress = PromptProgress()
+
+    def on_chunk(done: int, total: int) -> None:
+        progress(done, total)
+        interrupts.check()
+
+    return engine.generate(
+        prompt,
+        sampler,
+        max_tokens=None if job.text.n_predict < 0 else job.text.n_predict,
+        stop=job.text.stop or (),
+        on_chunk=on_chunk,
+    )
+
+
+def stream(
+    generation: Generation, interrupts: Interrupts, *, quiet: bool = False
+) -> SpecgenError | None:
+    """Run the generation and write its text to stdout, unless `quiet`.
+
+    An interrupt ends it and an error is returned; in both cases the text so far was written.
+    """
+    show: Callable[[str], object] = str if quiet else write
+    try:
+        interrupts.check()
+        for piece in generation:
+            show(piece)
+            interrupts.check()
+    except Interrupted:
+        show(generation.rest())
+    except SpecgenError as error:
+        show(generation.rest())
+        return error
+    return None
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Log to stderr: 0 warnings, 1 what specgen does, 2 llama.cpp's log too."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("specgen: %(message)s"))
+    logger = logging.getLogger("specgen")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    # Errors of llama.cpp reach the user in our own message, which quotes them.
+    logging.getLogger("specgen.llama").setLevel(level if verbosity > 1 else logging.CRITICAL)

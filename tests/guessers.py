@@ -1,0 +1,110 @@
+"""Drafters for tests: right, wrong, random and contradictory ones, and a vocabulary of letters."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specgen.core.protocols import Candidate, Logits, Tokens
+from specgen.core.tree import DraftTree
+
+
+class Letters:
+    """A vocabulary whose token i is the i-th letter; every third one is a pair of letters."""
+
+    def __init__(self, n_vocab: int, eog: frozenset[int] = frozenset()) -> None:
+        self.n_vocab = n_vocab
+        self.eog = eog
+
+    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
+        """One token per letter."""
+        return [ord(letter) - ord("a") for letter in text]
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The letters of `token`."""
+        if token in self.eog:
+            return b""
+        letter = chr(ord("a") + token)
+        return (letter * 2 if token % 3 == 2 else letter).encode()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A state: tokens after the end of the text, and the length of that text."""
+
+    length: int
+    path: tuple[int, ...]
+
+
+class _Guesser:
+    """What the test drafters share: states are places in the text."""
+
+    name = "guesser"
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def begin(self, context: Tokens) -> None:
+        self.length = len(context)
+
+    def root(self) -> _Place | None:
+        return _Place(self.length, ())
+
+    def advance(self, state: _Place, token: int) -> _Place | None:
+        return _Place(state.length, (*state.path, token))
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        self.length += len(emitted)
+
+
+class RandomTree(_Guesser):
+    """Guesses up to `width` random tokens anywhere, the same ones for the same place."""
+
+    name = "random"
+
+    def __init__(self, seed: int, n_vocab: int, width: int) -> None:
+        super().__init__()
+        self._seed, self._n_vocab, self._width = seed, n_vocab, width
+
+    def predict(self, state: _Place) -> Sequence[Candidate]:
+        rng = random.Random(f"{self._seed} {state}")
+        count = rng.randint(0, min(self._width, self._n_vocab))
+        tokens = rng.sample(range(self._n_vocab), count)
+        return [Candidate(token, (self.name, i), rng.random()) for i, token in enumerate(tokens)]
+
+
+class Oracle(_Guesser):
+    """Knows the whole text; hides the truth among `decoys` that it calls likelier.
+
+    With decoys the truth lies on side branches, without them on the main chain.
+    """
+
+    name = "oracle"
+
+    def __init__(self, truth: Sequence[int], n_vocab: int, decoys: int, lie: bool = False) -> None:
+        super().__init__()
+        self._truth, self._n_vocab, self._decoys, self._lie = tuple(truth), n_vocab, decoys, lie
+
+    def predict(self, state: _Place) -> Sequence[Candidate]:
+        at = state.length + len(state.path)
+        if at >= len(self._truth) or self._truth[state.length : at] != state.path:
+            return ()
+        true = self._truth[at]
+        decoys = [(true + 1 + i) % self._n_vocab for i in range(self._decoys)]
+        guesses = [Candidate(t, (self.name, 1), 0.95) for t in decoys if t != true]
+        return guesses if self._lie else [*guesses, Candidate(true, (self.name, 0), 0.9)]
+
+
+class Stutterer(_Guesser):
+    """Breaks the contract: offers the same token several times."""
+
+    name = "stutterer"
+
+    def __init__(self, n_vocab: int) -> None:
+        super().__init__()
+        self._n_vocab = n_vocab
+
+    def predict(self, state: _Place) -> Sequence[Candidate]:
+        tokens = [0, 0, self._n_vocab - 1, 0]
+        return [Candidate(token, (self.name, i), 0.5) for i, token in enumerate(tokens)]
