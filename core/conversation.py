@@ -7,18 +7,11 @@ reused between turns even where the text would be split into other tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from .protocols import Vocab
-from .template import ChatTemplate, Message, tokenize_chat
+from .template import ChatTemplate, Known, Message, tokenize_chat
 
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The start of the conversation as text and as the tokens that made it."""
-
-    text: str
-    tokens: tuple[int, ...]
+_NOTHING = Known("", ())
 
 
 class Conversation:
@@ -28,7 +21,6 @@ class Conversation:
         vocab: of the model.
         template: the model's chat template.
         control_texts: texts that only the template may turn into control tokens.
-        add_bos: whether the model wants a BOS token that the template does not write.
         system: the system message, if any.
     """
 
@@ -37,16 +29,20 @@ class Conversation:
         vocab: Vocab,
         template: ChatTemplate,
         control_texts: frozenset[str],
-        add_bos: bool,
         system: str | None = None,
     ) -> None:
         self._vocab = vocab
         self._template = template
         self._control_texts = control_texts
-        self._add_bos = add_bos
-        self._known = _Known("", ())
+        self._known = _NOTHING
+        self._rendered = ""
         self.system = system
         self.turns: list[Message] = []
+
+    @property
+    def folded(self) -> bool:
+        """Whether the template refused the messages as they are and got simpler ones."""
+        return self._template.folded
 
     @property
     def messages(self) -> list[Message]:
@@ -61,38 +57,34 @@ class Conversation:
 
     def prompt(self) -> list[int]:
         """Tokens of all messages and the start of the next answer."""
-        text = self._template.render(self.messages)
-        known = self._known
-        if known.text and text.startswith(known.text):
-            last = self.turns[-1:]
-            rest = tokenize_chat(
-                self._vocab, text[len(known.text) :], last, self._control_texts, add_bos=False
-            )
-            return [*known.tokens, *rest]
-        return tokenize_chat(
-            self._vocab, text, self.messages, self._control_texts, add_bos=self._add_bos
+        self._rendered, tokens = tokenize_chat(
+            self._vocab,
+            self._template,
+            self.messages,
+            control_texts=self._control_texts,
+            known=self._known,
         )
+        return tokens
 
     def answer(self, text: str, prompt: Sequence[int], tokens: Sequence[int]) -> None:
-        """Add the model's answer: its text, the prompt it continued, the tokens emitted.
+        """Add the model's answer: its text, the last `prompt()`, the tokens emitted after it.
 
         The tokens are remembered if they make exactly this text, control tokens aside.
         """
-        start = self._template.render(self.messages)
         self.turns.append(Message("assistant", text))
         visible = list(tokens)
         while visible and visible[-1] in self._vocab.eog:
             visible.pop()
         made = b"".join(map(self._vocab.piece, visible)).decode("utf-8", "replace")
-        known = made == text
-        self._known = _Known(start + text, (*prompt, *visible)) if known else _Known("", ())
+        same = made == text
+        self._known = Known(self._rendered + text, (*prompt, *visible)) if same else _NOTHING
 
     def drop_answer(self) -> bool:
         """Forget the last answer, so that it can be given anew; False if there is none."""
         if not self.turns or self.turns[-1].role != "assistant":
             return False
         self.turns.pop()
-        self._known = _Known("", ())
+        self._known = _NOTHING
         return True
 
     def drop_question(self) -> None:
@@ -103,4 +95,4 @@ class Conversation:
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
         self.turns.clear()
-        self._known = _Known("", ())
+        self._known = _NOTHING

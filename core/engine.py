@@ -102,7 +102,6 @@ class Engine:
             vocab,
             ChatTemplate(source, vocab.bos_text, vocab.eos_text),
             vocab.control_texts(),
-            vocab.add_bos,
             system,
         )
 

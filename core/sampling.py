@@ -260,11 +260,11 @@ class Sampler:
         return ids
 
     def _draw(self, cumulative: NDArray[np.float64]) -> int:
-        """A position, by one uniform number; never one whose probability is 0."""
-        total = cumulative[-1]
-        at = self._rng.random() * total
-        if at >= total:  # the product rounded up
-            return int(np.searchsorted(cumulative, total, side="left"))
+        """A position, by one uniform number; never one whose probability is 0.
+
+        The number is at most 1 - 2**-53, so its product with the total stays below the total.
+        """
+        at = self._rng.random() * cumulative[-1]
         return int(np.searchsorted(cumulative, at, side="right"))
 
     def _remember(self, token: int) -> None:

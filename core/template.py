@@ -34,6 +34,14 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The start of a conversation as text and as the tokens that made it."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
 class ChatTemplate:
     """A compiled chat template.
 
@@ -97,22 +105,38 @@ def tokenize_chat(
     messages: Sequence[Message],
     *,
     control_texts: frozenset[str],
-    add_generation_prompt: bool = True,
-) -> list[int]:
-    """Tokens of the rendered conversation.
+    known: Known = Known("", ()),
+) -> tuple[str, list[int]]:
+    """The rendered conversation, and its tokens.
 
     `control_texts` are the texts of the vocabulary's control tokens; where one stands in a
     message it is tokenized as ordinary text. The model's own beginning-of-text is added unless
-    the template wrote it. Raises ModelError where `ChatTemplate.render` does.
+    the template wrote it. If the text begins with that of `known`, so do the tokens. Raises
+    ModelError where `ChatTemplate.render` does.
     """
     guard = _Guard(template.source, messages, control_texts)
-    parts = guard.split(template.render(guard.messages, add_generation_prompt))
-    has_bos = template.bos_text != "" and parts[0].startswith(template.bos_text)
-    tokens = vocab.tokenize(parts[0], add_bos=not has_bos, special=True)
-    for i, part in enumerate(parts[1:], start=1):
-        if part:
-            tokens += vocab.tokenize(part, add_bos=False, special=i % 2 == 0)
-    return tokens
+    parts = guard.split(template.render(guard.messages))
+    text = "".join(parts)
+    tokens: list[int] = []
+    add_bos = not (template.bos_text and parts[0].startswith(template.bos_text))
+    if known.text and text.startswith(known.text):
+        tokens += known.tokens
+        parts = _without_start(parts, len(known.text))
+        add_bos = False
+    for i, part in enumerate(parts):
+        if part or (i == 0 and add_bos):
+            is_template = i % 2 == 0
+            tokens += vocab.tokenize(part, add_bos=add_bos and i == 0, special=is_template)
+    return text, tokens
+
+
+def _without_start(parts: list[str], n: int) -> list[str]:
+    """`parts` without their first `n` characters, as many parts as before."""
+    rest = []
+    for part in parts:
+        rest.append(part[n:])
+        n = max(0, n - len(part))
+    return rest
 
 
 class _Guard:
@@ -127,7 +151,7 @@ class _Guard:
     ) -> None:
         taken = {*source, *(char for m in messages for char in m.content)}
         self._mark = next(char for char in map(chr, range(0xE000, 0xF900)) if char not in taken)
-        self._texts = sorted(filter(None, control_texts), key=lambda text: (-len(text), text))
+        self._texts = sorted(filter(None, control_texts))
         self.messages = [replace(m, content=self._hide(m.content)) for m in messages]
 
     def _hide(self, content: str) -> str:

@@ -1,0 +1,282 @@
+"""The commands about model files: pull, list and info. Results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from specgen.core.catalogue import (
+    CATALOGUE,
+    DEFAULT_MODEL,
+    CatalogueEntry,
+    find_entry,
+    model_folder,
+    resolve,
+)
+from specgen.core.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from specgen.core.pull import Progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("pull")(pull)
+    app.command("list")(list_models)
+    app.command("info")(info)
+
+
+def ensure_model(model: str | None) -> Path:
+    """The file that MODEL means; a catalogue model is downloaded where it is missing.
+
+    Raises ModelError for an unknown name, PullError where the download fails, and UsageError
+    where the model's terms must be accepted first.
+    """
+    found = resolve(model)
+    return found if isinstance(found, Path) else _pull(found)
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="A name that `specgen list` shows.")],
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the model's terms of use.")
+    ] = False,
+) -> None:
+    """Download a model of the catalogue and print where it is."""
+    entry = find_entry(name)
+    if entry is None:
+        path = resolve(name)  # an unknown name ends here
+        hint = "`specgen list` shows the names; a file needs no pull"
+        raise UsageError(f"{path} is a path, and pull takes a name of the catalogue", hint)
+    if entry.terms and accept_license:
+        _note(f"{entry.title}: {entry.terms}")
+    typer.echo(_pull(entry, accept_license=accept_license))
+
+
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the models that have a name, and the files in the model folder."""
+    from .model_card import clean, size_text
+
+    folder = model_folder()
+    models = [*_catalogue_records(folder), *_file_records(folder)]
+    if as_json:
+        _print_json({"folder": str(folder), "models": models})
+        return
+    heads = ("NAME", "MODEL", "SIZE", "LICENCE", "STATE")
+    table = [
+        (
+            model["name"],
+            f"{model['title']} {model['quantization']}".strip() or "-",
+            size_text(model["bytes"]),
+            model["licence"] or "-",
+            _state(model),
+        )
+        for model in models
+    ]
+    _print_table(heads, [tuple(clean(cell) for cell in row) for row in table])
+
+
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A path, or a name that `specgen list` shows; the default model."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print the chat template and nothing else.")
+    ] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="Add everything that the header says.")
+    ] = False,
+) -> None:
+    """Show what is in a model file, and what specgen will do with it."""
+    from specgen.core.gguf import read_header
+    from specgen.core.modelinfo import read_model
+
+    from . import model_card
+
+    path = _installed(model)
+    card = read_model(path)
+    if template:
+        typer.echo(card.chat_template or _no_template(path), nl=False)
+        return
+    header = read_header(path)
+    if as_json:
+        _print_json(model_card.record(card, header))
+        return
+    lines = model_card.rows(card)
+    _print_table((), [*lines, *(model_card.metadata_rows(header) if metadata else [])])
+
+
+def _no_template(path: Path) -> NoReturn:
+    raise ModelError(f"{path} has no chat template", "use it without --chat")
+
+
+def _installed(model: str | None) -> Path:
+    """The file that MODEL means; ModelError where it must be pulled first."""
+    found = resolve(model)
+    if isinstance(found, Path):
+        return found
+    path = found.installed(model_folder())
+    if path is None:
+        license_option = " --accept-license" if found.terms else ""
+        hint = f"run `specgen pull {found.name}{license_option}`"
+        raise ModelError(f"{found.name} is not installed", hint)
+    return path
+
+
+def _pull(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
+    folder = model_folder()
+    path = entry.installed(folder)
+    if path:
+        return path
+    from specgen.core.pull import pull as fetch
+
+    with _ended_by_sigterm(), _shown(entry) as progress:
+        return fetch(entry, folder, progress=progress, accept_license=accept_license)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within, SIGTERM unwinds as Ctrl-C does, so that the download is cleaned up."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _shown(entry: CatalogueEntry) -> Iterator[Progress]:
+    """A progress callback: bars on a terminal, else a line at the start and one at the end."""
+    if sys.stderr.isatty():
+        with _bars(entry) as progress:
+            yield progress
+        return
+    from .model_card import size_text
+
+    seen: set[str] = set()
+    lines = {
+        "wait": f"waiting for another pull of {entry.name}",
+        "download": f"downloading {entry.name} ({size_text(entry.download_bytes)})",
+    }
+
+    def tell(stage: str, done_bytes: int, total_bytes: int) -> None:
+        if stage not in seen and stage in lines:
+            _note(lines[stage])
+        seen.add(stage)
+
+    yield tell
+    if "unpack" in seen:
+        _note(f"{entry.name} is installed and checked ({size_text(entry.n_bytes)})")
+
+
+@contextlib.contextmanager
+def _bars(entry: CatalogueEntry) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    texts = {
+        "wait": f"waiting for another pull of {entry.name}",
+        "download": f"downloading {entry.name}",
+        "unpack": "unpacking and checking",
+    }
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done_bytes: int, total_bytes: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(texts.get(stage, stage), total=total_bytes)
+            bars.update(tasks[stage], completed=done_bytes)
+
+        yield tell
+
+
+def _catalogue_records(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "quantization": entry.quantization,
+            "bytes": entry.n_bytes,
+            "licence": entry.licence,
+            "default": entry.name == DEFAULT_MODEL,
+            "installed": entry.installed(folder) is not None,
+            "path": str(folder / entry.file_name),
+        }
+        for entry in CATALOGUE
+    ]
+
+
+def _file_records(folder: Path) -> list[dict[str, Any]]:
+    """GGUF files in the folder that the catalogue does not know."""
+    known = {entry.file_name for entry in CATALOGUE}
+    files = [path for path in sorted(folder.glob("*.gguf")) if path.name not in known]
+    return [
+        {
+            "name": path.name,
+            "title": "",
+            "quantization": "",
+            "bytes": path.stat().st_size,
+            "licence": "",
+            "default": False,
+            "installed": True,
+            "path": str(path),
+        }
+        for path in files
+        if path.is_file()
+    ]
+
+
+def _state(model: dict[str, Any]) -> str:
+    state = "installed" if model["installed"] else "not installed"
+    return f"{state}, default" if model["default"] else state
+
+
+def _print_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A rich table on a terminal, else columns two spaces apart."""
+    if sys.stdout.isatty():
+        _print_rich(heads, lines)
+        return
+    table = [heads, *lines] if heads else list(lines)
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    for line in table:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_rich(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=bool(heads), box=None, padding=(0, 2, 0, 0))
+    for i in range(len(lines[0])):
+        table.add_column(heads[i].lower() if heads else "", overflow="fold")
+    for label, *cells in lines:
+        table.add_row(Text(label, style="bold"), *(Text(cell) for cell in cells))
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _note(line: str) -> None:
+    typer.echo(f"specgen: {line}", err=True)

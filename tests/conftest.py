@@ -1,0 +1,82 @@
+"""Fixtures: a home of its own for every test, tiny models, and the real ones where asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
+from specgen.core.pull import pull
+
+from .tiny import Architecture, Quantization, write_tiny
+
+# Taken before any test changes the environment.
+_REAL_MODELS = model_folder()
+_NEEDS_MODELS = ("model", "gemma")
+_TERMINAL = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES")
+
+
+class TinyModel(Protocol):
+    """Gives the path of a tiny model; each is written once per test run."""
+
+    def __call__(
+        self, architecture: Architecture = "llama", quantization: Quantization = "F32"
+    ) -> Path: ...
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test sees no settings, files or terminal of the person who runs it."""
+    for name in os.environ:
+        if name.startswith("SPECGEN_") or name in _TERMINAL:
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("CACHE", "CONFIG", "DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
+    if any(request.node.get_closest_marker(mark) for mark in _NEEDS_MODELS):
+        monkeypatch.setenv("SPECGEN_MODELS", str(_REAL_MODELS))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """`tiny_model("lfm2", "Q8_0")` is the path of such a model."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def path(architecture: Architecture = "llama", quantization: Quantization = "F32") -> Path:
+        file = folder / f"{architecture}-{quantization}.gguf"
+        return file if file.exists() else write_tiny(file, architecture, quantization)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: TinyModel) -> Callable[[Quantization], Path]:
+    """`tiny_llama("Q4_0")` is the path of such a model of plain attention."""
+    return lambda quantization: tiny_model("llama", quantization)
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model, fetched if it is not there. For tests marked `model`."""
+    entry = find_entry(DEFAULT_MODEL)
+    assert entry is not None
+    return pull(entry, _REAL_MODELS)
+
+
+@pytest.fixture(scope="session")
+def gemma_model() -> Path:
+    """A sliding-window model. For tests marked `gemma`; nobody accepts its terms unasked."""
+    entry = find_entry("gemma-3-270m")
+    assert entry is not None
+    path = entry.installed(_REAL_MODELS)
+    if path is None:
+        pytest.skip("`make gemma` accepts the terms of gemma-3-270m and fetches it")
+    return path
