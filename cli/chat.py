@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,7 +78,7 @@ class Repl:
         self._conversation = conversation
         self._sampler = Sampler(job.params, engine.vocab.n_vocab)
         self._last: Generation | None = None
-        self._commands = {
+        self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._note(HELP),
             "/clear": lambda _: self._clear(),
             "/regen": lambda _: self._regenerate(),

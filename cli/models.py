@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -161,7 +161,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 @contextlib.contextmanager
 def _shown(entry: CatalogueEntry) -> Iterator[Progress]:
     """A progress callback: bars on a terminal, else a line at the start and one at the end."""
-    if sys.stderr.isatty():
+    if _is_terminal(sys.stderr):
         with _bars(entry) as progress:
             yield progress
         return
@@ -249,7 +249,7 @@ def _state(model: dict[str, Any]) -> str:
 
 def _print_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """A rich table on a terminal, else columns two spaces apart."""
-    if sys.stdout.isatty():
+    if _is_terminal(sys.stdout):
         _print_rich(heads, lines)
         return
     table = [heads, *lines] if heads else list(lines)
@@ -276,6 +276,10 @@ def _print_json(value: Any) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2))
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
 
 
 def _note(line: str) -> None:

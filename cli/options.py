@@ -12,15 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from specgen.core.engine import DEFAULT_MAX_DRAFTS, EngineConfig
+from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
 from specgen.core.errors import UsageError
-from specgen.core.protocols import Drafter
-from specgen.core.sampling import SamplingParams
 from specgen.drafters import DEFAULT_DRAFTER, REGISTRY, create
+
+if TYPE_CHECKING:
+    from specgen.core.protocols import Drafter
+    from specgen.core.sampling import SamplingParams
 
 _SAMPLING = "Sampling"
 _MODEL = "Model and machine"
@@ -181,6 +183,9 @@ class SamplingOptions:
 
     def params(self) -> SamplingParams:
         """The core's parameters. Raises UsageError for a value out of range."""
+
+        from specgen.core.sampling import SamplingParams
+
         return SamplingParams(
             temperature=0.0 if self.greedy else self.temperature,
             top_k=self.top_k,
@@ -294,7 +299,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     dataclasses together again.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     shown: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:

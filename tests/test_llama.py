@@ -88,6 +88,7 @@ def random_tree(rng: random.Random, n_nodes: int, n_vocab: int, root: int) -> Dr
 def one_by_one(backend: LlamaBackend, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Logits after `tokens`, decoded one at a time; the cache is put back."""
     length = backend.length
+    logits = np.empty(0, np.float32)
     for token in tokens:
         logits = backend.score(DraftTree.root(token), [])[0].copy()
         backend.commit(1)

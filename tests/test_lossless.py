@@ -23,7 +23,7 @@ from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from specgen.core.verify import Verdict, verify
 
-from .lossless import DRAFTERS, Case, plain, random_case, speculative
+from .lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
 
 N_CASES = 10_000
 
@@ -303,7 +303,7 @@ def test_planted_bug_in_prefix_reuse_is_caught(monkeypatch: pytest.MonkeyPatch) 
         test_feed_reuses_the_common_prefix_and_continues_the_same()
 
 
-def _agrees(case: Case, truth: Any) -> bool:
+def _agrees(case: Case, truth: Outcome) -> bool:
     try:
         return speculative(case) == truth
     except (AssertionError, ValueError, IndexError, RuntimeError):
