@@ -1,0 +1,78 @@
+# All that one does with this project. Needs Python 3.11 or newer and a C/C++ compiler.
+#
+# Everything is installed into .venv. llama.cpp is compiled from source there, for this CPU;
+# CMAKE_ARGS reaches that build, e.g. make run CMAKE_ARGS=-DGGML_CUDA=on
+
+PYTHON ?= python3
+PROMPT ?= Once upon a time, in a small village by the sea, there lived
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
+FRESH := $(if $(CMAKE_ARGS),--no-cache-dir)  # pip would take an earlier build with other arguments
+MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
+	"specgen needs Python 3.11 or newer: make PYTHON=python3.12")
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run dev check lint format types test test-fast gemma bench docs clean
+
+help: ## Show the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | \
+		while IFS='	' read -r target text; do printf '%-10s %s\n' "$$target" "$$text"; done
+
+run: $(INSTALLED) ## Set up, then continue a text with the default model.
+	$(BIN)/specgen generate -p "$(PROMPT)" -n 60 --stats
+
+dev: $(DEVELOPED) ## Set up with the development tools.
+
+check: lint types test ## Set up, then run everything that must pass: linter, types, tests, docs.
+
+lint: $(DEVELOPED) ## Check style and formatting.
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+
+format: $(DEVELOPED) ## Correct style and formatting.
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+
+types: $(DEVELOPED) ## Check types.
+	$(BIN)/python -m mypy
+
+test: $(DEVELOPED) ## Run all tests, those on the default model too.
+	$(BIN)/specgen pull smollm2-135m
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(DEVELOPED) ## Run the tests that need no real model.
+	$(BIN)/python -m pytest -m "not model and not gemma" $(PYTEST_ARGS)
+
+gemma: $(DEVELOPED) ## Accept the terms of gemma-3-270m, fetch it, run its tests.
+	$(BIN)/specgen pull gemma-3-270m --accept-license
+	$(BIN)/python -m pytest -m gemma $(PYTEST_ARGS)
+
+bench: $(DEVELOPED) ## Measure the time that a step spends outside llama.cpp.
+	$(BIN)/python benchmarks/host_overhead.py
+
+docs: $(DEVELOPED) ## Write docs/cli.md anew.
+	$(BIN)/python -m docs.generate_cli
+
+clean: ## Remove .venv and everything that was built.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c '$(MIN_PYTHON)'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: done again when the dependencies may have changed.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "Installing. The first time, llama.cpp is compiled, which takes some minutes."
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	$(PIP) install --quiet $(FRESH) --no-binary llama-cpp-python --editable .
+	@touch $@
+
+$(DEVELOPED): $(INSTALLED)
+	$(PIP) install --quiet --group dev
+	@touch $@
