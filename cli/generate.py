@@ -26,7 +26,7 @@ def generate(
     model: ModelArgument = None,
     prompt_argument: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="The text to continue.", show_default=False),
+        typer.Argument(metavar="PROMPT", help="The text to continue.", show_default=False),
     ] = None,
     prompt_option: Annotated[
         str | None,

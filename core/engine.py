@@ -22,6 +22,7 @@ from .text import TextStream
 
 _log = logging.getLogger("specgen.engine")
 
+
 class Engine:
     """A model, its context and a session. A context manager; `close` frees everything.
 

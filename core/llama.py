@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .batch import Batch
 from .errors import BackendError, ContextFull, ModelError
 from .layout import Layout, lay_out
 from .protocols import Limits, Logits, Tokens
 from .tree import DraftTree
+from .vocab import LlamaVocab
 
 _log = logging.getLogger("specgen.llama")
 
 # ggml_log_level -> logging level; 5 continues the line before it.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
-_PIECE_BYTES = 512
 
 
 class _LogBridge:
@@ -81,61 +81,6 @@ def system_info() -> str:
     return text.decode().strip()
 
 
-class LlamaVocab:
-    """The model's own tokenizer (see protocols.Vocab)."""
-
-    def __init__(self, handle: Any) -> None:
-        self._api = _library().api
-        self._handle = handle
-        self._pieces: dict[tuple[int, bool], bytes] = {}
-        self.n_vocab: int = self._api.llama_vocab_n_tokens(handle)
-        self.add_bos: bool = self._api.llama_vocab_get_add_bos(handle)
-        ids = range(self.n_vocab)
-        self.eog = frozenset(t for t in ids if self._api.llama_vocab_is_eog(handle, t))
-        self.bos_text = self._text(self._api.llama_vocab_bos(handle))
-        self.eos_text = self._text(self._api.llama_vocab_eos(handle))
-
-    def _text(self, token: int) -> str:
-        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
-
-    def control_texts(self) -> frozenset[str]:
-        """The texts of all control tokens, such as `<|im_end|>`."""
-        ids = range(self.n_vocab)
-        control = (t for t in ids if self._api.llama_vocab_is_control(self._handle, t))
-        return frozenset(text for t in control if (text := self._text(t)))
-
-    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
-        """See protocols.Vocab. Raises BackendError if llama.cpp cannot tokenize the text."""
-        data = text.encode("utf-8", errors="replace")
-        size = len(data) + 2  # no token is shorter than a byte; BOS and EOS may be added
-        for _ in range(2):
-            buffer = (self._api.llama_token * size)()
-            n = self._api.llama_tokenize(
-                self._handle, data, len(data), buffer, size, add_bos, special
-            )
-            if n >= 0:
-                return list(buffer[:n])
-            size = -n
-        raise BackendError(f"llama.cpp could not tokenize a text of {len(data)} bytes")
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """See protocols.Vocab."""
-        key = (token, special)
-        if key not in self._pieces:
-            self._pieces[key] = self._read_piece(token, special)
-        return self._pieces[key]
-
-    def _read_piece(self, token: int, special: bool) -> bytes:
-        size = _PIECE_BYTES
-        for _ in range(2):
-            buffer = ctypes.create_string_buffer(size)
-            n = self._api.llama_token_to_piece(self._handle, token, buffer, size, 0, special)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
-        raise BackendError(f"llama.cpp could not turn token {token} into text")
-
-
 class LlamaModel:
     """Loaded weights, the vocabulary and what kind of memory the model has.
 
@@ -166,7 +111,7 @@ class LlamaModel:
                 f"{path} is not a decoder-only text model",
                 "specgen generates text with decoder-only models",
             )
-        self.vocab = LlamaVocab(api.llama_model_get_vocab(self.handle))
+        self.vocab = LlamaVocab(api, api.llama_model_get_vocab(self.handle))
         self.n_ctx_train: int = api.llama_model_n_ctx_train(self.handle)
         self.sliding_window: int = api.llama_model_n_swa(self.handle)
         self.is_recurrent: bool = api.llama_model_is_recurrent(self.handle)
@@ -229,7 +174,7 @@ class LlamaBackend:
         self._memory = api.llama_get_memory(self._context)
         self._n_vocab = model.vocab.n_vocab
         self.limits = self._find_limits(config)
-        self._batch = _Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
+        self._batch = Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
         self._length = 0
         self._scored: Layout | None = None
 
@@ -237,7 +182,8 @@ class LlamaBackend:
         can_branch = not self._stateful and not self._window
         params = self._api.llama_context_default_params()
         params.n_ctx = config.n_ctx
-        params.n_batch = params.n_ubatch = max(config.chunk, config.max_rows)
+        # Two more rows than snapshots, or llama.cpp aborts when it splits a batch.
+        params.n_batch = params.n_ubatch = max(config.chunk, config.max_rows, config.snapshots + 2)
         params.n_seq_max = config.max_leaves if can_branch else 1
         params.n_outputs_max = max(config.max_rows, params.n_seq_max)
         params.n_rs_seq = config.snapshots if self._stateful else 0
@@ -303,6 +249,10 @@ class LlamaBackend:
         length = self._length + n_kept
         if rows.n_sequences > 1:
             self._api.llama_memory_seq_keep(self._memory, 0)
+        if self._stateful and n_kept == 0:
+            # Snapshots reach back to the first row of the batch, not before it.
+            self._clear()
+            return
         if n_kept < len(rows.tokens):
             self._cut(length)
         self._length = length
@@ -315,8 +265,7 @@ class LlamaBackend:
             self._cut(length)
             self._length = length
         else:
-            self._api.llama_memory_clear(self._memory, False)
-            self._length = 0
+            self._clear()
         return self._length
 
     def close(self) -> None:
@@ -330,9 +279,14 @@ class LlamaBackend:
             return False
         if not self._window:
             return True
-        # A windowed cache has forgotten what lies before its oldest cell.
+        # A windowed cache has forgotten what lies before its oldest cell; llama.cpp would cut
+        # it all the same.
         oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)
-        return oldest <= max(0, length - self._window)
+        return oldest <= max(0, length - self._window + 1)
+
+    def _clear(self) -> None:
+        self._api.llama_memory_clear(self._memory, False)
+        self._length = 0
 
     def _cut(self, length: int) -> None:
         if not self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
@@ -350,12 +304,15 @@ class LlamaBackend:
             )
 
     def _decode(self, rows: Layout, *, outputs: bool) -> None:
-        """Run one batch; on failure leave the cache as it was and raise BackendError."""
+        """Run one batch; on failure put the cache back and raise BackendError."""
         code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
         if code == 0:
             return
-        self._api.llama_memory_seq_keep(self._memory, 0)
-        self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
+        if self._stateful:  # whether part of the batch went into the state is not known
+            self._clear()
+        else:
+            self._api.llama_memory_seq_keep(self._memory, 0)
+            self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
         raise BackendError(*_explain(code, len(rows.tokens), self.limits.n_ctx))
 
 
@@ -373,50 +330,3 @@ def _explain(code: int, n_rows: int, n_ctx: int) -> tuple[str, str]:
         f"llama.cpp failed on {n_rows} tokens (code {code}): {reason}",
         "it may be out of memory: use a smaller context (-c) or fewer GPU layers (-ngl)",
     )
-
-
-class _Batch:
-    """A llama_batch over NumPy buffers, filled without a ctypes call per field."""
-
-    def __init__(self, api: Any, max_rows: int, max_leaves: int) -> None:
-        self._tokens = np.zeros(max_rows, np.int32)
-        self._positions = np.zeros(max_rows, np.int32)
-        self._n_ids = np.ones(max_rows, np.int32)
-        self._ids = np.zeros((max_rows, max_leaves), np.int32)
-        self._outputs = np.zeros(max_rows, np.int8)
-        rows = self._ids.ctypes.data + self._ids.strides[0] * np.arange(max_rows)
-        self._id_rows = rows.astype(np.uintp)
-        self._is_chain = True
-        self._batch = api.llama_batch(
-            n_tokens=0,
-            token=_pointer(self._tokens, ctypes.c_int32),
-            embd=None,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._n_ids, ctypes.c_int32),
-            seq_id=_pointer(self._id_rows, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._outputs, ctypes.c_int8),
-        )
-
-    def fill(self, rows: Layout, outputs: bool) -> Any:
-        """The batch of `rows`; with `outputs` every row gives logits, else none does."""
-        n = len(rows.tokens)
-        self._tokens[:n] = rows.tokens
-        self._positions[:n] = rows.positions
-        self._outputs[:n] = outputs
-        if rows.n_sequences > 1:
-            self._fill_ids(rows)
-        elif not self._is_chain:
-            self._ids[:, 0] = 0
-            self._n_ids[:] = 1
-        self._is_chain = rows.n_sequences == 1
-        self._batch.n_tokens = n
-        return self._batch
-
-    def _fill_ids(self, rows: Layout) -> None:
-        for row, ids in enumerate(rows.sequences):
-            self._ids[row, : len(ids)] = ids
-            self._n_ids[row] = len(ids)
-
-
-def _pointer(array: NDArray[Any], ctype: Any) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctype))

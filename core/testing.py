@@ -113,6 +113,8 @@ class FakeBackend:
         assert rows is not None, "commit without score"
         assert all(0 in row for row in rows.sequences[:n_kept]), "kept a side branch"
         self._length += n_kept
+        if n_kept == 0 and not self.limits.can_rewind:
+            self._length = 0
         for cell in self._cells:
             cell.sequences &= {0}
         self._drop_beyond(self._length)

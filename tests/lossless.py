@@ -38,6 +38,7 @@ class Case:
     drafter: str
     budget: int
     branch: bool
+    rewind: bool
     max_leaves: int
 
 
@@ -88,7 +89,11 @@ def _append(text: str, piece: str, stops: tuple[str, ...]) -> tuple[bool, str]:
 def speculative(case: Case) -> Outcome:
     """The same generation through Session; also checks the cache it leaves."""
     limits = fake_limits(
-        case.n_vocab, n_ctx=case.n_ctx, max_leaves=case.max_leaves, branch=case.branch
+        case.n_vocab,
+        n_ctx=case.n_ctx,
+        max_leaves=case.max_leaves,
+        branch=case.branch,
+        rewind=case.rewind,
     )
     backend = FakeBackend(HashModel(case.n_vocab, case.order, case.model_seed), limits)
     session = Session(backend, _drafters(case), case.budget)
@@ -158,7 +163,8 @@ def random_case(seed: int) -> Case:
         n_ctx=rng.choice((24, 40, 64)),
         drafter=rng.choice(DRAFTERS),
         budget=rng.randint(0, 16),
-        branch=rng.random() < 0.7,
+        branch=(branch := rng.random() < 0.7),
+        rewind=branch or rng.random() < 0.5,
         max_leaves=rng.choice((1, 2, 16)),
     )
 

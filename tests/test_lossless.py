@@ -124,6 +124,7 @@ def _case(*, seed: int, n_vocab: int, budget: int, drafter: str) -> Case:
         drafter=drafter,
         budget=budget,
         branch=True,
+        rewind=True,
         max_leaves=16,
     )
 
