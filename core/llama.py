@@ -1,7 +1,8 @@
 """llama.cpp through llama-cpp-python's low-level API: the only module that imports it.
 
-The cache is one sequence (id 0) without holes. Scoring a tree lends the trunk to one more
-sequence per extra leaf; committing takes all of that back. Every return code is checked.
+The cache is one sequence (id 0) without holes. A tree needs one more sequence per extra leaf,
+which shares the trunk's cells; it keeps them between steps, because lending a whole trunk costs
+far more than lending what is new of it. Every return code is checked.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ class LlamaBackend:
         self.limits = self._find_limits(config)
         self._batch = Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
         self._length = 0
+        self._reach = [0] * config.max_leaves  # trunk cells that each extra sequence shares
         self._scored: Layout | None = None
 
     def _params(self, model: LlamaModel, config: ContextConfig) -> Any:
@@ -231,8 +233,7 @@ class LlamaBackend:
         if n > self.limits.max_rows or rows.n_sequences > self.limits.max_leaves:
             raise ValueError(f"{n} rows, {rows.n_sequences} leaves do not fit {self.limits}")
         self._require_room(n)
-        for sequence in range(1, rows.n_sequences):
-            self._api.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
+        self._lend_trunk(rows.n_sequences)
         self._decode(rows, outputs=True)
         self._scored = rows
         pointer = self._api.llama_get_logits(self._context)
@@ -246,13 +247,12 @@ class LlamaBackend:
         rows, self._scored = self._scored, None
         if rows is None:
             raise ValueError("commit without a score")
-        length = self._length + n_kept
-        if rows.n_sequences > 1:
-            self._api.llama_memory_seq_keep(self._memory, 0)
         if self._stateful and n_kept == 0:
             # Snapshots reach back to the first row of the batch, not before it.
             self._clear()
             return
+        self._end_branches(rows)
+        length = self._length + n_kept
         if n_kept < len(rows.tokens):
             self._cut(length)
         self._length = length
@@ -262,6 +262,10 @@ class LlamaBackend:
         if length >= self._length:
             return self._length
         if self._can_cut_to(length):
+            for sequence, reach in enumerate(self._reach):
+                if reach > length:
+                    self._api.llama_memory_seq_rm(self._memory, sequence, length, -1)
+                    self._reach[sequence] = length
             self._cut(length)
             self._length = length
         else:
@@ -284,8 +288,22 @@ class LlamaBackend:
         oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)
         return oldest <= max(0, length - self._window + 1)
 
+    def _lend_trunk(self, n_sequences: int) -> None:
+        """Let sequences 1..n-1 share all committed cells: coupled sequences must be alike."""
+        for sequence in range(1, n_sequences):
+            if self._reach[sequence] < self._length:
+                start = self._reach[sequence]
+                self._api.llama_memory_seq_cp(self._memory, 0, sequence, start, -1)
+                self._reach[sequence] = self._length
+
+    def _end_branches(self, rows: Layout) -> None:
+        """Take the rows of a batch from all sequences but 0, which frees the side branches."""
+        for sequence in range(1, rows.n_sequences):
+            self._api.llama_memory_seq_rm(self._memory, sequence, self._length, -1)
+
     def _clear(self) -> None:
         self._api.llama_memory_clear(self._memory, False)
+        self._reach = [0] * len(self._reach)
         self._length = 0
 
     def _cut(self, length: int) -> None:
@@ -311,7 +329,7 @@ class LlamaBackend:
         if self._stateful:  # whether part of the batch went into the state is not known
             self._clear()
         else:
-            self._api.llama_memory_seq_keep(self._memory, 0)
+            self._end_branches(rows)
             self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
         raise BackendError(*_explain(code, len(rows.tokens), self.limits.n_ctx))
 
