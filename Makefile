@@ -70,7 +70,7 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "Installing. The first time, llama.cpp is compiled, which takes some minutes."
 	$(PIP) install --quiet --upgrade "pip>=25.1"
-	$(PIP) install --quiet $(FRESH) --no-binary llama-cpp-python --editable .
+	PYTHONWARNINGS=ignore $(PIP) install --quiet $(FRESH) --no-binary llama-cpp-python --editable .
 	@touch $@
 
 $(DEVELOPED): $(INSTALLED)

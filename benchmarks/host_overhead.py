@@ -1,7 +1,16 @@
 """Time that a step spends outside llama_decode: drafting, batches, sampling, cache upkeep.
 
-Runs the default model (or the GGUF given) with a drafter whose trees always have the asked
+Runs the default model (or the GGUF given) with drafters whose trees always have the asked
 number of nodes, half of them on side branches, and takes the time of every llama_decode away.
+The text repeats, so many guesses are right, and the sampler runs once per emitted token: the
+column `tokens` says how often. All times are medians over the steps, of the whole (`host`) and
+of its parts, so the parts need not add up:
+
+    draft      build the tree
+    batch      lay it out, fill the batch, find the logits
+    sequences  llama.cpp's cache calls: lend the trunk to branches, drop what was not accepted
+    sample     choose the emitted tokens
+    rest       walk the tree, observe, commit, and the clocks of this benchmark
 
     python benchmarks/host_overhead.py [MODEL.gguf]
 """
@@ -11,12 +20,15 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
 
 from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.config import EngineConfig
@@ -28,6 +40,7 @@ from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
 
 STEPS = 200
+ROW = "{:5} {:7} {:6.2f} {:6.3f} {:5.3f}  {:5.3f}    {:5.0f} {:5.0f} {:9.0f} {:6.0f} {:4.0f}"
 TEXT = "The harbour was quiet in the morning, and the boats lay side by side. " * 8
 
 
@@ -61,54 +74,117 @@ class Bushy:
         """See Drafter."""
 
 
-class DecodeClock:
-    """Stands before llama_decode and adds up the seconds spent in it."""
+class Clock:
+    """Stands before a function and adds up the seconds spent in it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.seconds = 0.0
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        start = perf_counter()
+        result = self._function(*args)
+        self.seconds += perf_counter() - start
+        return result
+
+
+class TimedSampler(Sampler):
+    """A sampler that adds up the seconds spent in it."""
+
+    seconds = 0.0
+
+    def next(self, logits: NDArray[np.float32]) -> int:
+        """See Sampler."""
+        start = perf_counter()
+        token = super().next(logits)
+        self.seconds += perf_counter() - start
+        return token
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One step: tokens emitted, and seconds outside llama_decode, in all and by part."""
+
+    tokens: int
+    host: float
+    parts: dict[str, float]
+
+
+class Bench:
+    """Runs steps and says where their time goes."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._decode = llama_cpp.llama_decode
+        self._decode = llama_cpp.llama_decode = Clock(llama_cpp.llama_decode)
+        self._lend = llama_cpp.llama_memory_seq_cp = Clock(llama_cpp.llama_memory_seq_cp)
+        self._drop = llama_cpp.llama_memory_seq_rm = Clock(llama_cpp.llama_memory_seq_rm)
 
-    def __call__(self, context: Any, batch: Any) -> int:
-        """Decode."""
+    def run(self, engine: Engine, params: SamplingParams) -> list[Sample]:
+        """Each of STEPS steps, after a few that are left out."""
+        text = engine.tokenize(TEXT)
+        engine.session.feed(text)
+        sampler = TimedSampler(params, engine.vocab.n_vocab)
+        sampler.begin(engine.session.tokens)
+        samples = []
+        for _ in range(STEPS + 10):
+            if len(engine.session.tokens) > engine.backend.limits.n_ctx // 2:
+                engine.session.feed(text)
+            samples.append(self._step(engine, sampler))
+        return samples[10:]
+
+    def _step(self, engine: Engine, sampler: TimedSampler) -> Sample:
+        clocks: tuple[Clock | TimedSampler, ...] = (self._decode, self._lend, self._drop, sampler)
+        before = [clock.seconds for clock in clocks]
         start = perf_counter()
-        code: int = self._decode(context, batch)
-        self.seconds += perf_counter() - start
-        return code
+        step = engine.session.step(sampler, 100, lambda _: False)
+        total = perf_counter() - start
+        decode, lend, drop, sample = (
+            clock.seconds - seconds for clock, seconds in zip(clocks, before, strict=True)
+        )
+        parts = {
+            "draft": step.draft_s,
+            "batch": step.score_s - decode - lend,
+            "sequences": lend + drop,
+            "sample": sample,
+            "rest": total - step.draft_s - step.score_s - drop - sample,
+        }
+        return Sample(len(step.tokens), total - decode, parts)
 
 
-def host_seconds(engine: Engine, params: SamplingParams, clock: DecodeClock) -> list[float]:
-    """Seconds outside llama_decode of each of STEPS steps, the first few left out."""
-    engine.session.feed(engine.tokenize(TEXT))
-    sampler = Sampler(params, engine.vocab.n_vocab)
-    sampler.begin(engine.session.tokens)
-    host = []
-    for _ in range(STEPS + 10):
-        decoded, start = clock.seconds, perf_counter()
-        engine.session.step(sampler, 100, lambda _: False)
-        host.append(perf_counter() - start - (clock.seconds - decoded))
-    return host[10:]
+def summary(samples: Sequence[Sample]) -> dict[str, float]:
+    """Tokens per step; milliseconds of host time, at the 9th decile and per token; parts in us."""
+    tokens = statistics.mean(sample.tokens for sample in samples)
+    host = [1e3 * sample.host for sample in samples]
+    median = statistics.median(host)
+    return {
+        "tokens": round(tokens, 2),
+        "median_ms": round(median, 4),
+        "p90_ms": round(statistics.quantiles(host, n=10)[-1], 4),
+        "ms_per_token": round(median / tokens, 4),
+    } | {
+        f"{part}_us": round(1e6 * statistics.median(sample.parts[part] for sample in samples), 1)
+        for part in samples[0].parts
+    }
 
 
 def main() -> None:
     """Print a table, and the figures as JSON on the last line."""
     entry = find_entry(DEFAULT_MODEL)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else pull(entry, model_folder())  # type: ignore[arg-type]
-    clock = DecodeClock()
-    llama_cpp.llama_decode = clock
     samplers = {"greedy": SamplingParams(temperature=0), "default": SamplingParams(seed=1)}
-    records = []
-    print(f"{'nodes':>5} {'sampler':>8} {'median ms':>10} {'p90 ms':>8}")
+    bench = Bench()
+    records: list[dict[str, Any]] = []
+    print("                      host ms        per    parts, us")
+    print("nodes sampler tokens median   p90  token    draft batch sequences sample rest")
     for nodes in (1, 4, 8, 16):
         config = EngineConfig(n_ctx=2048, max_drafts=nodes - 1)
         for name, params in samplers.items():
             drafters: list[Drafter] = [PromptLookup(), Bushy(49_152)]
             with Engine(path, drafters, config) as engine:
-                host = host_seconds(engine, params, clock)
+                figures = summary(bench.run(engine, params))
                 n_vocab = engine.vocab.n_vocab
-            median = 1e3 * statistics.median(host)
-            p90 = 1e3 * statistics.quantiles(host, n=10)[-1]
-            print(f"{nodes:>5} {name:>8} {median:>10.3f} {p90:>8.3f}")
-            records.append({"nodes": nodes, "sampler": name, "median_ms": round(median, 4)})
+            print(ROW.format(nodes, name, *figures.values()))
+            records.append({"nodes": nodes, "sampler": name, **figures})
     print(json.dumps({"n_vocab": n_vocab, "steps": STEPS, "host": records}))
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,7 +91,7 @@ class Repl:
         }
 
     def run(self) -> None:
-        """The loop. Ctrl-D or /exit ends it."""
+        """The loop. Ctrl-D or /exit ends it, and so does SIGTERM during an answer."""
         from prompt_toolkit import PromptSession
 
         session: PromptSession[str] = PromptSession(">>> ")
@@ -95,33 +99,39 @@ class Repl:
         while True:
             try:
                 line = session.prompt().strip()
+                if line in ("/exit", "/bye", "/quit"):
+                    return
+                if line:
+                    self._handle(line)
+                    self._note("")
             except KeyboardInterrupt:
-                continue
+                self._note("Ctrl-D leaves")
             except EOFError:
                 return
-            if line in ("/exit", "/bye", "/quit"):
-                return
-            if line:
-                self._handle(line)
 
     def _handle(self, line: str) -> None:
         name, _, argument = line.partition(" ")
-        if not line.startswith("/"):
-            self._answer(self._conversation.ask(line))
-        elif name in self._commands:
-            self._commands[name](argument.strip())
-        else:
-            self._note(f"there is no command {name}; /help lists them")
+        try:
+            if not line.startswith("/"):
+                self._answer(self._conversation.ask(line))
+            elif name in self._commands:
+                self._commands[name](argument.strip())
+            else:
+                self._note(f"there is no command {name}; /help lists them")
+        except SpecgenError as error:  # the template refuses the messages
+            self._conversation.drop_question()
+            self._explain(error)
 
     def _answer(self, prompt: list[int]) -> None:
         from .interrupt import Interrupts
         from .output import stats_line, write
         from .run import start, stream
 
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, _no_echo():
             generation = start(self._job, self._engine, prompt, self._sampler, interrupts)
             error = stream(generation, interrupts)
-        write("\n")
+        if generation.text and not generation.text.endswith("\n"):
+            write("\n")
         if generation.tokens:
             self._conversation.answer(generation.text, prompt, generation.tokens)
             self._last = generation
@@ -131,6 +141,8 @@ class Repl:
             self._conversation.drop_question()
         if interrupts.signal is not None:
             self._note("(stopped)")
+        if interrupts.signal == signal.SIGTERM:
+            raise typer.Exit(interrupts.exit_code)
         if error:
             self._explain(error)
 
@@ -163,4 +175,26 @@ class Repl:
     def _note(self, text: str) -> None:
         from .output import note
 
-        note(text)
+        width = shutil.get_terminal_size().columns
+        for line in text.split("\n"):
+            note(textwrap.fill(line, width, break_on_hyphens=False))
+
+
+@contextlib.contextmanager
+def _no_echo() -> Iterator[None]:
+    """Keep what is typed during an answer, Ctrl-C too, from being shown in the midst of it."""
+    try:
+        import termios
+    except ImportError:  # Windows shows nothing
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

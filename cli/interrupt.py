@@ -25,7 +25,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self.signal = None
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background jobs
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -19,28 +21,60 @@ from .generate import generate
 EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`
 
 
+# Typer does not export it, and where it lives has changed with Typer's versions.
+_CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
+
+
 class ErrorGroup(TyperGroup):
-    """Turns what specgen raises into one line on stderr and an exit code."""
+    """Turns what goes wrong into one line on stderr and an exit code."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the command line up to the command's name."""
+        with _errors_as_text():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        try:
+        with _errors_as_text():
             return super().invoke(ctx)
-        except SpecgenError as error:
-            _say(error)
-            raise typer.Exit(error.exit_code) from None
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Python would complain once more when it
-            # flushes stdout at exit, so there must be something to flush into.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(EPIPE_EXIT_CODE) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
 
 
-def _say(error: SpecgenError) -> None:
-    hint = f" ({error.hint})" if error.hint else ""
-    typer.echo(f"specgen: error: {error.message}{hint}", err=True)
+@contextlib.contextmanager
+def _errors_as_text() -> Iterator[None]:
+    try:
+        yield
+    except SpecgenError as error:
+        _say(error.message, error.hint)
+        raise typer.Exit(error.exit_code) from None
+    except _CommandLineError as error:
+        message = error.format_message()
+        if not message or "\n" in message:  # the help of a command without arguments
+            raise
+        _say(message, f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else "")
+        raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:
+        _give_up_output()  # whoever read it has seen enough
+        raise typer.Exit(EPIPE_EXIT_CODE) from None
+    except OSError as error:
+        _say(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
+        _give_up_output()
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _say(message: str, hint: str = "") -> None:
+    with contextlib.suppress(OSError):  # stderr may be what is broken
+        typer.echo(f"specgen: error: {message}" + (f" ({hint})" if hint else ""), err=True)
+
+
+def _give_up_output() -> None:
+    """Let what a stream could not write go nowhere: Python tries again at exit, and complains."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 app = typer.Typer(
@@ -77,4 +111,8 @@ models.register(app)
 
 def main() -> None:
     """Entry point of the `specgen` script."""
+    # Streams that our parent has closed: the next file opened would take their place.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     app()

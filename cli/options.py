@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -201,8 +201,8 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How the model runs, and how drafts are made."""
+class MachineOptions:
+    """How the model runs."""
 
     ctx_size: Annotated[
         int | None,
@@ -249,6 +249,24 @@ class EngineOptions:
             rich_help_panel=_MODEL,
         ),
     ] = OnOff.on
+
+    def config(self) -> EngineConfig:
+        """The core's configuration. Raises UsageError for a value that means nothing."""
+        return EngineConfig(
+            n_ctx=self.ctx_size,
+            threads=self.threads,
+            gpu_layers=_gpu_layers(self.gpu_layers),
+            flash_attention=(
+                None if self.flash_attn == OnOffAuto.auto else self.flash_attn == OnOffAuto.on
+            ),
+            swa_full=self.swa_full == OnOff.on,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions(MachineOptions):
+    """How the model runs, and how drafts are made."""
+
     drafter: Annotated[
         str,
         typer.Option(
@@ -266,30 +284,24 @@ class EngineOptions:
 
     def config(self) -> EngineConfig:
         """The core's configuration. Raises UsageError for a value that means nothing."""
-        return EngineConfig(
-            n_ctx=self.ctx_size,
-            threads=self.threads,
-            gpu_layers=_gpu_layers(self.gpu_layers),
-            flash_attention=(
-                None if self.flash_attn == OnOffAuto.auto else self.flash_attn == OnOffAuto.on
-            ),
-            swa_full=self.swa_full == OnOff.on,
-            max_drafts=self.draft_max,
-        )
+        return replace(MachineOptions.config(self), max_drafts=self.draft_max)
 
     def drafters(self) -> tuple[Drafter, ...]:
         """New drafters as asked for. Raises UsageError for a name that there is not."""
         return tuple(create(self.drafter))
 
 
+_ALL_LAYERS = 999  # more than any model has
+
+
 def _gpu_layers(text: str) -> int | None:
     if text == "auto":
         return None
     if text == "all":
-        return 999
+        return _ALL_LAYERS
     if not text.isdecimal():
         raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto' or 'all'")
-    return int(text)
+    return min(int(text), _ALL_LAYERS)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

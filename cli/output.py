@@ -45,11 +45,12 @@ def stats_line(generation: Generation) -> str:
     stats = generation.stats
     n_prompt = len(generation.prompt) - generation.reused
     speed = n_prompt / generation.prefill_s if generation.prefill_s else 0.0
+    guesses = f"accepted {_share(stats.accepted, stats.drafted)}" if stats.drafted else "no drafts"
     parts = [
         f"{stats.tokens} tokens, {stats.tokens_per_s:.1f} t/s",
         f"first token {1e3 * generation.first_token_s:.0f} ms"
         f" (prompt {len(generation.prompt)} @ {speed:.0f} t/s, {generation.reused} cached)",
-        f"{stats.tokens_per_step:.2f} tokens/step, {_share(stats.accepted, stats.drafted)} drafted",
+        f"{stats.tokens_per_step:.2f} tokens/step, {guesses}",
     ]
     parts += [
         f"{name} {_share(stats.accepted_by[name], drafted)}"
@@ -60,8 +61,7 @@ def stats_line(generation: Generation) -> str:
 
 
 def _share(accepted: int, drafted: int) -> str:
-    percent = f"{100 * accepted / drafted:.0f}%" if drafted else "none"
-    return f"{accepted}/{drafted} ({percent})"
+    return f"{accepted}/{drafted} ({100 * accepted / drafted:.0f}%)"
 
 
 def write_json(engine: Engine, generation: Generation, error: SpecgenError | None) -> None:
@@ -69,6 +69,8 @@ def write_json(engine: Engine, generation: Generation, error: SpecgenError | Non
     record = _record(engine, generation)
     if error:
         record["error"] = {"code": error.code, "message": error.message}
+        if generation.finish is None:
+            record["choices"][0]["finish_reason"] = "error"
     write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -16,9 +16,9 @@ def read_prompt(argument: str | None = None, file: str | None = None) -> str:
     """
     parts = []
     if file == "-" or not sys.stdin.isatty():
-        parts.append(_decode(sys.stdin.buffer.read(), "stdin"))
+        parts.append(_read_stdin())
     if file is not None and file != "-":
-        parts.append(_read_file(Path(file)))
+        parts.append(read_file(Path(file), "prompt file"))
     parts.append(argument or "")
     text = "\n\n".join(part for part in parts if part)
     if not text:
@@ -26,11 +26,22 @@ def read_prompt(argument: str | None = None, file: str | None = None) -> str:
     return text
 
 
-def _read_file(path: Path) -> str:
+def _read_stdin() -> str:
+    try:
+        return _decode(sys.stdin.buffer.read(), "stdin")
+    except OSError as error:
+        raise UsageError(f"cannot read stdin: {error.strerror}") from None
+
+
+def read_file(path: Path, what: str) -> str:
+    """The text of a file without its last newline; `what` names its purpose in errors.
+
+    Raises UsageError if it cannot be read.
+    """
     try:
         return _decode(path.read_bytes(), str(path))
     except OSError as error:
-        raise UsageError(f"cannot read the prompt file {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
 
 
 def _decode(data: bytes, source: str) -> str:

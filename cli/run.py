@@ -14,7 +14,8 @@ from specgen.core.catalogue import resolve
 from specgen.core.config import EngineConfig
 from specgen.core.conversation import Conversation
 from specgen.core.engine import Engine, Generation
-from specgen.core.errors import SpecgenError, UsageError
+from specgen.core.errors import SpecgenError
+from specgen.core.gguf import read_header
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 
@@ -22,6 +23,7 @@ from .interrupt import Interrupted, Interrupts
 from .models import ensure_model
 from .options import OutputOptions, TextOptions
 from .output import PromptProgress, note, stats_line, write, write_json
+from .prompt import read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,10 @@ class Job:
 
 
 def require_model(model: str | None) -> None:
-    """Raise ModelError if MODEL is neither a file nor a name of the catalogue. Fetches nothing."""
-    resolve(model)
+    """Raise ModelError if MODEL is no GGUF file and no name of the catalogue. Fetches nothing."""
+    found = resolve(model)
+    if isinstance(found, Path):
+        read_header(found)
 
 
 Prompt = Callable[[Engine], list[int]]
@@ -60,12 +64,7 @@ def as_message(text: str, system: str | None, template: Path | None) -> Prompt:
 
 def open_conversation(engine: Engine, system: str | None, template: Path | None) -> Conversation:
     """A conversation with the model's own template or the one in a file. Raises UsageError."""
-    source = None
-    if template is not None:
-        try:
-            source = template.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the chat template {template}: {error}") from None
+    source = None if template is None else read_file(template, "chat template")
     return engine.conversation(source, system)
 
 

@@ -2,17 +2,25 @@
 
 The expected number of tokens of a tree is 1 + the sum of its nodes' path probabilities, so the
 best tree of n nodes holds the n nodes of largest path probability (EAGLE-2's rerank, Li et al.,
-arXiv 2406.16858; DySpec, Xiong et al., arXiv 2410.11744). A heap yields them one by one.
+arXiv 2406.16858; DySpec, Xiong et al., arXiv 2410.11744). A node is no likelier than its parent,
+so taking the best node on offer again and again finds them.
 """
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from .protocols import Drafter
 from .tree import DraftTree, Evidence
+
+# The drafters that know something here, each with its state.
+_Live: TypeAlias = list[tuple[Drafter, Any]]
+
+# Path probability, minus the number of the offer (the earlier of equals is the better one),
+# parent, token, probability, evidence, and who knew something at the parent.
+_Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Live]
 
 
 class Builder:
@@ -30,99 +38,98 @@ class Builder:
         room = min(room, self._max_drafts)
         if room <= 0 or depth <= 0:
             return DraftTree.root(root)
-        states = tuple(drafter.root() for drafter in self._drafters)
-        if not any(state is not None for state in states):
+        live: _Live = []
+        for drafter in self._drafters:
+            if (state := drafter.root()) is not None:
+                live.append((drafter, state))
+        if not live:
             return DraftTree.root(root)
-        growth = _Growth(self._drafters, root, depth)
-        growth.offer(0, states)
-        while growth.heap and len(growth.tokens) <= room:
-            growth.take(self._max_leaves)
+        growth = _Growth(root, room, depth, self._max_leaves)
+        growth.offer(0, live)
+        while growth.offers and growth.room:
+            growth.take()
         return growth.tree()
 
 
 class _Growth:
-    """A tree while it grows: the nodes taken so far and a heap of those on offer."""
+    """A tree while it grows: the nodes taken so far, and the offers of further ones.
 
-    def __init__(self, drafters: Sequence[Drafter], root: int, max_depth: int) -> None:
-        self._drafters = drafters
+    Attributes:
+        offers: the best one last.
+        room: nodes that may still be taken.
+    """
+
+    def __init__(self, root: int, room: int, max_depth: int, max_leaves: int) -> None:
+        self.offers: list[_Offer] = []
+        self.room = room
         self._max_depth = max_depth
-        self.tokens = [root]
-        self.parents = [-1]
-        self.probs = [1.0]
-        self.evidence: list[tuple[Evidence, ...]] = [()]
-        self._paths = [1.0]  # path probability of each node
-        self._depths = [0]
-        self._n_children = [0]
-        self._n_leaves = 1
-        # (-path probability, order of offer, parent, token, probability, evidence, states)
-        self.heap: list[tuple[Any, ...]] = []
+        self._max_leaves = max_leaves
+        # With leaves enough every offer is good to be taken, so those that come after `room`
+        # better ones never will be.
+        self._forgets = max_leaves >= room
         self._n_offers = 0
+        self._n_leaves = 1
+        self._nodes: list[_Offer] = [(1.0, 0, -1, root, 1.0, (), [])]
+        self._depths = [0]
+        self._first_child = [0]  # of each node, the likeliest; 0 where there is none
 
-    def offer(self, parent: int, states: Sequence[Any]) -> None:
+    def offer(self, parent: int, live: _Live) -> None:
         """Put the children of `parent` on offer, those of several drafters merged."""
-        if self._depths[parent] >= self._max_depth:
-            return
         merged: dict[int, tuple[float, tuple[Evidence, ...]]] = {}
-        for drafter, state in zip(self._drafters, states, strict=True):
-            if state is None:
-                continue
+        for drafter, state in live:
             for token, evidence, prob in drafter.predict(state):
-                known = merged.get(token)
-                merged[token] = (
-                    (prob, (evidence,))
-                    if known is None
-                    else (max(prob, known[0]), (*known[1], evidence))
-                )
+                if token in merged:
+                    other, known = merged[token]
+                    merged[token] = (max(prob, other), (*known, evidence))
+                else:
+                    merged[token] = (prob, (evidence,))
+        offers, parent_path = self.offers, self._nodes[parent][0]
         for token, (prob, evidences) in merged.items():
+            path = parent_path * prob
+            if self._forgets and len(offers) == self.room:
+                if path <= offers[0][0]:
+                    continue
+                del offers[0]
             self._n_offers += 1
-            path = -self._paths[parent] * prob
-            heapq.heappush(
-                self.heap, (path, self._n_offers, parent, token, prob, evidences, states)
-            )
+            insort(offers, (path, -self._n_offers, parent, token, prob, evidences, live))
 
-    def take(self, max_leaves: int) -> None:
+    def take(self) -> None:
         """Move the best offer into the tree and put its own children on offer."""
-        path, _, parent, token, prob, evidences, states = heapq.heappop(self.heap)
-        splits = self._n_children[parent] > 0
-        if splits and self._n_leaves == max_leaves:
+        best = self.offers.pop()
+        _, _, parent, token, _, _, live = best
+        node = len(self._nodes)
+        if not self._first_child[parent]:
+            self._first_child[parent] = node
+        elif self._n_leaves < self._max_leaves:
+            self._n_leaves += 1
+        else:
             return
-        self._n_leaves += splits
-        self._n_children[parent] += 1
-        node = len(self.tokens)
-        self.tokens.append(token)
-        self.parents.append(parent)
-        self.probs.append(prob)
-        self.evidence.append(evidences)
-        self._paths.append(-path)
-        self._depths.append(self._depths[parent] + 1)
-        self._n_children.append(0)
-        self.offer(
-            node,
-            [
-                None if state is None else drafter.advance(state, token)
-                for drafter, state in zip(self._drafters, states, strict=True)
-            ],
-        )
+        depth = self._depths[parent] + 1
+        self._nodes.append(best)
+        self._depths.append(depth)
+        self._first_child.append(0)
+        self.room -= 1
+        if self.room and depth < self._max_depth:
+            below: _Live = []
+            for drafter, state in live:
+                if (after := drafter.advance(state, token)) is not None:
+                    below.append((drafter, after))
+            self.offer(node, below)
 
     def tree(self) -> DraftTree:
         """The nodes taken, main chain first: from each node on, its likeliest child."""
-        order = self._main_chain()
-        on_main = set(order)
-        order += [node for node in range(len(self.tokens)) if node not in on_main]
-        place = {node: i for i, node in enumerate(order)}
-        return DraftTree(
-            tuple(self.tokens[node] for node in order),
-            (-1, *(place[self.parents[node]] for node in order[1:])),
-            tuple(self.probs[node] for node in order),
-            tuple(self.evidence[node] for node in order),
-        )
-
-    def _main_chain(self) -> list[int]:
-        # Nodes were taken best first, so the first child of a node is its likeliest.
-        first_child: dict[int, int] = {}
-        for node in range(1, len(self.tokens)):
-            first_child.setdefault(self.parents[node], node)
-        chain = [0]
-        while chain[-1] in first_child:
-            chain.append(first_child[chain[-1]])
-        return chain
+        nodes = self._nodes
+        n = len(nodes)
+        order = [0]
+        while child := self._first_child[order[-1]]:
+            order.append(child)
+        if len(order) == n:  # a chain, taken from its beginning to its end
+            _, _, parents, tokens, probs, evidence, _ = zip(*nodes, strict=True)
+            return DraftTree(tokens, parents, probs, evidence)
+        main = set(order)
+        order += [node for node in range(n) if node not in main]
+        place = [-1] * (n + 1)  # the last for -1, the parent of the root
+        for i, node in enumerate(order):
+            place[node] = i
+        _, _, parents, tokens, probs, evidence, _ = zip(*[nodes[i] for i in order], strict=True)
+        return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)

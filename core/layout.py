@@ -32,29 +32,28 @@ class Layout:
 
 def lay_out(tree: DraftTree, lead: Sequence[int], start: int) -> Layout:
     """The batch that scores `lead` and then `tree`, the first row at position `start`."""
+    tokens = (*lead, *tree.tokens)
+    n_rows = len(tokens)
+    if tree.n_main == len(tree):
+        return Layout(tokens, tuple(range(start, start + n_rows)), ((0,),) * n_rows, 1)
     n_lead = len(lead)
     base = start + n_lead
-    tokens = (*lead, *tree.tokens)
-    positions = (*range(start, base), *(base + depth for depth in tree.depths))
-    if tree.n_main == len(tree):
-        return Layout(tokens, positions, ((0,),) * len(tokens), 1)
-    ids: list[list[int]] = [[] for _ in tree.tokens]
-    for sequence, leaf in enumerate(_main_leaf_first(tree)):
+    positions = (*range(start, base), *[base + depth for depth in tree.depths])
+    ids = _leaves_below(tree)
+    return Layout(tokens, positions, (*[ids[0]] * n_lead, *ids), len(ids[0]))
+
+
+def _leaves_below(tree: DraftTree) -> list[tuple[int, ...]]:
+    """For each node the numbers of the leaves below it, or its own, 0 for the main chain's."""
+    parents = tree.parents
+    main = tree.n_main - 1
+    for node in range(tree.n_main, len(parents)):
+        if parents[node] == main:  # the chain's end has a child after all, later in the order
+            main = node
+    below: list[list[int]] = [[] for _ in parents]
+    for number, leaf in enumerate([main, *[leaf for leaf in tree.leaves if leaf != main]]):
         node = leaf
         while node >= 0:
-            ids[node].append(sequence)
-            node = tree.parents[node]
-    everyone = tuple(ids[0])
-    sequences = (*((everyone,) * n_lead), *(tuple(row) for row in ids))
-    return Layout(tokens, positions, sequences, len(everyone))
-
-
-def _main_leaf_first(tree: DraftTree) -> list[int]:
-    """Leaves, the first one below the end of the main chain, so that the chain gets id 0."""
-
-    def is_side(leaf: int) -> bool:
-        while leaf >= tree.n_main:
-            leaf = tree.parents[leaf]
-        return leaf != tree.n_main - 1
-
-    return sorted(tree.leaves, key=is_side)
+            below[node].append(number)
+            node = parents[node]
+    return [tuple(numbers) for numbers in below]

@@ -82,6 +82,45 @@ def system_info() -> str:
     return text.decode().strip()
 
 
+def library_version() -> str:
+    """Everything about the build of llama.cpp that may change its speed or its rounding."""
+    api = _library().api
+    names = ("ggml_version", "ggml_commit")
+    built = [text for name in names if (text := _ggml_text(name)) is not None]
+    return " ".join([f"llama-cpp-python {api.__version__}", *built, system_info()])
+
+
+def device_names() -> tuple[str, ...]:
+    """The devices that llama.cpp found, such as "CPU AMD EPYC"; none where it does not say."""
+    _library()
+    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    if count is None or get is None:
+        return ()
+    devices = [get(i) for i in range(count())]
+    words = ("ggml_backend_dev_name", "ggml_backend_dev_description")
+    return tuple(" ".join(_ggml_text(word, device) or "" for word in words) for device in devices)
+
+
+def _ggml_function(name: str, result: Any, *arguments: Any) -> Any | None:
+    """A function of ggml that llama-cpp-python does not wrap, or None where it is not found."""
+    try:
+        from llama_cpp._ggml import libggml
+
+        function = libggml[name]  # a new object each time, so its types are ours alone
+    except (ImportError, AttributeError):
+        return None
+    function.restype = result
+    function.argtypes = list(arguments)
+    return function
+
+
+def _ggml_text(name: str, *handles: int) -> str | None:
+    function = _ggml_function(name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
+    text: bytes | None = function(*handles) if function else None
+    return text.decode("utf-8", "replace") if text else None
+
+
 class LlamaModel:
     """Loaded weights, the vocabulary and what kind of memory the model has.
 

@@ -5,7 +5,9 @@ costs exactly one random number (none when greedy), and the draw walks the kept 
 order of token id. So a seed's text depends on nothing but the rows of logits.
 
 A filter takes the logits of candidates, in order of id, and returns the positions that stay,
-ascending. Of equal logits the lowest id goes first.
+ascending. Of equal logits the lowest id goes first. Top-k gives its candidates best first, and
+of those top-p and min-p keep a prefix; so the usual chain only counts. It makes few NumPy calls:
+after llama.cpp has streamed the weights, every one starts with cold caches.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from .errors import BackendError, UsageError
 
 _BLOCK = 64  # size of the blocks whose maxima bound the k-th largest logit
+_LEAST_TEMPERATURE = 1e-200  # below it no weight changes any more, and the logits would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,10 @@ def top_k_ids(row: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     n = row.shape[0]
     if k <= 0:
         return np.empty(0, np.int32)
-    if k >= n:
-        return np.argsort(-row, kind="stable").astype(np.int32)
-    found = np.flatnonzero(row >= _kth_bound(row, k))
-    order = np.argsort(-row[found], kind="stable")[:k]
-    return found[order].astype(np.int32)
+    found = np.arange(n) if k >= n else (row >= _kth_bound(row, k)).nonzero()[0]
+    backwards = found[::-1]  # a stable sort upwards then ends with the lowest of the largest
+    order = row[backwards].argsort(kind="stable")[: -k - 1 : -1]
+    return backwards[order].astype(np.int32)
 
 
 def _kth_bound(row: NDArray[np.float32], k: int) -> np.float32:
@@ -110,11 +112,13 @@ def _kth_bound(row: NDArray[np.float32], k: int) -> np.float32:
     many times faster than runs of neighbours.
     """
     n_blocks = row.shape[0] // _BLOCK
-    values = row
     if n_blocks >= 2 * k:  # with fewer the bound is loose; the tail may be left out of it
-        values = row[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks).max(axis=0)
+        values = np.maximum.reduce(row[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks))
+    else:
+        values = row.copy()
     at = values.shape[0] - k
-    bound: np.float32 = np.partition(values, at)[at]
+    values.partition(at)
+    bound: np.float32 = values[at]
     return bound
 
 
@@ -133,10 +137,16 @@ def typical_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
     return np.sort(order[:n_kept])
 
 
+def top_p_count(ranked: NDArray[np.float32], p: float) -> int:
+    """How many candidates, `ranked` best first, it takes for their probability to reach `p`."""
+    reached = _weights(ranked, ranked[0]).cumsum()
+    return int(reached.searchsorted(p * reached[-1], side="left")) + 1
+
+
 def top_p_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
     """Positions of the fewest likeliest candidates whose probability reaches `p`."""
     ranked = np.sort(logits)[::-1]
-    n_kept = int(np.searchsorted(np.cumsum(_softmax(ranked)), p, side="left")) + 1
+    n_kept = top_p_count(ranked, p)
     if n_kept >= len(logits):
         return np.arange(len(logits))
     last = ranked[n_kept - 1]
@@ -145,9 +155,14 @@ def top_p_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
     return np.sort(np.concatenate((above, level)))
 
 
+def min_p_floor(peak: np.float32, p: float) -> np.float32:
+    """The least logit that is at least `p` > 0 times as likely as the largest, `peak`."""
+    return peak + np.float32(math.log(p))
+
+
 def min_p_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
     """Positions of the candidates at least `p` > 0 times as likely as the likeliest."""
-    return np.flatnonzero(logits >= logits.max() + np.float32(math.log(p)))
+    return np.flatnonzero(logits >= min_p_floor(logits.max(), p))
 
 
 def penalized(
@@ -163,14 +178,19 @@ def penalized(
     return after
 
 
-def _softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities of candidates of which at least one logit is finite and none is +inf."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max()
+def _weights(
+    logits: NDArray[np.float32], peak: np.float32, temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """Probabilities of candidates, but for a common factor; `peak` is the largest logit."""
+    shifted = np.subtract(logits, peak, dtype=np.float64)
     if temperature != 1.0:
-        with np.errstate(over="ignore"):  # a tiny temperature sends the others to -inf, rightly
-            shifted /= temperature
-    weights: NDArray[np.float64] = np.exp(shifted)
+        shifted /= max(temperature, _LEAST_TEMPERATURE)
+    return np.exp(shifted, out=shifted)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities of candidates of which at least one logit is finite and none is +inf."""
+    weights = _weights(logits, logits.max())
     weights /= weights.sum()
     return weights
 
@@ -200,11 +220,12 @@ class Sampler:
 
         Raises BackendError where no token can be chosen; then nothing was drawn.
         """
+        row = self._row(logits)
         if self.params.greedy:
-            token = self._argmax(self._row(logits))
+            token = self._argmax(row)
         else:
-            ids, probs = self.distribution(logits)
-            token = int(ids[self._draw(np.cumsum(probs))])
+            ids, weights = self._weighted(row)
+            token = int(ids[self._draw(weights.cumsum())])
         self._remember(token)
         return token
 
@@ -218,8 +239,8 @@ class Sampler:
         row = self._row(logits)
         if self.params.greedy:
             return np.array([self._argmax(row)], np.int32), np.ones(1)
-        ids = self._candidates(row)
-        return ids, _softmax(row[ids], self.params.temperature)
+        ids, weights = self._weighted(row)
+        return ids, weights / weights.sum()
 
     def _row(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits after penalties: `logits` itself, or a copy."""
@@ -243,14 +264,50 @@ class Sampler:
             )
         return token
 
-    def _candidates(self, row: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Ids that pass every filter, ascending."""
+    def _weighted(self, row: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Ids that pass every filter, ascending, and their weights in the draw."""
         params = self.params
-        self._argmax(row)
-        if 0 < params.top_k < len(row):
-            ids = np.sort(top_k_ids(row, params.top_k))
+        token = self._argmax(row)  # this pass also brings the row nearer, for the next ones
+        peak = row[token]
+        if self._is_alone(row, peak):
+            return np.array([token], np.int32), np.ones(1)
+        if not 0 < params.top_k < len(row):
+            ids = self._filtered(row, np.arange(len(row), dtype=np.int32))
+        elif params.typical_p < 1:
+            ids = self._filtered(row, np.sort(top_k_ids(row, params.top_k)))
         else:
-            ids = np.arange(len(row), dtype=np.int32)
+            ids = top_k_ids(row, params.top_k)
+            ids = ids[: self._n_likeliest(row[ids])]
+            ids.sort()
+        logits = row[ids]
+        if params.typical_p < 1:  # the only filter that may drop the likeliest
+            peak = logits.max()
+        return ids, _weights(logits, peak, params.temperature)
+
+    def _is_alone(self, row: NDArray[np.float32], peak: np.float32) -> bool:
+        """Whether min-p leaves no token but the likeliest, whatever top-k and top-p do before it.
+
+        So it is for most tokens that a drafter guesses right, and it costs a fraction to know.
+        """
+        params = self.params
+        if params.min_p == 0 or params.typical_p < 1:  # typical may drop the likeliest itself
+            return False
+        return len((row >= min_p_floor(peak, params.min_p)).nonzero()[0]) == 1
+
+    def _n_likeliest(self, ranked: NDArray[np.float32]) -> int:
+        """How many candidates, `ranked` best first, pass top-p and min-p."""
+        params = self.params
+        n_kept = len(ranked)
+        if params.top_p < 1:
+            n_kept = top_p_count(ranked, params.top_p)
+        if params.min_p > 0:
+            floor = min_p_floor(ranked[0], params.min_p)
+            n_kept -= int(ranked[n_kept - 1 :: -1].searchsorted(floor))
+        return n_kept
+
+    def _filtered(self, row: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Those of `ids`, ascending, that pass typical, top-p and min-p."""
+        params = self.params
         if params.typical_p < 1:
             ids = ids[typical_ids(row[ids], params.typical_p)]
         if params.top_p < 1:
@@ -265,7 +322,7 @@ class Sampler:
         The number is at most 1 - 2**-53, so its product with the total stays below the total.
         """
         at = self._rng.random() * cumulative[-1]
-        return int(np.searchsorted(cumulative, at, side="right"))
+        return int(cumulative.searchsorted(at, side="right"))
 
     def _remember(self, token: int) -> None:
         """Add `token` to the penalty window, and drop the token that leaves it."""

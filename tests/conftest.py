@@ -64,6 +64,14 @@ def tiny_llama(tiny_model: TinyModel) -> Callable[[Quantization], Path]:
 
 
 @pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose greedy text never ends, and is the same with any drafter."""
+    return write_tiny(
+        tmp_path_factory.mktemp("endless") / "endless.gguf", "llama", "Q4_1", end_gain=0
+    )
+
+
+@pytest.fixture(scope="session")
 def default_model() -> Path:
     """The default model, fetched if it is not there. For tests marked `model`."""
     entry = find_entry(DEFAULT_MODEL)

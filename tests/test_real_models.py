@@ -154,9 +154,7 @@ def test_greedy_text_beyond_512_tokens_differs_only_at_near_ties(
 
 @pytest.mark.gemma
 @pytest.mark.parametrize("decoys", [0, 2], ids=["main chain", "side branches"])
-def test_text_past_the_sliding_window_differs_only_at_near_ties(
-    gemma: Target, decoys: int
-) -> None:
+def test_text_past_the_sliding_window_differs_only_at_near_ties(gemma: Target, decoys: int) -> None:
     """900 tokens with a window of 512, whose K-quants round differently from four rows on."""
     assert gemma.model.sliding_window == 512
     for text in PROMPTS[:3]:

@@ -232,6 +232,30 @@ def test_chain_matches_llama_cpp(name: str, n_vocab: int) -> None:
         assert probs.tolist() == pytest.approx([expected[i] for i in sorted(expected)], rel=1e-4)
 
 
+@settings(max_examples=300)
+@given(
+    values=LOGITS,
+    k=st.integers(0, 18),
+    top_p=st.floats(0.0, 1.0),
+    min_p=st.one_of(st.just(0.0), st.floats(0.001, 1.0)),
+    temperature=st.floats(0.01, 3.0),
+)
+def test_chain_is_its_filters_one_after_another(
+    values: list[float], k: int, top_p: float, min_p: float, temperature: float
+) -> None:
+    """Counting a prefix of the best keeps what the filters keep one by one, ties included."""
+    row = row_of(values)
+    ids = np.sort(top_k_ids(row, k or len(row)))
+    if top_p < 1:
+        ids = ids[top_p_ids(row[ids], top_p)]
+    if min_p > 0:
+        ids = ids[min_p_ids(row[ids], min_p)]
+    params = SamplingParams(temperature=temperature, top_k=k, top_p=top_p, min_p=min_p)
+    kept, probs = Sampler(params, len(row)).distribution(row)
+    assert kept.tolist() == ids.tolist()
+    assert probs == pytest.approx(naive_softmax([x / temperature for x in row[ids].tolist()]))
+
+
 @pytest.mark.parametrize("n_vocab", [2, 17, 2_000])
 def test_greedy_matches_llama_cpp(n_vocab: int) -> None:
     """At temperature 0 the token is the one that llama.cpp's penalties and temp 0 leave."""
@@ -351,7 +375,7 @@ def test_callers_logits_stay_as_they_are() -> None:
         sampler.next(row)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-6, 1e6])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-300, 1e-6, 1e6])
 def test_extreme_temperatures_are_no_trouble(temperature: float) -> None:
     """A tiny temperature takes the likeliest token, and none overflows."""
     sampler = Sampler(SamplingParams(temperature=temperature, seed=1), 50)
@@ -361,15 +385,38 @@ def test_extreme_temperatures_are_no_trouble(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_unusable_logits_are_an_error(bad: float | None, temperature: float) -> None:
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(),
+        SamplingParams(top_k=0),
+        SamplingParams(top_k=2),
+        SamplingParams(typical_p=0.5),
+    ],
+)
+def test_unusable_logits_are_an_error(bad: float | None, params: SamplingParams) -> None:
     """NaN, +inf or a row of nothing but -inf raises BackendError instead of choosing a token."""
     row = np.full(200, -np.inf, np.float32)
     if bad is not None:
         row = random_row(200, 1)
         row[150] = bad
     with pytest.raises(BackendError, match="without a usable maximum"):
-        Sampler(SamplingParams(temperature=temperature), 200).next(row)
+        Sampler(params, 200).next(row)
+
+
+@pytest.mark.parametrize("n_vocab", [3, 127, 5_000, 49_153])
+@pytest.mark.parametrize("n_bad", [1, 3, 60])
+def test_nan_is_found_wherever_it_is(n_vocab: int, n_bad: int) -> None:
+    """NaN raises BackendError at any place of a row, be it the last or among the others."""
+    sampler = Sampler(SamplingParams(), n_vocab)
+    for seed in range(6):
+        row = random_row(n_vocab, seed)
+        at = np.random.default_rng(seed).choice(n_vocab, min(n_bad, n_vocab), replace=False)
+        at[0] = n_vocab - 1 if seed % 2 else at[0]
+        row[at] = np.nan
+        with pytest.raises(BackendError, match="without a usable maximum"):
+            sampler.next(row)
 
 
 def test_a_row_of_another_vocabulary_is_an_error() -> None:

@@ -48,6 +48,8 @@ def write_tiny(
     quantization: Quantization = "F32",
     *,
     seed: int = 0,
+    end_gain: float = 1.0,
+    template: str | None = CHAT_TEMPLATE,
 ) -> Path:
     """Write a tiny random model to `path` and return it.
 
@@ -55,26 +57,37 @@ def write_tiny(
     recurrent state only. lfm2: state and attention, with snapshots to roll back to.
     granitehybrid: state and attention, without them.
 
-    Matrices carry `quantization` where their rows fill its blocks; all else is F32.
+    Matrices carry `quantization` where their rows fill its blocks; all else is F32. End
+    tokens have `end_gain` times their logits: greedy text has none at 0, and soon one at 30.
     """
     if quantization != "Q4_K":
-        _write(path, architecture, quantization, seed, n_embd=128)
+        _write(path, architecture, quantization, seed, 128, end_gain, template)
         return path
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder) / "full.gguf"
-        _write(full, architecture, "F32", seed, n_embd=256)  # K-quants have blocks of 256
+        # K-quants have blocks of 256.
+        _write(full, architecture, "F32", seed, 256, end_gain, template)
         _requantize(full, path)
     return path
 
 
 def _write(
-    path: Path, architecture: Architecture, quantization: Quantization, seed: int, n_embd: int
+    path: Path,
+    architecture: Architecture,
+    quantization: Quantization,
+    seed: int,
+    n_embd: int,
+    end_gain: float,
+    template: str | None,
 ) -> None:
     weights = _Weights(np.random.default_rng(seed), n_embd)
     writer = gguf.GGUFWriter(path, architecture)
     _add_common(writer, weights)
     _BUILDERS[architecture](writer, weights)
+    weights.tensors["output.weight"][[EOS, IM_END]] *= np.float32(end_gain)
     _add_vocabulary(writer)
+    if template is not None:
+        writer.add_chat_template(template)
     for name, data in weights.tensors.items():
         _add_tensor(writer, name, data, gguf.GGMLQuantizationType[quantization])
     writer.write_header_to_file()
@@ -142,7 +155,6 @@ def _add_vocabulary(writer: Any) -> None:
     writer.add_eot_token_id(IM_END)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _output_gains() -> Array:

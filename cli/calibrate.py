@@ -1,0 +1,218 @@
+"""`specgen calibrate`: measure a model on this machine. `specgen cache`: what is kept of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from specgen.core.errors import UsageError
+
+from .options import MachineOptions, ModelArgument, Verbosity, grouped
+
+if TYPE_CHECKING:
+    from specgen.core.profile import Profile, Progress
+
+_BREAK_EVEN = (4, 8, 16)
+
+cache_app = typer.Typer(help="What specgen keeps between runs.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("calibrate")(calibrate)
+    app.add_typer(cache_app, name="cache")
+    cache_app.command("clear")(clear_cache)
+    cache_app.command("path")(show_path)
+
+
+@grouped
+def calibrate(
+    model: ModelArgument = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, help="How long to measure, at most.")
+    ] = 17.0,
+    curve_out: Annotated[
+        Path | None,
+        typer.Option("--curve-out", metavar="FILE", help="Save the curve as a file of its own."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbosity = 0,
+    *,
+    engine: MachineOptions,
+) -> None:
+    """Measure what drafts cost with a model on this machine, and keep it for later runs."""
+    from specgen.core.profile import keep_profile, measure_profile
+
+    from .models import ensure_model
+    from .run import require_model, set_up_logging
+
+    set_up_logging(verbose)
+    require_model(model)
+    if curve_out and not curve_out.parent.is_dir():
+        raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")
+    path, config = ensure_model(model), engine.config()
+    with _shown() as progress:
+        profile = measure_profile(path, config, seconds, progress)
+    kept = keep_profile(path, config, profile)
+    if curve_out:
+        _save(profile, curve_out)
+    if as_json:
+        record = {"model": str(path), "stored": kept and str(kept)} | _record(profile)
+        typer.echo(json.dumps(record))
+    else:
+        _print(profile, kept)
+
+
+@cache_app.callback()
+def _cache() -> None:
+    """What specgen keeps between runs: measurements, and what it has learnt."""
+
+
+def clear_cache() -> None:
+    """Remove what specgen has measured and learnt. Models stay."""
+    from specgen.core.store import cache_folder, clear
+
+    folder = cache_folder()
+    n_files = clear(folder)
+    typer.echo(f"removed {n_files} file{'' if n_files == 1 else 's'} from {folder}", err=True)
+
+
+def show_path() -> None:
+    """Print the folder that it is kept in."""
+    from specgen.core.store import cache_folder
+
+    typer.echo(cache_folder())
+
+
+def _save(profile: Profile, path: Path) -> None:
+    try:
+        path.write_text(json.dumps(profile.curve.record()) + "\n", "utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _record(profile: Profile) -> dict[str, Any]:
+    """All figures as JSON."""
+    comparison = profile.comparison
+    return {
+        "flash_attention": profile.flash_attention,
+        "flash_attention_off": comparison
+        and {
+            "step_time": round(comparison.steps[1], 3),
+            "prompt_time": round(comparison.prefill[1], 3),
+            "contexts": list(comparison.contexts),
+        },
+        "noise": round(profile.noise, 2),
+        "curve": profile.curve.record(),
+        "break_even": [
+            {"context": context}
+            | {str(n): round(_relative(profile, n, context), 3) for n in _BREAK_EVEN}
+            for context in profile.curve.contexts
+        ],
+        "exact_classes": [
+            {"context": context, "classes": [list(widths) for widths in classes]}
+            for context, classes in sorted(profile.classes.items())
+        ],
+    }
+
+
+def _print(profile: Profile, kept: Path | None) -> None:
+    """The figures as a table and a few lines."""
+    heads, rows = _table(profile)
+    if _is_terminal(sys.stdout):
+        _print_rich(heads, rows)
+    else:
+        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+        for row in (heads, *rows):
+            typer.echo("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+    typer.echo("")
+    for line in _lines(profile, kept):
+        typer.echo(line)
+    if profile.is_noisy:
+        _note("the machine was busy with something else; measure again when it is not")
+
+
+def _table(profile: Profile) -> tuple[list[str], list[list[str]]]:
+    """T by rows and context: milliseconds, and relative to one row."""
+    curve = profile.curve
+    heads = ["rows", *(f"{context} tokens" for context in curve.contexts)]
+    rows = [
+        [str(n), *(f"{1e3 * row[i]:.1f} ms {row[i] / row[0]:6.2f}x" for row in curve.times)]
+        for i, n in enumerate(curve.sizes)
+    ]
+    return heads, rows
+
+
+def _lines(profile: Profile, kept: Path | None) -> Iterator[str]:
+    yield _flash_attention(profile)
+    for context in profile.curve.contexts:
+        needed = ", ".join(f"{_relative(profile, n, context):.2f} with {n}" for n in _BREAK_EVEN)
+        yield f"tokens per step to break even at {context} tokens: {needed} rows"
+    for context, classes in sorted(profile.classes.items()):
+        groups = " | ".join(" ".join(map(str, widths)) for widths in classes)
+        yield f"rows that give the same bits at {context} tokens: {groups}"
+    yield f"kept in {kept}" if kept else "not kept: the cache folder cannot be written"
+
+
+def _relative(profile: Profile, n: int, context: int) -> float:
+    """T(n) / T(1): what a step with `n` rows must emit to be no slower than plain decoding."""
+    return profile.curve.seconds(n, context) / profile.curve.seconds(1, context)
+
+
+def _flash_attention(profile: Profile) -> str:
+    chosen = "on" if profile.flash_attention else "off"
+    comparison = profile.comparison
+    if comparison is None:
+        return f"flash attention: {chosen}, as asked for or the only one that works"
+    contexts = " and ".join(map(str, comparison.contexts))
+    return (
+        f"flash attention: {chosen}; without it steps take {comparison.steps[1]:.2f} times as long"
+        f" at {contexts} tokens, prompts {comparison.prefill[1]:.2f} times"
+    )
+
+
+def _print_rich(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Progress]:
+    """Progress on stderr: a bar on a terminal, else a line for each stage."""
+    if not _is_terminal(sys.stderr):
+        stages: set[str] = set()
+
+        def tell(stage: str, share: float) -> None:
+            if stage not in stages:
+                _note(stage)
+            stages.add(stage)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+        yield lambda stage, share: bars.update(task, description=stage, completed=share)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def _note(line: str) -> None:
+    typer.echo(f"specgen: {line}", err=True)

@@ -1,0 +1,250 @@
+"""What is known of a model on this machine: measured once, kept in the cache folder.
+
+A profile belongs to everything that its figures depend on: the weights, the devices, the threads
+and settings, the build of llama.cpp. Where one of them differs, it is another profile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, TypeAlias
+
+from .config import DEFAULT_CONTEXT, EngineConfig
+from .cost import MAX_ROWS, CostModel
+from .errors import BackendError, ModelError
+from .exact import WIDTHS, Classes, exact_classes
+from .host import default_threads
+from .llama import ContextConfig, LlamaBackend, LlamaModel, device_names, library_version
+from .measure import (
+    CONTEXTS,
+    Comparison,
+    Measurement,
+    Subject,
+    compare,
+    measure,
+)
+from .store import Key, Store
+
+_log = logging.getLogger("specgen.profile")
+
+Progress: TypeAlias = Callable[[str, float], None]  # told what is done, and the part of it, 0..1
+
+DEADLINE_S: Final = 17.0
+MARGIN: Final = 0.95  # flash attention goes off where that saves more: times are noisy
+
+_VERSION: Final = 1
+_NOISY: Final = 1.3
+_COMPARE_SHARE: Final = 0.5  # of the deadline
+_CLASS_SHARE: Final = 0.12  # of the deadline, per context
+_CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel at 512
+_HEAD_BYTES: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 16
+_BLOCKS: Final = 8
+
+# Any text will do that is neither one token over and over nor the same for all experts.
+_TEXT: Final = """\
+The lighthouse keeper wrote down the weather twice a day: wind from the north-west, force 4, a
+swell of two metres, visibility good. In 1987 he began to add what he saw of birds, and by the
+time the lamp was automated there were 14,231 entries in nineteen notebooks. A student later
+typed them in, wrote `for entry in sorted(entries, key=lambda e: e.date):` and found that the
+terns arrived six days earlier than in her grandmother's time. "That is not much," said her
+teacher, "but it is in one direction." Why would a bird change its mind? First, the water was
+warmer; second, the eels spawned earlier; third, and this surprised everyone, the new harbour
+light kept the gulls awake, so that they fished at night and slept through the morning.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A model's speed and exactness, as measured.
+
+    Attributes:
+        curve: seconds of a call by rows and context.
+        flash_attention: the setting that it holds for; the faster one, where both were tried.
+        comparison: what made it so, with flash attention first; None if it was not ours to say.
+        classes: by context: widths that give bit-identical rows.
+        noise: by what factor times of the same call differed; 1.0 is a quiet machine.
+    """
+
+    curve: CostModel
+    flash_attention: bool
+    comparison: Comparison | None
+    classes: Mapping[int, Classes]
+    noise: float
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether something else used the machine, so that the figures may be far off."""
+        return self.noise > _NOISY
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        c = self.comparison
+        return {
+            "curve": self.curve.record(),
+            "flash_attention": self.flash_attention,
+            "comparison": c and [list(c.steps), list(c.prefill), list(c.contexts)],
+            "classes": {str(k): [list(widths) for widths in v] for k, v in self.classes.items()},
+            "noise": round(self.noise, 3),
+        }
+
+    @classmethod
+    def from_record(cls, record: Any) -> Profile:
+        """The profile in `record`. Raises ValueError if there is none in it."""
+        try:
+            comparison = record["comparison"]
+            classes = record["classes"].items()
+            return cls(
+                CostModel.from_record(record["curve"]),
+                bool(record["flash_attention"]),
+                comparison and Comparison(*(tuple(part) for part in comparison)),
+                {int(k): tuple(tuple(widths) for widths in v) for k, v in classes},
+                float(record["noise"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a profile: {error}") from error
+
+
+def find_profile(path: Path, config: EngineConfig) -> Profile | None:
+    """What was measured for this model, machine and configuration, or None."""
+    store, key = _store(), profile_key(path, config)
+    record = store.read(key)
+    if record is None:
+        return None
+    try:
+        return Profile.from_record(record)
+    except ValueError as error:
+        store.set_aside(key, str(error))
+        return None
+
+
+def keep_profile(path: Path, config: EngineConfig, profile: Profile) -> Path | None:
+    """Store `profile` for later runs, and return where; None where that is not possible."""
+    store, key = _store(), profile_key(path, config)
+    kept = store.write(key, profile.record())
+    if config.flash_attention is None:  # it holds for those who ask for the faster one by name
+        chosen = replace(config, flash_attention=profile.flash_attention)
+        store.write(profile_key(path, chosen), replace(profile, comparison=None).record())
+    return store.path(key) if kept else None
+
+
+def profile_key(path: Path, config: EngineConfig) -> Key:
+    """Everything that a profile depends on, but for the load of the machine."""
+    return {
+        "model": fingerprint(path),
+        "llama_cpp": library_version(),
+        "devices": list(device_names()),
+        "threads": config.threads or default_threads(),
+        "gpu_layers": config.gpu_layers,
+        "flash_attention": config.flash_attention,
+        "swa_full": config.swa_full,
+        "kv_types": ["f16", "f16"],
+    }
+
+
+def _store() -> Store:
+    return Store("profile", _VERSION)
+
+
+def fingerprint(path: Path) -> str:
+    """Tells model files apart without reading them whole: size, head and a few blocks.
+
+    Raises ModelError.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            digest = hashlib.sha256(str(size).encode())
+            file.seek(0)
+            digest.update(file.read(_HEAD_BYTES))
+            for i in range(1, _BLOCKS + 1):
+                file.seek(max(0, size * i // _BLOCKS - _BLOCK_BYTES))
+                digest.update(file.read(_BLOCK_BYTES))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def measure_profile(
+    path: Path,
+    config: EngineConfig,
+    deadline_s: float = DEADLINE_S,
+    on_progress: Progress = lambda stage, share: None,
+) -> Profile:
+    """Load the model and measure it, within about `deadline_s` seconds of loading.
+
+    Raises ModelError or BackendError.
+    """
+    with ExitStack() as stack:
+        on_progress("loading the model", 0.0)
+        model = LlamaModel(path, config.gpu_layers)
+        stack.callback(model.close)
+        subjects = _subjects(stack, model, config)
+        start = perf_counter()
+        comparison = None
+        chosen = next(iter(subjects))
+        if len(subjects) > 1:
+            on_progress("flash attention on and off", 0.0)
+            comparison = compare(list(subjects.values()), _COMPARE_SHARE * deadline_s)
+            chosen = comparison.steps[1] >= MARGIN
+        left_s = deadline_s - (perf_counter() - start)
+        measured, classes = _measure(subjects[chosen], left_s, deadline_s, on_progress)
+    return Profile(measured.curve, chosen, comparison, classes, measured.noise)
+
+
+def _measure(
+    subject: Subject, left_s: float, deadline_s: float, on_progress: Progress
+) -> tuple[Measurement, dict[int, Classes]]:
+    """The curve, and exact widths on both sides of where kernels change."""
+    end = subject.clock() + left_s
+    share_s = _CLASS_SHARE * deadline_s
+    reachable = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
+    classes: dict[int, Classes] = {}
+    for context in reachable[:0:-1]:  # while the comparison's text is there
+        on_progress("widths that round alike", 0.0)
+        classes[context] = exact_classes(subject, context, share_s)
+    stage = "time of a call by rows and context"
+    on_progress(stage, 0.0)
+    time_s = end - subject.clock() - share_s
+    measured = measure(subject, time_s, on_progress=lambda share: on_progress(stage, share))
+    on_progress("widths that round alike", 0.5)
+    classes[reachable[0]] = exact_classes(subject, reachable[0], share_s)
+    return measured, classes
+
+
+def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:
+    """A context for each setting of flash attention that is to be tried and that works."""
+    asked = config.flash_attention
+    settings = (True, False) if asked is None else (asked,)
+    tokens = model.vocab.tokenize(_TEXT, add_bos=True, special=False)
+    subjects: dict[bool, Subject] = {}
+    error: BackendError | None = None
+    for setting in settings:
+        try:
+            backend = LlamaBackend(model, _context_config(model, config, setting))
+        except BackendError as failure:  # not every model has flash attention
+            error = failure
+            _log.info("flash attention %s: %s", "on" if setting else "off", failure.message)
+            continue
+        stack.callback(backend.close)
+        subjects[setting] = Subject(backend, tokens)
+    if error and not subjects:
+        raise error
+    return subjects
+
+
+def _context_config(model: LlamaModel, config: EngineConfig, setting: bool) -> ContextConfig:
+    """A context as the engine makes it, but no longer than what is measured."""
+    most = model.n_ctx_train if config.n_ctx == 0 else config.n_ctx or DEFAULT_CONTEXT
+    return ContextConfig(
+        n_ctx=min(most, model.n_ctx_train, CONTEXTS[-1] + MAX_ROWS),
+        threads=config.threads or default_threads(),
+        flash_attention=setting,
+        swa_full=config.swa_full,
+    )

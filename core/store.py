@@ -1,0 +1,168 @@
+"""Small JSON files in the cache folder: what specgen has learnt, kept between runs.
+
+A file is written beside its place and renamed, so a reader sees all of it or none, whoever else
+writes. A file that cannot be used is set aside. Nothing here is needed: where the folder cannot
+be used, that is said once and the program goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+_log = logging.getLogger("specgen.store")
+
+Key: TypeAlias = Mapping[str, Any]  # what a value depends on; JSON
+
+MAX_FILES: Final = 64  # of one kind; the oldest go first
+_LOCK_TIMEOUT_S: Final = 5.0
+_OURS: Final = re.compile(r"specgen-[a-z]+(-[0-9a-f]{20}\.json(\.bad|\.\w+\.new)?|\.lock)")
+
+
+def cache_folder() -> Path:
+    """Where the files are: $SPECGEN_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("SPECGEN_CACHE", "")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("specgen")
+
+
+def clear(folder: Path) -> int:
+    """Remove all files of ours from `folder`, nothing else, and return how many there were.
+
+    Raises OSError.
+    """
+    files = [path for path in _files(folder) if _OURS.fullmatch(path.name)]
+    for path in files:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it, or it is not there
+        folder.rmdir()
+    return sum(path.suffix != ".lock" for path in files)
+
+
+class Store:
+    """Values of one kind by key, one file each.
+
+    Args:
+        kind: lower-case letters; the files are named after it.
+        version: of the values' format; a file of another version is set aside.
+        folder: None is `cache_folder()`.
+    """
+
+    def __init__(self, kind: str, version: int, folder: Path | None = None) -> None:
+        self.folder = cache_folder() if folder is None else folder
+        self._kind = kind
+        self._version = version
+
+    def path(self, key: Key) -> Path:
+        """The file of `key`, which may not exist."""
+        text = json.dumps(key, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return self.folder / f"specgen-{self._kind}-{digest[:20]}.json"
+
+    def read(self, key: Key) -> Any | None:
+        """The value of `key`, or None."""
+        path = self.path(key)
+        try:
+            record = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _warn(f"cannot read {path}: {error.strerror or error}")
+            return None
+        except (ValueError, RecursionError):
+            self.set_aside(key, "it is damaged")
+            return None
+        if not isinstance(record, dict) or not {"version", "key", "value"} <= record.keys():
+            self.set_aside(key, "it is damaged")
+        elif record["version"] != self._version:
+            self.set_aside(key, "another version of specgen wrote it")
+        elif record["key"] == key:
+            return record["value"]
+        return None
+
+    def write(self, key: Key, value: Any) -> bool:
+        """Keep `value`, and say whether that was possible. The last writer wins."""
+        path = self.path(key)
+        record = {"version": self._version, "key": key, "value": value}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _replace(path, json.dumps(record).encode())
+            self._drop_oldest()
+        except OSError as error:
+            _warn(f"cannot write to {self.folder}: {error.strerror or error}; nothing is kept")
+            return False
+        return True
+
+    def update(self, key: Key, change: Callable[[Any | None], Any]) -> bool:
+        """Keep `change(value)`, value as in `read`; no update of another process gets lost."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f"specgen-{self._kind}.lock", timeout=_LOCK_TIMEOUT_S):
+                return self.write(key, change(self.read(key)))
+        except Timeout:
+            _warn(f"another process holds the lock in {self.folder}; nothing is kept")
+        except OSError as error:
+            _warn(f"cannot write to {self.folder}: {error.strerror or error}; nothing is kept")
+        return False
+
+    def set_aside(self, key: Key, reason: str) -> None:
+        """Rename the file of `key`, so that it is not read again, and say so."""
+        path = self.path(key)
+        with contextlib.suppress(OSError):  # another process was faster, or we may not
+            os.replace(path, f"{path}.bad")
+        _warn(f"{path.name} in {self.folder} is set aside: {reason}")
+
+    def _drop_oldest(self) -> None:
+        """Keep MAX_FILES files of this kind, what is set aside or half written included."""
+        mine = [
+            (_age(path), path)
+            for path in _files(self.folder)
+            if path.name.startswith(f"specgen-{self._kind}-") and _OURS.fullmatch(path.name)
+        ]
+        for _, path in sorted(mine)[:-MAX_FILES]:
+            path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from [folder / entry.name for entry in entries if entry.is_file()]
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process dropped it
+        return 0.0
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write `data` beside `path` and rename it there."""
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".new")
+    try:
+        with open(number, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once per message: a run reads and writes the same files many times."""
+    _log.warning("%s", message)

@@ -1,0 +1,153 @@
+"""Suffix matching: what followed the longest endings of the text where they occurred before?
+
+For endings of several lengths the last few occurrences are looked at. A guess is a token that
+followed one of them; its evidence is how long the longest such ending is, how recently and how
+often the token followed it, and what else did. One drafter for long copies and short habits.
+
+Sources: Oliaro et al., "SuffixDecoding", arXiv 2411.04975 (counts below a matched suffix); Hu et
+al., "SAM Decoding", arXiv 2411.10666 (longest match, and a copy length of 1 + 4 x match). Instead
+of a trie or an automaton, chains of positions by hashed ending, as LZ77 packers keep them: the
+memory is constant, and a branch of the draft is looked up like the text itself.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from specgen.core.protocols import Candidate, Logits, Tokens
+from specgen.core.tree import DraftTree, Evidence
+
+ORDERS = (1, 2, 3, 5, 8, 16)
+LONGEST = ORDERS[-1]
+OCCURRENCES = 6  # looked at for one ending, the latest first
+LEVELS = 2  # endings with a match that are looked at, the longest first
+CAPACITY = 1 << 16  # tokens remembered, the latest
+_RING = CAPACITY - 1
+_HEADS = (1 << 16) - 1
+_FACTOR = 0x9E3779B97F4A7C15
+_BITS = (1 << 62) - 1
+
+State = tuple[int, ...]  # the last LONGEST tokens, drafted ones included
+
+
+class Suffix:
+    """See specgen.core.protocols.Drafter.
+
+    Memory: 5.3 MiB, whatever the text. Time: O(LONGEST) a token and a state.
+
+    Args:
+        alone: draft as the papers do, up to 1 + 4 x match tokens of the likeliest guess.
+    """
+
+    name = "suffix"
+
+    def __init__(self, alone: bool = False) -> None:
+        self._alone = alone
+        self._text = array("i", bytes(4 * CAPACITY))
+        # For each order: the latest place behind an ending with this hash, and from each place
+        # the one before it; places count tokens from the start of the text.
+        self._heads = [array("i", [-1]) * (_HEADS + 1) for _ in ORDERS]
+        self._earlier = [array("i", [-1]) * CAPACITY for _ in ORDERS]
+        self._hashes = [array("q", bytes(8 * CAPACITY)) for _ in ORDERS]
+        self._n = 0
+        self._tail: State = ()
+
+    def begin(self, context: Tokens) -> None:
+        """See Drafter."""
+        for heads in self._heads:
+            heads[:] = array("i", [-1]) * (_HEADS + 1)
+        self._n = 0
+        self._tail = ()
+        self._extend(context[-CAPACITY:].tolist())
+
+    def root(self) -> State | None:
+        """The end of the text."""
+        return self._tail or None
+
+    def advance(self, state: State, token: int) -> State:
+        """See Drafter."""
+        return (*state[1 - LONGEST :], token)
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        """See Drafter."""
+        self._extend(emitted)
+
+    def predict(self, state: State) -> Sequence[Candidate]:
+        """Tokens that followed the two longest endings with a match, the longest first."""
+        hashes = _hashes(state)
+        found: dict[int, Candidate] = {}
+        level = 0
+        for i in range(len(hashes) - 1, -1, -1):
+            followers = self._followers(i, hashes[i])
+            if not followers:
+                continue
+            self._rank(found, followers, ORDERS[i], level)
+            level += 1
+            if level == LEVELS:
+                break
+        return list(found.values())
+
+    def _rank(
+        self, found: dict[int, Candidate], followers: list[int], order: int, level: int
+    ) -> None:
+        """Add the tokens of one ending, the latest first, that no longer one had."""
+        n = len(followers)
+        for rank, token in enumerate(dict.fromkeys(followers)):
+            if token in found:
+                continue
+            count = followers.count(token)
+            rank = min(rank, 3)
+            share = 9 if count == n else count
+            evidence: Evidence = (self.name, order, level, rank, n, share)
+            found[token] = Candidate(token, evidence, _prior(order, level, rank, share))
+
+    def _followers(self, order_index: int, key: int) -> list[int]:
+        """Tokens that came after the ending with this hash, the latest first."""
+        place = self._heads[order_index][key & _HEADS]
+        if place < 0:
+            return []
+        hashes, earlier = self._hashes[order_index], self._earlier[order_index]
+        oldest = self._n - CAPACITY
+        followers = []
+        while place >= max(oldest, 0):
+            slot = place & _RING
+            if hashes[slot] == key:
+                followers.append(self._text[slot])
+                if len(followers) == OCCURRENCES:
+                    break
+            place = earlier[slot]
+        return followers
+
+    def _extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            place = self._n
+            slot = place & _RING
+            for i, key in enumerate(_hashes(self._tail)):
+                heads = self._heads[i]
+                self._earlier[i][slot] = heads[key & _HEADS]
+                self._hashes[i][slot] = key
+                heads[key & _HEADS] = place
+            self._text[slot] = token
+            self._n = place + 1
+            self._tail = self.advance(self._tail, token)
+
+
+def _hashes(tail: State) -> list[int]:
+    """Hashes of the endings of `tail`, for as many of ORDERS as it is long enough for."""
+    keys = []
+    key = 0
+    for length, token in enumerate(reversed(tail), start=1):
+        key = (key * _FACTOR + token + 1) & _BITS
+        key ^= key >> 29
+        if length in _ORDER_SET:
+            keys.append(key)
+    return keys
+
+
+_ORDER_SET = frozenset(ORDERS)
+
+
+def _prior(order: int, level: int, rank: int, share: int) -> float:
+    prior = min(0.9, 0.12 + 0.1 * order) * 0.6**level * 0.5**rank
+    return min(0.95, 1.3 * prior) if share == 9 else prior

@@ -1,0 +1,353 @@
+"""Whatever is wrong, specgen says so in one line on stderr, with the exit code that fits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from .command import (
+    ROOT,
+    Outcome,
+    finish,
+    generate,
+    run,
+    shell_words,
+    start,
+    text_of,
+    wait_until_ready,
+)
+from .tiny import write_tiny
+
+pytestmark = pytest.mark.llama
+
+LONG = "he was there " * 60  # more tokens than one chunk of prefill
+FULL = Path("/dev/full")
+
+needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+each_signal = pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"]
+)
+
+
+def assert_refused(outcome: Outcome, code: int, *messages: str) -> None:
+    """One line on stderr, with all of `messages` in it; nothing on stdout."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("specgen: error: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert not [message for message in messages if message not in outcome.err], outcome.err
+
+
+@pytest.fixture
+def here(endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with files that are no models, and prompts that cannot be read."""
+    monkeypatch.chdir(tmp_path)
+    model = endless.read_bytes()
+    for name, data in (
+        ("text.txt", b"Once upon a time\n" * 20),
+        ("text.gguf", b"Once upon a time\n" * 20),
+        ("empty.gguf", b""),
+        ("noise.gguf", bytes(range(256)) * 8),
+        ("header.gguf", model[:5000]),
+        ("cut.gguf", model[: len(model) // 2]),
+        ("short.gguf", model[:-1]),
+        ("latin1.txt", "naïve".encode("latin-1")),
+        ("newline.txt", b"\n"),
+        ("open.jinja", b"{% for m in messages %}"),
+        ("refuses.jinja", b"{{ raise_exception('not today') }}"),
+        ("latin1.jinja", b"\xe4"),
+    ):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder").mkdir()
+    write_tiny(tmp_path / "bare.gguf", template=None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("none.gguf", "no such file: none.gguf"),
+        ("folder/none", "no such file: folder/none"),
+        ("folder", "folder is a directory"),
+        ("text.txt", "text.txt is not a GGUF file"),
+        ("text.gguf", "text.gguf is not a GGUF file"),
+        ("noise.gguf", "noise.gguf is not a GGUF file"),
+        ("empty.gguf", "empty.gguf is empty"),
+        ("header.gguf", "header.gguf is truncated"),
+        ("cut.gguf", "cut.gguf is truncated"),
+        ("short.gguf", "short.gguf is truncated"),
+        ("llama-7b", "no model is called 'llama-7b'"),
+        ("smollm2-135", "the nearest name is smollm2-135m"),
+        ("", "no model is called ''"),
+        ("a\0b", "no model is called"),
+        ("x" * 5000, "no model is called"),
+    ],
+    ids=lambda value: value[:20].replace("\0", "0"),
+)
+def test_models(here: Path, command: str, model: str, message: str) -> None:
+    """What is no model is refused with exit code 3 before the prompt is asked for."""
+    assert_refused(run(command, model), 3, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "message"),
+    [
+        (("",), b"", "the prompt is empty"),
+        (("-p", ""), b"", "the prompt is empty"),
+        ((), b"", "the prompt is empty"),
+        ((), b"\n", "the prompt is empty"),
+        (("-f", "newline.txt"), b"", "the prompt is empty"),
+        (("-f", "-"), b"", "the prompt is empty"),
+        (("he", "-p", "was"), b"", "two prompts"),
+        (("", "-p", ""), b"", "two prompts"),
+        (("he", "was"), b"", "unexpected extra argument"),
+        ((), b"he \xff\xfe", "stdin is not UTF-8: byte 3 is 0xff"),
+        ((), b"he \xe2\x82", "stdin is not UTF-8: byte 3 is 0xe2"),
+        (("-f", "latin1.txt"), b"", "latin1.txt is not UTF-8: byte 2 is 0xef"),
+        (("-f", "none.txt"), b"", "cannot read the prompt file none.txt: No such file"),
+        (("-f", "folder"), b"", "cannot read the prompt file folder: Is a directory"),
+        (("he", "-sys", "be her"), b"", "need --chat"),
+        (("he", "--chat", "--chat-template-file", "none"), b"", "chat template none: No such file"),
+        (("he", "--chat", "--chat-template-file", "latin1.jinja"), b"", "is not UTF-8"),
+    ],
+)
+def test_prompts(
+    here: Path, endless: Path, words: Sequence[str], stdin: bytes, message: str
+) -> None:
+    """A prompt that is not there, or cannot be read, is refused with exit code 2."""
+    assert_refused(generate(endless, *words, "-n", "1", stdin=stdin), 2, message)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (("-n", "-2"), ("-n", "-1")),
+        (("-n", "many"), ("-n", "integer")),
+        (("-c", "-1"), ("-c", "0")),
+        (("-c", str(10**12)), ("1000000000000", "2048", "use -c 2048")),
+        (("-c", "2049"), ("2049", "2048")),
+        (("-t", "0"), ("-t", "1")),
+        (("-t", str(10**9)), ("-t", "1024")),
+        (("--temp", "-1"), ("temperature is -1",)),
+        (("--temp", "nan"), ("temperature is nan",)),
+        (("--temp", "inf"), ("temperature is inf",)),
+        (("--temp", "hot"), ("--temp",)),
+        (("--top-k", "-1"), ("top_k is -1",)),
+        (("--top-p", "2"), ("top_p is 2",)),
+        (("--min-p", "nan"), ("min_p is nan",)),
+        (("--typical", "-0.1"), ("typical_p is -0.1",)),
+        (("--repeat-penalty", "0"), ("repeat_penalty is 0",)),
+        (("--repeat-last-n", "-2"), ("repeat_last_n is -2",)),
+        (("--presence-penalty", "inf"), ("presence_penalty is inf",)),
+        (("--seed", "-5"), ("seed is -5",)),
+        (("--seed", str(2**64)), ("seed is 18446744073709551616",)),
+        (("--seed", "abc"), ("--seed",)),
+        (("--draft-max", "-1"), ("--draft-max",)),
+        (("--draft-max", "1000"), ("--draft-max", "63")),
+        (("-ngl", "foo"), ("--gpu-layers is 'foo'", "'auto'")),
+        (("-ngl", "-3"), ("--gpu-layers is '-3'",)),
+        (("-fa", "maybe"), ("-fa", "maybe")),
+        (("--drafter", "oracle"), ("no drafter named 'oracle'", "prompt-lookup")),
+        (("--drafter", ""), ("no drafter named ''",)),
+        (("--drafter", "none,"), ("no drafter named ''",)),
+        (("--stop", ""), ("a stop string is empty",)),
+        (("--colour",), ("--colour",)),
+        (("-n",), ("-n",)),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_options(
+    endless: Path, command: str, words: Sequence[str], messages: Sequence[str]
+) -> None:
+    """An option that means nothing is refused with exit code 2, its name and what it may be."""
+    assert_refused(run(command, endless, *words, stdin="he was"), 2, *messages)
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (("bake",), ("bake",)),
+        (("--colour",), ("--colour",)),
+        (("pull",), ("name",)),
+    ],
+)
+def test_commands(words: Sequence[str], messages: Sequence[str]) -> None:
+    """So is a command that there is not, and an argument that is missing; help is pointed at."""
+    assert_refused(run(*words), 2, *messages, "--help` shows the usage")
+
+
+def test_no_command() -> None:
+    """`specgen` alone shows the help, with the exit code of a command line that is incomplete."""
+    outcome = run()
+    assert outcome.code == 2
+    assert "generate" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("-c", "1"), 5, "exceeds the available context size of 1"),
+        (("-c", "3"), 5, "exceeds the available context size of 3"),
+    ],
+)
+def test_contexts(endless: Path, words: Sequence[str], code: int, message: str) -> None:
+    """A context too small for the prompt is refused with exit code 5."""
+    assert_refused(generate(endless, "he was there", *words), code, message)
+
+
+def test_huge_numbers_that_mean_all(endless: Path) -> None:
+    """Numbers beyond what there is to take are no error."""
+    few = text_of(endless, "he was", "-n", "5", "--greedy")
+    huge = ("-ngl", str(10**14), "--top-k", str(10**20), "--repeat-last-n", str(10**12))
+    assert text_of(endless, "he was", "-n", "5", "--greedy", *huge) == few
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("bare.gguf", "he"), "the model has no chat template"),
+        (("--chat-template-file", "open.jinja"), "chat template failed: line 1"),
+        (("--chat-template-file", "refuses.jinja"), "not today"),
+    ],
+)
+def test_templates(here: Path, endless: Path, words: Sequence[str], message: str) -> None:
+    """No template, or one that does not work, is an error that names the option for another."""
+    model = () if "bare.gguf" in words else (endless, "he")
+    assert_refused(generate(*model, *words, "--chat"), 3, message, "--chat-template-file")
+
+
+def test_reader_that_leaves(endless: Path) -> None:
+    """Whoever reads stdout may leave at any time: no complaint, exit code 141 as of SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for words in (("generate", endless, "he was", "-t", "1"), ("list",)):
+        assert finish(start(*words, stdout=writer)) == Outcome(141, "", "")
+    os.close(writer)
+
+
+def test_reader_that_leaves_midway(endless: Path) -> None:
+    """The same after some of the text was read."""
+    process = start("generate", endless, "he was", "-t", "1", hold="score,9,once", bufsize=0)
+    assert process.stdout
+    assert process.stderr
+    wait_until_ready(process.stderr)
+    assert len(os.read(process.stdout.fileno(), 10)) > 0
+    process.stdout.close()
+    process.send_signal(signal.SIGUSR1)
+    with process:
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+@needs_full_disk
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "MODEL", "he was", "-n", "5", "-t", "1"),
+        ("generate", "MODEL", "he was", "-n", "5", "-t", "1", "--json"),
+        ("list",),
+        ("--help",),
+    ],
+    ids=lambda words: " ".join(words[::6]),
+)
+def test_full_disk(endless: Path, words: Sequence[str]) -> None:
+    """Where stdout cannot be written, one line says why, and Python has nothing to add at exit."""
+    with FULL.open("w") as full:
+        words = [str(endless) if word == "MODEL" else word for word in words]
+        outcome = finish(start(*words, stdout=full))
+    assert_refused(outcome, 1, "cannot write the output: No space left on device")
+
+
+@needs_full_disk
+def test_full_disk_for_messages(endless: Path) -> None:
+    """Where stderr cannot be written, the text still is, and the exit code tells."""
+    with FULL.open("w") as full:
+        words = ("generate", endless, "he was", "-n", "5", "--greedy", "-t", "1", "--stats")
+        outcome = finish(start(*words, stderr=full))
+    assert (outcome.code, outcome.out) == (1, text_of(endless, "he was", "-n", "5", "--greedy"))
+
+
+def test_closed_streams(endless: Path) -> None:
+    """Streams that the parent closed count as empty, and no file of ours takes their place."""
+    words = ("he was", "-n", "5", "--greedy")
+    command = shell_words("generate", endless, *words, "-t", "1", "--stats")
+    shell = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *command]
+    done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == text_of(endless, *words)
+
+
+@each_signal
+@pytest.mark.parametrize("json", [False, True], ids=["text", "json"])
+def test_signal_in_decode(endless: Path, number: signal.Signals, json: bool) -> None:
+    """The text so far stays on stdout, or makes a valid record; the exit code is 128 + signal."""
+    words = ("he was", "--greedy", "--drafter", "none")
+    process = start(
+        "generate", endless, *words, "-t", "1", *(["--json"] * json), hold="score,20,once"
+    )
+    assert process.stderr
+    wait_until_ready(process.stderr)
+    process.send_signal(number)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err) == (128 + number, "")
+    text = text_of(endless, *words, "-n", "20")
+    if not json:
+        assert outcome.out == text
+        return
+    record = outcome.record
+    assert record["choices"][0]["text"] == text
+    assert record["choices"][0]["finish_reason"] == "abort"
+    assert record["usage"]["completion_tokens"] == 20
+
+
+@each_signal
+@pytest.mark.parametrize("json", [False, True], ids=["text", "json"])
+def test_signal_in_prefill(endless: Path, number: signal.Signals, json: bool) -> None:
+    """The prompt is not processed to its end: nothing is generated, and the exit code tells."""
+    words = ["generate", str(endless), LONG, "-t", "1", *(["--json"] * json)]
+    process = start(*words, hold="prefill,1,once")
+    assert process.stderr
+    wait_until_ready(process.stderr)
+    process.send_signal(number)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err) == (128 + number, "")
+    if json:
+        assert outcome.record["usage"]["completion_tokens"] == 0
+        assert outcome.record["choices"][0]["finish_reason"] == "abort"
+    else:
+        assert outcome.out == ""
+
+
+def test_second_interrupt(endless: Path) -> None:
+    """A second Ctrl-C ends the process at once, in the midst of a step."""
+    process = start("generate", endless, "he was", "-t", "1", hold="score,20,forever")
+    assert process.stderr
+    wait_until_ready(process.stderr)
+    process.send_signal(signal.SIGINT)
+    wait_until_ready(process.stderr)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err) == (-signal.SIGINT, "")
+    assert outcome.out != ""
+
+
+def test_ignored_interrupt(endless: Path) -> None:
+    """A process that was started to ignore SIGINT, as shells start background jobs, does so."""
+    words = ("he was", "--greedy", "-n", "30")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start("generate", endless, *words, "-t", "1", hold="score,20,once")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.stderr
+    wait_until_ready(process.stderr)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGUSR1)
+    assert finish(process) == Outcome(0, text_of(endless, *words), "")

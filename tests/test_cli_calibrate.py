@@ -1,0 +1,127 @@
+"""`specgen calibrate` and `specgen cache`, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from specgen.cli import calibrate
+from specgen.cli.main import ErrorGroup
+from specgen.core.cost import load_curve
+from specgen.core.store import cache_folder
+
+from .command import Outcome
+from .conftest import TinyModel
+
+pytestmark = pytest.mark.llama
+
+QUICK = ("-t", "1", "-c", "256", "--seconds", "1")
+
+app = typer.Typer(cls=ErrorGroup)
+calibrate.register(app)
+
+
+def run(*words: str | Path) -> Outcome:
+    """The words as a command line."""
+    result = CliRunner().invoke(app, list(map(str, words)), prog_name="specgen")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def test_a_table_and_what_follows_from_it(tiny_model: TinyModel) -> None:
+    """Times by rows and context on stdout, progress on stderr, the figures in the cache."""
+    outcome = run("calibrate", tiny_model(), *QUICK)
+    assert outcome.code == 0
+    head, *_ = lines = outcome.out.splitlines()
+    assert head.split() == ["rows", "128", "tokens"]
+    assert lines[1].split()[0] == "1"
+    assert lines[1].endswith("1.00x")
+    assert all(len(line) == len(head) for line in lines[: lines.index("")])
+    said = " ".join(outcome.out.split())
+    assert "flash attention: o" in said
+    assert "to break even at 128 tokens:" in said
+    assert "give the same bits at 128 tokens: " in said
+    assert f"kept in {cache_folder()}" in said
+    assert "specgen: loading the model" in outcome.err
+    assert len(list(cache_folder().glob("*.json"))) == 2
+
+
+def test_json(tiny_model: TinyModel) -> None:
+    """One object with all figures."""
+    record = run("calibrate", tiny_model(), *QUICK, "-fa", "on", "--json").record
+    assert Path(record["stored"]).is_file()
+    assert record["flash_attention"] is True
+    assert record["flash_attention_off"] is None
+    assert record["curve"]["sizes"][:1] == [1]
+    assert set(record["break_even"][0]) == {"context", "4", "8", "16"}
+    assert record["exact_classes"][0]["context"] == 128
+
+
+def test_both_settings_are_compared(tiny_model: TinyModel) -> None:
+    """Unless one is asked for."""
+    record = run("calibrate", tiny_model(), *QUICK, "--json").record
+    assert record["flash_attention_off"]["step_time"] > 0
+    assert record["flash_attention_off"]["contexts"] == [128]
+
+
+def test_the_curve_as_a_file(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """It is what load_curve reads."""
+    file = tmp_path / "curve.json"
+    record = run("calibrate", tiny_model(), *QUICK, "--json", "--curve-out", file).record
+    assert load_curve(str(file)).record() == record["curve"] == json.loads(file.read_text())
+
+
+def test_a_curve_that_cannot_be_written(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is not there is told before the time is spent, and nothing is lost else."""
+    outcome = run("calibrate", tiny_model(), *QUICK, "--curve-out", tmp_path)
+    assert outcome.code == 2
+    assert len(list(cache_folder().glob("*.json"))) == 2
+    monkeypatch.setattr("specgen.core.profile.measure_profile", pytest.fail)
+    outcome = run("calibrate", tiny_model(), "--curve-out", tmp_path / "no" / "curve.json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "curve.json" in outcome.err
+
+
+def test_a_cache_that_cannot_be_written(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures are shown all the same."""
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("SPECGEN_CACHE", str(file))
+    outcome = run("calibrate", tiny_model(), *QUICK)
+    assert outcome.code == 0
+    assert "not kept" in outcome.out
+    assert "cannot write" in outcome.err
+
+
+def test_a_busy_machine_is_told(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures that may be far off come with a warning."""
+    monkeypatch.setattr("specgen.core.profile._NOISY", 0.5)
+    assert "the machine was busy" in run("calibrate", tiny_model(), *QUICK).err
+
+
+def test_what_is_no_model() -> None:
+    """An unknown name ends here, before anything is loaded."""
+    outcome = run("calibrate", "no-such-model")
+    assert outcome.code == 3
+    assert "no-such-model" in outcome.err
+
+
+def test_the_cache(tiny_model: TinyModel) -> None:
+    """`cache path` says where it is, `cache clear` empties it."""
+    assert run("cache", "path").out == f"{cache_folder()}\n"
+    run("calibrate", tiny_model(), *QUICK)
+    assert cache_folder().is_dir()
+    outcome = run("cache", "clear")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "removed 2 files" in outcome.err
+    assert not cache_folder().exists()
+    assert "removed 0 files" in run("cache", "clear").err
