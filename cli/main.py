@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from specgen import __version__
 from specgen.core.errors import SpecgenError
 
-from . import models
+from . import bench, calibrate, models
 from .chat import chat
 from .generate import generate
 
@@ -107,6 +107,8 @@ def options(
 app.command("generate")(generate)
 app.command("chat")(chat)
 models.register(app)
+calibrate.register(app)
+bench.register(app)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
 from specgen.core.errors import UsageError
-from specgen.drafters import DEFAULT_DRAFTER, REGISTRY, create
+from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, create
 
 if TYPE_CHECKING:
     from specgen.core.protocols import Drafter
@@ -271,7 +271,7 @@ class EngineOptions(MachineOptions):
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help=f"Who guesses ahead: {', '.join(REGISTRY)}.",
+            help=f"Who guesses ahead: {', '.join([AUTO, *REGISTRY])}.",
             rich_help_panel=_SPECULATION,
         ),
     ] = DEFAULT_DRAFTER

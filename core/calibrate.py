@@ -1,61 +1,49 @@
 """From evidence to probability: how often were guesses on such evidence right?
 
 Every bucket of evidence counts how often a guess was right where its parent was, with decay, so
-it follows the text. A guess has several buckets: one or more of each drafter that made it, the
-token itself, and the token before it. Their estimates are mixed in the logistic domain with
-weights that are learnt online, one weight vector per set of drafters that agree
-(Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005). Agreement
-counts for as much as it turns out to be worth.
+it follows the text. A guess falls into one bucket for each drafter that made it, together with
+the run of right guesses before it, one for its token and one for the token before it. Their
+estimates are mixed in the logistic domain with weights learnt online, one weight vector per set
+of drafters that agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data
+Compression", 2005): agreement counts for as much as it turns out to be worth. A last bucket, of
+guesses judged about as likely, takes back what the mixture is too sure of.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .tree import Evidence
 
-DECAY = 0.998  # per visit: a bucket remembers about its last 500 guesses
-PRIOR_VISITS = 2.0  # what the estimate at a bucket's first visit counts for
-RATE = 0.02  # learning rate of the weights
-MAX_BUCKETS = 50_000
+DECAY = 0.998  # per visit: a bucket remembers its last 500 guesses or so
+PRIOR_VISITS = 2.0  # what a bucket's first estimate counts for
+TRUST_VISITS = 4.0  # visits after which a bucket is believed as much as the drafter's own one
+LEARNING_RATE = 0.003
+MAX_BUCKETS = 100_000  # some 20 MB; later ones are not counted
 
-_Bucket: TypeAlias = list[float]  # [hits, visits, logit of hits / visits]
-Key: TypeAlias = tuple[object, ...]
-
-
-def logit(p: float) -> float:
-    """ln(p / (1 - p)), with p kept off 0 and 1."""
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
+_STRENGTHS = 5  # into how many classes guesses are sorted, for the buckets of tokens
+_Key: TypeAlias = tuple[object, ...]
+_Group: TypeAlias = tuple[str | int, ...]
+_Bucket: TypeAlias = list[float]  # [hits, visits, logit of their ratio]
 
 
-def squash(x: float) -> float:
-    """The inverse of `logit`."""
-    return 1 / (1 + math.exp(-x)) if x > -30 else 0.0
+class Guess(NamedTuple):
+    """A judged guess, ready to be learnt from."""
 
-
-class Guess:
-    """A guess with the buckets that it falls into, ready to be learnt from."""
-
-    __slots__ = ("group", "inputs", "keys", "prob")
-
-    def __init__(
-        self, keys: tuple[Key, ...], group: tuple[str | int, ...], inputs: list[float], prob: float
-    ) -> None:
-        self.keys = keys
-        self.group = group
-        self.inputs = inputs
-        self.prob = prob
+    prob: float
+    keys: tuple[_Key, ...]
+    inputs: tuple[float, ...]  # each bucket's estimate, as a logit; the mixture comes last
+    group: _Group  # the drafters that agree
 
 
 class Calibrator:
     """Probabilities of guesses, learnt from what became of earlier ones."""
 
     def __init__(self) -> None:
-        self._buckets: dict[Key, _Bucket] = {}
-        self._weights: dict[tuple[str | int, ...], list[float]] = {}
+        self._buckets: dict[_Key, _Bucket] = {}
+        self._weights: dict[_Group, list[float]] = {}
 
     def guess(
         self, evidence: Sequence[Evidence], prior: float, token: int, last: int, run: int
@@ -69,39 +57,67 @@ class Calibrator:
             last: the token before it.
             run: guesses in a row that were right, up to here.
         """
-        run = min(run.bit_length(), 4)
-        strength = int(5 * prior)
-        keys: list[Key] = []
-        for item in evidence:
-            keys.append((item, run))
-            keys.append(item)
-        keys.append(("token", token, strength))
-        keys.append(("after", last, strength))
         get = self._buckets.get
-        default = logit(prior)
-        inputs = []
-        for key in keys:
+        streak = 0 if run == 0 else 1 if run < 3 else 2 if run < 8 else 3
+        keys: list[_Key] = []
+        inputs: list[float] = []
+        base = default = logit(prior)
+        for item in evidence:
+            key: _Key = (item, streak)
+            keys.append(key)
             bucket = get(key)
-            inputs.append(default if bucket is None else bucket[2])
-        group = tuple(item[0] for item in evidence)
+            value = default if bucket is None else bucket[2]
+            inputs.append(value)
+            if len(keys) == 1 or value > base:
+                base = value
+        strength = int(_STRENGTHS * squash(base))
+        for key in ((1, token, strength), (2, last, strength)):
+            keys.append(key)
+            bucket = get(key)
+            inputs.append(base if bucket is None else _trusted(bucket, base))
+        group = tuple([item[0] for item in evidence])
         weights = self._weights.get(group)
         if weights is None:
-            weights = self._weights[group] = [1.2 / len(keys)] * len(keys)
+            weights = self._weights[group] = [1.0 / len(keys)] * len(keys)
         total = 0.0
         for weight, value in zip(weights, inputs):  # noqa: B905  (on the path of every guess)
             total += weight * value
-        return Guess(tuple(keys), group, inputs, squash(total))
+        # Last, what guesses judged about as likely as this one came to.
+        key = (3, round(2 * total), streak)
+        keys.append(key)
+        bucket = get(key)
+        final = total if bucket is None else _trusted(bucket, total)
+        inputs.append(total)
+        return Guess(squash(final), tuple(keys), tuple(inputs), group)
 
     def learn(self, guess: Guess, right: bool) -> None:
         """Count what became of a guess whose parent was right."""
         weights = self._weights[guess.group]
-        step = RATE * (right - guess.prob)
-        for i, value in enumerate(guess.inputs):
-            weights[i] += step * value
-        for key in guess.keys:
+        step = LEARNING_RATE * (right - squash(guess.inputs[-1]))
+        for i in range(len(weights)):
+            weights[i] += step * guess.inputs[i]
+        for key, value in zip(guess.keys, guess.inputs):  # noqa: B905  (see above)
             bucket = self._buckets.get(key)
             if bucket is None:
-                bucket = self._buckets[key] = [PRIOR_VISITS * guess.prob, PRIOR_VISITS, 0.0]
+                if len(self._buckets) >= MAX_BUCKETS:
+                    continue
+                bucket = self._buckets[key] = [PRIOR_VISITS * squash(value), PRIOR_VISITS, 0.0]
             bucket[0] = bucket[0] * DECAY + right
             bucket[1] = bucket[1] * DECAY + 1
             bucket[2] = logit(bucket[0] / bucket[1])
+
+
+def _trusted(bucket: _Bucket, base: float) -> float:
+    """A bucket's logit, pulled towards `base` while it has seen little."""
+    return (bucket[2] * bucket[1] + base * TRUST_VISITS) / (bucket[1] + TRUST_VISITS)
+
+
+def logit(p: float) -> float:
+    """ln(p / (1 - p)), with p kept off 0 and 1."""
+    p = min(max(p, 1e-4), 1 - 1e-4)
+    return math.log(p / (1 - p))
+
+
+def squash(x: float) -> float:
+    """The inverse of `logit`."""
+    return 1 / (1 + math.exp(-x)) if x > -30 else 0.0

@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+from .calibrate import Calibrator
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .conversation import Conversation
 from .errors import ContextFull, UsageError
 from .host import default_threads
 from .llama import ContextConfig, LlamaBackend, LlamaModel
+from .profile import Profile, find_profile
 from .protocols import Drafter
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
 from .template import ChatTemplate
 from .text import TextStream
+from .tracker import CostTracker
 
 _log = logging.getLogger("specgen.engine")
 
@@ -39,6 +43,9 @@ class Engine:
         self._open = ExitStack()
         start = perf_counter()
         try:
+            profile = find_profile(path, config) if len(drafters) > 1 else None
+            if profile and config.flash_attention is None:
+                config = replace(config, flash_attention=profile.flash_attention)
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
             self.backend = LlamaBackend(self.model, _context_config(self.model, config))
@@ -47,7 +54,7 @@ class Engine:
             self._open.close()
             raise
         self.vocab = self.model.vocab
-        self.session = Session(self.backend, drafters, config.max_drafts)
+        self.session = _session(self.backend, drafters, config, profile)
         self.load_s = perf_counter() - start
         _log.info("%s", _describe(self.model, self.backend))
 
@@ -170,6 +177,19 @@ class Generation:
     def _keep(self, piece: str) -> str:
         self.text += piece
         return piece
+
+
+def _session(
+    backend: LlamaBackend,
+    drafters: Sequence[Drafter],
+    config: EngineConfig,
+    profile: Profile | None,
+) -> Session:
+    """A single drafter drafts as it likes; several are judged by what their guesses are worth."""
+    if len(drafters) < 2:
+        return Session(backend, drafters, config.max_drafts)
+    tracker = CostTracker(profile.curve if profile else None)
+    return Session(backend, drafters, config.max_drafts, calibrator=Calibrator(), pricing=tracker)
 
 
 def _context_config(model: LlamaModel, config: EngineConfig) -> ContextConfig:

@@ -169,6 +169,17 @@ class LlamaModel:
             self.handle = None
 
 
+def open_vocab(path: Path) -> LlamaVocab:
+    """The vocabulary of a GGUF file, without its weights, kept for good. Raises ModelError."""
+    api = _library().api
+    params = api.llama_model_default_params()
+    params.vocab_only = True
+    handle = api.llama_model_load_from_file(str(path).encode(), params)
+    if not handle:
+        raise ModelError(f"llama.cpp cannot read the vocabulary of {path}")
+    return LlamaVocab(api, api.llama_model_get_vocab(handle))
+
+
 @dataclass(frozen=True, slots=True)
 class ContextConfig:
     """How to set up a context.

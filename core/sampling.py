@@ -287,7 +287,7 @@ class Sampler:
     def _is_alone(self, row: NDArray[np.float32], peak: np.float32) -> bool:
         """Whether min-p leaves no token but the likeliest, whatever top-k and top-p do before it.
 
-        So it is for most tokens that a drafter guesses right, and it costs a fraction to know.
+        So it is for many of the tokens that a drafter guesses right, and it is soon known.
         """
         params = self.params
         if params.min_p == 0 or params.typical_p < 1:  # typical may drop the likeliest itself

@@ -12,13 +12,17 @@ from time import perf_counter
 
 import numpy as np
 
-from .builder import Builder
+from .builder import Builder, Pricing
+from .calibrate import Calibrator
 from .errors import ContextFull, UsageError
 from .protocols import Backend, Drafter
 from .sampling import Sampler
 from .stats import Step
+from .tracker import CostTracker
 from .tree import DraftTree
 from .verify import verify
+
+_HOST_S = 40e-6  # host time of a further row, see benchmarks/host_overhead.py
 
 
 class Session:
@@ -28,16 +32,33 @@ class Session:
         backend: the target model; the session is its only user.
         drafters: guess what comes next; none means plain decoding.
         max_drafts: most guesses in one tree.
+        calibrator: judges guesses, see Builder.
+        pricing: what calls cost, see Builder; told what they take if it is a CostTracker.
     """
 
-    def __init__(self, backend: Backend, drafters: Sequence[Drafter], max_drafts: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        drafters: Sequence[Drafter],
+        max_drafts: int,
+        *,
+        calibrator: Calibrator | None = None,
+        pricing: Pricing | None = None,
+    ) -> None:
         limits = backend.limits
         self.tokens: list[int] = []
         self._backend = backend
         self._drafters = tuple(drafters)
         self._builder = Builder(
-            drafters, max_drafts, max_leaves=limits.max_leaves, branch=limits.can_branch
+            drafters,
+            max_drafts,
+            max_leaves=limits.max_leaves,
+            branch=limits.can_branch,
+            calibrator=calibrator,
+            pricing=pricing,
+            host_s=_HOST_S if isinstance(pricing, CostTracker) else 0.0,
         )
+        self._tracker = pricing if isinstance(pricing, CostTracker) else None
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -109,12 +130,15 @@ class Session:
         drafted = perf_counter()
         logits = backend.score(tree, lead)
         scored = perf_counter()
+        if self._tracker:
+            self._tracker.observe(len(lead) + len(tree), backend.length, scored - drafted)
         kept = 0  # if anything below fails, nothing of this step stays in the cache
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
             kept = len(lead) + 1 + _accepted_on_main(tree, verdict.path)
             for drafter in self._drafters:
                 drafter.observe(verdict.tokens, tree, logits)
+            self._builder.learn(verdict.tokens)
             self.tokens += verdict.tokens
         finally:
             backend.commit(kept)
@@ -131,7 +155,7 @@ class Session:
     def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
         limits = self._backend.limits
         room = min(limits.max_rows - n_lead - 1, limits.n_ctx - len(self.tokens))
-        return self._builder.build(root, room, depth)
+        return self._builder.build(root, room, depth, context=self._backend.length, n_lead=n_lead)
 
 
 def _accepted_on_main(tree: DraftTree, path: Sequence[int]) -> int:

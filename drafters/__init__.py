@@ -20,32 +20,52 @@ class Spec:
     name: str
     summary: str
 
-    def create(self) -> Drafter:
-        """A new drafter that knows no text yet."""
-        drafter: Drafter = getattr(import_module(f".{self.module}", __name__), self.name)()
+    def create(self, alone: bool) -> Drafter:
+        """A new drafter that knows no text yet; `alone` as its paper describes it."""
+        drafter: Drafter = getattr(import_module(f".{self.module}", __name__), self.name)(alone)
         return drafter
 
 
 REGISTRY: dict[str, Spec] = {
     "none": Spec("none", "NoDrafter", "plain decoding, drafts nothing"),
     "prompt-lookup": Spec(
-        "prompt_lookup", "PromptLookup", "copies what followed the last tokens earlier in the text"
+        "prompt_lookup",
+        "PromptLookup",
+        "copies on from the last occurrence of the last tokens",
     ),
+    "copyspec": Spec(
+        "copyspec",
+        "CopySpec",
+        "copies on from the first occurrence of the last three tokens",
+    ),
+    "suffix": Spec("suffix", "Suffix", "what followed the longest endings of the text before"),
+    "trigram": Spec("trigram", "Trigram", "what lately followed the last two tokens"),
+    "recycle": Spec("recycle", "Recycle", "the target's own runners-up after the same tokens"),
 }
 
-DEFAULT_DRAFTER = "prompt-lookup"
+# Several at once, judged by how often they were right and by what checking their guesses costs.
+# These two were worth the host time that they take; docs/log.md has what the others added.
+AUTO = "auto"
+AUTO_DRAFTERS = ("suffix", "prompt-lookup")
+
+DEFAULT_DRAFTER = AUTO
 
 
 def create(names: str) -> list[Drafter]:
-    """New drafters for a comma-separated list of names.
+    """New drafters for a comma-separated list of names, or those of AUTO_DRAFTERS for "auto".
+
+    A single one works as its paper describes it; several feed the builder.
 
     Raises UsageError for a name that is not in the registry.
     """
+    chosen = [name.strip() for name in names.split(",")]
+    if chosen == [AUTO]:
+        return [REGISTRY[name].create(alone=False) for name in AUTO_DRAFTERS]
     drafters = []
-    for name in names.split(","):
-        spec = REGISTRY.get(name.strip())
+    for name in chosen:
+        spec = REGISTRY.get(name)
         if spec is None:
-            known = ", ".join(REGISTRY)
-            raise UsageError(f"there is no drafter named '{name.strip()}'", f"choose from: {known}")
-        drafters.append(spec.create())
+            known = ", ".join([AUTO, *REGISTRY])
+            raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
+        drafters.append(spec.create(alone=len(chosen) == 1))
     return drafters

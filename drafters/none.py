@@ -13,6 +13,9 @@ class NoDrafter:
 
     name = "none"
 
+    def __init__(self, alone: bool = True) -> None:
+        """There is but one way to draft nothing."""
+
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
 

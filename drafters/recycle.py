@@ -136,7 +136,7 @@ class Recycle:
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """See Drafter. Without rows of logits only the text is learnt."""
-        if len(logits):
+        if logits.size:  # a replay has none
             self._recycle(emitted, tree, logits)
         self._extend(emitted)
 

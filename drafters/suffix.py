@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.tree import DraftTree, Evidence
+
+from .evidence import LONGEST_COPY
 
 ORDERS = (1, 2, 3, 5, 8, 16)
 LONGEST = ORDERS[-1]
@@ -28,7 +31,12 @@ _HEADS = (1 << 16) - 1
 _FACTOR = 0x9E3779B97F4A7C15
 _BITS = (1 << 62) - 1
 
-State = tuple[int, ...]  # the last LONGEST tokens, drafted ones included
+
+class _State(NamedTuple):
+    """The last LONGEST tokens, drafted ones included, and how many more may be drafted."""
+
+    tail: tuple[int, ...]
+    left: int
 
 
 class Suffix:
@@ -51,7 +59,7 @@ class Suffix:
         self._earlier = [array("i", [-1]) * CAPACITY for _ in ORDERS]
         self._hashes = [array("q", bytes(8 * CAPACITY)) for _ in ORDERS]
         self._n = 0
-        self._tail: State = ()
+        self._tail: tuple[int, ...] = ()
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
@@ -61,21 +69,29 @@ class Suffix:
         self._tail = ()
         self._extend(context[-CAPACITY:].tolist())
 
-    def root(self) -> State | None:
+    def root(self) -> _State | None:
         """The end of the text."""
-        return self._tail or None
+        if not self._tail:
+            return None
+        if not self._alone:
+            return _State(self._tail, LONGEST_COPY)
+        hashes = _hashes(self._tail)
+        matches = [ORDERS[i] for i, key in enumerate(hashes) if self._followers(i, key)]
+        return _State(self._tail, 1 + 4 * matches[-1]) if matches else None
 
-    def advance(self, state: State, token: int) -> State:
+    def advance(self, state: _State, token: int) -> _State:
         """See Drafter."""
-        return (*state[1 - LONGEST :], token)
+        return _State(_after(state.tail, token), state.left - 1)
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """See Drafter."""
         self._extend(emitted)
 
-    def predict(self, state: State) -> Sequence[Candidate]:
+    def predict(self, state: _State) -> Sequence[Candidate]:
         """Tokens that followed the two longest endings with a match, the longest first."""
-        hashes = _hashes(state)
+        if state.left <= 0:
+            return ()
+        hashes = _hashes(state.tail)
         found: dict[int, Candidate] = {}
         level = 0
         for i in range(len(hashes) - 1, -1, -1):
@@ -86,7 +102,8 @@ class Suffix:
             level += 1
             if level == LEVELS:
                 break
-        return list(found.values())
+        guesses = list(found.values())
+        return guesses[:1] if self._alone else guesses
 
     def _rank(
         self, found: dict[int, Candidate], followers: list[int], order: int, level: int
@@ -130,10 +147,14 @@ class Suffix:
                 heads[key & _HEADS] = place
             self._text[slot] = token
             self._n = place + 1
-            self._tail = self.advance(self._tail, token)
+            self._tail = _after(self._tail, token)
 
 
-def _hashes(tail: State) -> list[int]:
+def _after(tail: tuple[int, ...], token: int) -> tuple[int, ...]:
+    return (*tail[1 - LONGEST :], token)
+
+
+def _hashes(tail: tuple[int, ...]) -> list[int]:
     """Hashes of the endings of `tail`, for as many of ORDERS as it is long enough for."""
     keys = []
     key = 0

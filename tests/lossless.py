@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from specgen.core.calibrate import Calibrator
+from specgen.core.cost import load_curve
 from specgen.core.errors import ContextFull
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
@@ -39,6 +41,7 @@ class Case:
     budget: int
     branch: bool
     rewind: bool
+    judged: bool
     max_leaves: int
 
 
@@ -96,7 +99,13 @@ def speculative(case: Case) -> Outcome:
         rewind=case.rewind,
     )
     backend = FakeBackend(HashModel(case.n_vocab, case.order, case.model_seed), limits)
-    session = Session(backend, _drafters(case), case.budget)
+    session = Session(
+        backend,
+        _drafters(case),
+        case.budget,
+        calibrator=Calibrator() if case.judged else None,
+        pricing=load_curve("mi50") if case.judged else None,
+    )
     stream = TextStream(Letters(case.n_vocab, case.eog), case.stops)
     sampler = Sampler(case.params, case.n_vocab)
     tokens: list[int] = []
@@ -165,6 +174,7 @@ def random_case(seed: int) -> Case:
         budget=rng.randint(0, 16),
         branch=(branch := rng.random() < 0.7),
         rewind=branch or rng.random() < 0.5,
+        judged=rng.random() < 0.4,
         max_leaves=rng.choice((1, 2, 16)),
     )
 

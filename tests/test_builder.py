@@ -21,12 +21,23 @@ Guesses: TypeAlias = dict[Path, dict[int, float]]
 
 ROOT = 50
 
+
+def reachable(levels: list[dict[int, float]]) -> Guesses:
+    """Guesses at the root and then, breadth first, below each guess, as far as `levels` go."""
+    guesses: Guesses = {}
+    paths: list[Path] = [()]
+    for path, children in zip(paths, levels, strict=False):  # grows on the way
+        guesses[path] = children
+        paths += [(*path, token) for token in children]
+    return guesses
+
+
 # Few probabilities, so that there are many ties, and those of paths are exact.
-GUESSES = st.dictionaries(
-    st.lists(st.integers(0, 2), max_size=3).map(tuple),
-    st.dictionaries(st.integers(0, 2), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), max_size=3),
-    max_size=6,
+CHILDREN = st.dictionaries(
+    st.integers(0, 2), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), max_size=3
 )
+GUESSES = st.lists(CHILDREN, max_size=8).map(reachable)
+FEW_GUESSES = st.lists(CHILDREN, max_size=3).map(reachable)
 
 
 class Table:
@@ -130,7 +141,7 @@ def best_first(
 
 @settings(max_examples=60)
 @given(
-    tables=st.lists(GUESSES.filter(lambda guesses: len(guesses) < 4), max_size=2),
+    tables=st.lists(FEW_GUESSES, max_size=2),
     n=st.integers(1, 5),
 )
 def test_no_tree_of_as_many_nodes_is_better(tables: list[Guesses], n: int) -> None:
@@ -142,7 +153,7 @@ def test_no_tree_of_as_many_nodes_is_better(tables: list[Guesses], n: int) -> No
     assert sum(tree.values()) == max(all_trees(paths, n))
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(
     tables=st.lists(GUESSES, max_size=3),
     room=st.integers(0, 12),
@@ -202,10 +213,18 @@ def test_evidence_names_every_drafter_that_proposed_the_node(tables: list[Guesse
 
 def test_agreeing_drafters_make_one_node_with_the_higher_estimate() -> None:
     """Two drafters' guess of one token is one node, with the larger probability and both names."""
-    tree = build({(): {1: 0.25, 2: 0.5}}, {(): {1: 0.75}})
-    assert tree.tokens == (ROOT, 1, 2)
-    assert tree.probs == (1.0, 0.75, 0.5)
-    assert tree.evidence == ((), (("table 0", 0), ("table 1", 0)), (("table 0", 1),))
+    for low, high in ((0.25, 0.75), (0.75, 0.25)):
+        tree = build({(): {1: low, 2: 0.5}}, {(): {1: high}})
+        assert tree.tokens == (ROOT, 1, 2)
+        assert tree.probs == (1.0, 0.75, 0.5)
+        assert tree.evidence == ((), (("table 0", 0), ("table 1", 0)), (("table 0", 1),))
+
+
+def test_full_leaves_leave_room_to_what_continues_them() -> None:
+    """Where no leaf may be added, less likely guesses that continue a leaf take the room."""
+    guesses: Guesses = {(): {0: 1.0, 1: 0.75, 2: 0.75}, (1,): {0: 0.25}}
+    tree = build(guesses, room=3, max_leaves=2)
+    assert set(path_probs(tree)) == {(0,), (1,), (1, 0)}
 
 
 def test_a_token_offered_twice_is_one_node() -> None:

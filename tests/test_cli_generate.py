@@ -20,7 +20,7 @@ FIGURES = re.compile(
     r"\[specgen\] (?P<tokens>\d+) tokens, [\d.]+ t/s"
     r" \| first token \d+ ms \(prompt (?P<prompt>\d+) @ \d+ t/s, 0 cached\)"
     r" \| [\d.]+ tokens/step,"
-    r" (no drafts|accepted \d+/\d+ \(\d+%\) \| prompt-lookup \d+/\d+ \(\d+%\))"
+    r" (no drafts|accepted \d+/\d+ \(\d+%\)( \| [a-z-]+ \d+/\d+ \(\d+%\))+)"
     r" \| seed (?P<seed>\d+)\n"
 )
 

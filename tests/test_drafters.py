@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,8 @@ N_VOCAB = 50
 PREDICTED = repeating_text(60, 12, 9)
 
 MAKERS: dict[str, Callable[[], Drafter]] = {
-    **{name: spec.create for name, spec in REGISTRY.items()},
-    "prompt-lookup": PromptLookup,
-    "prompt-lookup alone": lambda: PromptLookup(alone=True),
-    "copyspec": CopySpec,
-    "copyspec alone": lambda: CopySpec(alone=True),
-    "trigram": Trigram,
-    "trigram alone": lambda: Trigram(alone=True),
-    "recycle": Recycle,
-    "recycle alone": lambda: Recycle(alone=True),
+    **{name: partial(spec.create, alone=False) for name, spec in REGISTRY.items()},
+    **{f"{name} alone": partial(spec.create, alone=True) for name, spec in REGISTRY.items()},
     "predicted": lambda: Predicted(PREDICTED),
     "predicted alone": lambda: Predicted(PREDICTED, alone=True),
     "predicted nothing": lambda: Predicted([]),

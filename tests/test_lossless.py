@@ -125,6 +125,7 @@ def _case(*, seed: int, n_vocab: int, budget: int, drafter: str) -> Case:
         budget=budget,
         branch=True,
         rewind=True,
+        judged=False,
         max_leaves=16,
     )
 
@@ -265,7 +266,9 @@ def _budget_of_tokens_ignored(patch: pytest.MonkeyPatch) -> None:
     build = Builder.build
     patch.setattr(session_module, "verify", walk)
     patch.setattr(
-        Builder, "build", lambda self, root, room, depth: build(self, root, room, depth + 9)
+        Builder,
+        "build",
+        lambda self, root, room, depth, **more: build(self, root, room, depth + 9, **more),
     )
 
 

@@ -284,6 +284,17 @@ def test_each_token_takes_exactly_one_random_number() -> None:
         assert sampler.next(peaked) == 7
 
 
+@pytest.mark.parametrize("params", [SamplingParams(seed=1), SamplingParams(seed=1, top_k=0)])
+def test_a_token_without_rivals_takes_its_random_number_too(params: SamplingParams) -> None:
+    """Where the filters leave one token, the numbers of the tokens after it are the same."""
+    row = random_row(500, 3)
+    row[7] = row.max() + 9
+    sampler = Sampler(params, 500)
+    assert sampler.distribution(row)[0].tolist() == [7]
+    assert [sampler.next(row) for _ in range(3)] == [7, 7, 7]
+    assert sampler._rng.random() == np.random.Generator(np.random.PCG64(1)).random(4)[3]
+
+
 def test_greedy_takes_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """At temperature 0 the lowest id of the likeliest tokens is taken without any draw."""
     sampler = Sampler(SamplingParams(temperature=0.0), 4)
@@ -376,12 +387,22 @@ def test_callers_logits_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-300, 1e-6, 1e6])
-def test_extreme_temperatures_are_no_trouble(temperature: float) -> None:
+@pytest.mark.parametrize("params", [SamplingParams(seed=1), OFF])
+def test_extreme_temperatures_are_no_trouble(params: SamplingParams, temperature: float) -> None:
     """A tiny temperature takes the likeliest token, and none overflows."""
-    sampler = Sampler(SamplingParams(temperature=temperature, seed=1), 50)
+    sampler = Sampler(replace(params, temperature=temperature), 50)
     row = random_row(50, 3)
     token = sampler.next(row)
     assert temperature > 1 or token == int(row.argmax())
+
+
+def test_the_likeliest_that_typical_leaves_is_taken_at_a_tiny_temperature() -> None:
+    """Where typical drops the likeliest token, the others' weights do not vanish beside it."""
+    row = row_of([2.0, *[0.5] * 9, 0.25])  # surprise of the first is far from the entropy
+    params = replace(OFF, typical_p=0.3, temperature=1e-6)
+    ids, probs = Sampler(params, len(row)).distribution(row)
+    assert 0 not in ids
+    assert probs == pytest.approx([1 / len(ids)] * len(ids))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])

@@ -1,0 +1,135 @@
+"""Replay: recorded answers through drafters give exact, repeatable figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specgen.core.calibrate import Calibrator
+from specgen.core.cost import load_curve
+from specgen.core.errors import UsageError
+from specgen.core.replay import Recording, load_recordings, replay
+from specgen.drafters import REGISTRY, create
+
+from .command import run
+from .conftest import TinyModel
+
+CURVE = load_curve("mi50")
+LOOP = tuple(range(100, 110)) * 8  # repeats, so that there is something to copy
+RECORDING = Recording("task", ((LOOP[:15], LOOP), (LOOP[:5], LOOP[3:60])))
+
+
+def characters(text: str) -> list[int]:
+    """A token per character."""
+    return [ord(char) for char in text]
+
+
+def test_plain_decoding_makes_one_token_a_step() -> None:
+    """Without drafts: as many steps as tokens, one row each, speed 1."""
+    tallies = replay(RECORDING, create("none"), CURVE, None, 16)
+    assert list(tallies) == ["task turn 1", "task turn 2"]
+    for tally, (_, answer) in zip(tallies.values(), RECORDING.turns, strict=True):
+        assert (tally.tokens, tally.steps, tally.nodes) == (len(answer),) * 3
+        assert tally.speedup == 1.0
+
+
+def test_a_copied_loop_is_counted_by_hand() -> None:
+    """Prompt lookup on a loop accepts all of its seven copied tokens at each full step."""
+    recording = Recording("task", ((LOOP[:15], LOOP[5:77]),))
+    (tally,) = replay(recording, create("prompt-lookup"), CURVE, None, 16).values()
+    assert (tally.tokens, tally.steps, tally.nodes) == (72, 9, 72)
+    assert tally.speedup == pytest.approx(8 * CURVE.row(0)[0] / CURVE.row(0)[7])
+
+
+@pytest.mark.parametrize("name", ["auto", *REGISTRY])
+def test_every_drafter_replays_the_whole_answer_twice_alike(name: str) -> None:
+    """All tokens are emitted, and the same figures come out again."""
+
+    def once() -> list[tuple[int, int, int]]:
+        calibrator = Calibrator() if name == "auto" else None
+        tallies = replay(RECORDING, create(name), CURVE, calibrator, 63)
+        return [(tally.tokens, tally.steps, tally.nodes) for tally in tallies.values()]
+
+    assert once() == once()
+    assert [figures[0] for figures in once()] == [80, 57]
+
+
+def test_the_curve_decides_the_size_of_trees() -> None:
+    """Where calls cost the same whatever their size, trees grow; where they are dear, less."""
+
+    def rows(curve: str) -> float:
+        tallies = replay(RECORDING, create("auto"), load_curve(curve), Calibrator(), 63)
+        return tallies["task turn 1"].nodes_per_step
+
+    assert rows("flat") > rows("cpu2")
+
+
+def test_recordings_are_read_from_json_lines(tmp_path: Path) -> None:
+    """Turns and answers become token pairs; blank lines are skipped."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"task": "t", "turns": ["a"], "answers": ["bc"]}) + "\n\n")
+    (recording,) = load_recordings(path, characters)
+    assert recording == Recording("t", ((tuple(map(ord, "\n\na\n\n")), (98, 99)),))
+
+
+def test_a_plain_text_is_one_recording(tmp_path: Path) -> None:
+    """Its first 64 tokens are the prompt, the rest the answer."""
+    path = tmp_path / "story.txt"
+    path.write_text("x" * 100)
+    (recording,) = load_recordings(path, characters)
+    assert (recording.task, [len(part) for part in recording.turns[0]]) == ("story", [64, 36])
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", "{}", '{"turns": ["a", "b"], "answers": ["c"]}', '{"turns": 1}']
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+    """One line that says which one is at fault."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"turns": ["a"], "answers": ["b"]}\n' + line)
+    with pytest.raises(UsageError, match="line 2 is no recorded conversation"):
+        load_recordings(path, characters)
+
+
+@pytest.mark.llama
+def test_the_command_prints_a_record_per_drafter_curve_and_group(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """`bench --replay` with the tiny model's vocabulary, as JSON lines and as a table."""
+    path = tmp_path / "x.jsonl"
+    answer = "the one that was not there " * 6
+    path.write_text(json.dumps({"task": "t", "turns": ["say it"], "answers": [answer]}))
+    words = ("bench", tiny_model(), "--replay", path, "--drafter", "auto,none")
+    outcome = run(*words, "--curve", "cpu2,flat", "-o", "jsonl")
+    assert (outcome.code, outcome.err) == (0, "")
+    records = [json.loads(line) for line in outcome.out.splitlines()]
+    keys = [(r["curve"], r["drafter"], r["group"]) for r in records]
+    assert keys == [
+        (curve, drafter, group)
+        for curve in ("cpu2", "flat")
+        for drafter in ("auto", "none")
+        for group in ("all", "t turn 1")
+    ]
+    assert all(r["speedup"] == 1.0 for r in records if r["drafter"] == "none")
+    assert records[4]["tokens_per_step"] > 2
+    table = run(*words).out
+    assert "auto" in table and "tokens/step" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--replay", "nowhere.jsonl"), "cannot read the recording nowhere.jsonl"),
+        (("--replay", "x", "--drafter", "psychic"), "there is no drafter named 'psychic'"),
+        (("--replay", "x", "--curve", "bell"), "bell"),
+        ((), "--replay"),
+    ],
+)
+def test_bad_input(tiny_model: TinyModel, words: tuple[str, ...], message: str) -> None:
+    """One line, exit code 2."""
+    outcome = run("bench", tiny_model(), *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
