@@ -62,7 +62,15 @@ def chat(
 
     set_up_logging(verbose)
     output = OutputOptions(stats=stats)
-    job = Job(model, text, output, sampling.params(), engine.config(), engine.drafters())
+    job = Job(
+        model,
+        text,
+        output,
+        sampling.params(),
+        engine.config(),
+        engine.drafters(),
+        engine.predicted_output,
+    )
     require_model(model)
     if not sys.stdin.isatty():
         complete(job, as_message(read_prompt(), system, template))
@@ -127,18 +135,19 @@ class Repl:
         from .output import stats_line, write
         from .run import start, stream
 
-        with Interrupts() as interrupts, _no_echo():
+        with Interrupts() as interrupts:
             generation = start(self._job, self._engine, prompt, self._sampler, interrupts)
-            error = stream(generation, interrupts)
-        if generation.text and not generation.text.endswith("\n"):
-            write("\n")
-        if generation.tokens:
-            self._conversation.answer(generation.text, prompt, generation.tokens)
-            self._last = generation
-            if self._job.output.stats:
-                self._note(stats_line(generation))
-        else:
-            self._conversation.drop_question()
+            with _no_echo():
+                error = stream(generation, interrupts)
+            if generation.text and not generation.text.endswith("\n"):
+                write("\n")
+            if generation.tokens:
+                self._conversation.answer(generation.text, prompt, generation.tokens)
+                self._last = generation
+                if self._job.output.stats:
+                    self._note(stats_line(generation))
+            else:
+                self._conversation.drop_question()
         if interrupts.signal is not None:
             self._note("(stopped)")
         if interrupts.signal == signal.SIGTERM:

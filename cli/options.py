@@ -275,6 +275,14 @@ class EngineOptions(MachineOptions):
             rich_help_panel=_SPECULATION,
         ),
     ] = DEFAULT_DRAFTER
+    predicted_output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text that the output will resemble, such as the document to be edited.",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = None
     draft_max: Annotated[
         int,
         typer.Option(

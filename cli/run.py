@@ -16,8 +16,10 @@ from specgen.core.conversation import Conversation
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.gguf import read_header
+from specgen.core.llama import open_vocab
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
+from specgen.drafters.predicted import Predicted
 
 from .interrupt import Interrupted, Interrupts
 from .models import ensure_model
@@ -36,10 +38,17 @@ class Job:
     params: SamplingParams
     config: EngineConfig
     drafters: tuple[Drafter, ...]
+    predicted: Path | None = None  # a file
 
     def open(self) -> Engine:
         """The model, fetched first if need be. Raises SpecgenError."""
-        return Engine(ensure_model(self.model), self.drafters, self.config)
+        path = ensure_model(self.model)
+        drafters = self.drafters
+        if self.predicted:
+            text = read_file(self.predicted, "predicted output")
+            tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
+            drafters = (*drafters, Predicted(tokens))
+        return Engine(path, drafters, self.config)
 
 
 def require_model(model: str | None) -> None:

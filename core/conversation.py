@@ -40,11 +40,6 @@ class Conversation:
         self.turns: list[Message] = []
 
     @property
-    def folded(self) -> bool:
-        """Whether the template refused the messages as they are and got simpler ones."""
-        return self._template.folded
-
-    @property
     def messages(self) -> list[Message]:
         """All messages, the system message first."""
         system = [Message("system", self.system)] if self.system else []

@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import ModelError
 from .protocols import Vocab
+
+_log = logging.getLogger("specgen.template")
 
 _HINT = "--chat-template-file FILE gives another template"
 
@@ -79,6 +82,11 @@ class ChatTemplate:
                     text = self._render(simpler, add_generation_prompt)
                 except _Refused:
                     continue
+                if not self.folded:
+                    _log.warning(
+                        "the chat template takes no such messages: the system message, or"
+                        " neighbours of one role, went into one user turn"
+                    )
                 self.folded = True
                 return text
             raise _failure(str(refusal)) from refusal

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from .command import READY, TIMEOUT_S, run, start, text_of
 pytestmark = pytest.mark.llama
 
 CTRL_C, CTRL_D = "\x03", "\x04"
+ESCAPE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")
+PROMPT_IS_READY = b"\x1b[?2004h"  # asks for pastes in brackets, once keys are its own
 N_TOKENS = 12
 GREEDY = ("--greedy", "-n", str(N_TOKENS))
 FIGURES = re.compile(r"first token \d+ ms \(prompt (\d+) @ \d+ t/s, (\d+) cached\)")
@@ -247,36 +249,42 @@ class Terminal:
     """A pseudo-terminal with a chat in it."""
 
     def __init__(self, process: subprocess.Popen[str], keys: int) -> None:
-        self.process = process
-        self.shown = ""
+        self._process = process
         self._keys = keys
+        self._bytes = b""
+
+    @property
+    def shown(self) -> str:
+        """All text so far."""
+        return ESCAPE.sub("", self._bytes.decode("utf-8", "replace"))
 
     def type(self, text: str) -> None:
         """Press keys."""
         os.write(self._keys, text.encode())
 
-    def wait_for(self, text: str, times: int = 1) -> None:
-        """Read on until `text` was shown so many times."""
-        while self.shown.count(text) < times:
+    def wait_for(self, text: str) -> None:
+        """Read on until `text` was shown."""
+        while text not in self.shown:
             assert self._read(), f"{text!r} was not shown: {self.shown}"
 
-    def leave(self) -> int:
-        """Press Ctrl-D until the chat ends, and return the exit code.
+    def wait_for_prompt(self, number: int) -> None:
+        """Read on until keys go to prompt `number`; what was typed before may be lost."""
+        while self._bytes.count(PROMPT_IS_READY) < number:
+            assert self._read(), f"there was no prompt number {number}: {self.shown}"
 
-        Once is not enough: a key pressed before the prompt is there may be lost.
-        """
-        while self._read(wait_s=0.3) or self.process.poll() is None:
-            with suppress(OSError):  # it has ended
-                self.type(CTRL_D)
-        return self.process.wait(TIMEOUT_S)
+    def wait_for_end(self) -> int:
+        """Read all, and return the exit code."""
+        while self._read():
+            pass
+        return self._process.wait(TIMEOUT_S)
 
-    def _read(self, wait_s: float = TIMEOUT_S) -> bool:
-        ready, _, _ = select.select([self._keys], [], [], wait_s)
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._keys], [], [], TIMEOUT_S)
         try:
             data = os.read(self._keys, 4096) if ready else b""
         except OSError:  # the other side is closed
             data = b""
-        self.shown += re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", data.decode("utf-8", "replace"))
+        self._bytes += data
         return bool(data)
 
 
@@ -296,17 +304,22 @@ def terminal(*words: str | Path, hold: str) -> Iterator[Terminal]:
 
 
 def test_keys(endless: Path) -> None:
-    """In a terminal, Ctrl-C stops an answer, the chat goes on, and Ctrl-D leaves."""
+    """In a terminal, Ctrl-C stops an answer or drops a line, and Ctrl-D leaves."""
     with terminal("chat", endless, "-t", "1", *GREEDY, hold="score,5,once") as screen:
-        screen.wait_for(">>>")
+        screen.wait_for_prompt(1)
         screen.type("who was he\r")
         screen.wait_for(READY)
         screen.type(CTRL_C)
-        screen.wait_for("(stopped)")
+        screen.wait_for_prompt(2)
         screen.type("and she\r")
+        screen.wait_for_prompt(3)
         screen.type("/stats\r")
-        screen.wait_for("seed")
-        assert screen.leave() == 0
+        screen.wait_for_prompt(4)
+        screen.type("he wa" + CTRL_C)
+        screen.wait_for_prompt(5)
+        screen.type(CTRL_D)
+        assert screen.wait_for_end() == 0
+    assert screen.shown.count("(stopped)") == 1
     assert f"[specgen] {N_TOKENS} tokens" in screen.shown
     assert "^C" not in screen.shown
     assert "Traceback" not in screen.shown

@@ -283,3 +283,20 @@ def test_in_a_pipeline(endless: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, input=b"he was\n", capture_output=True, check=True)
     assert done.stderr == b""
     assert done.stdout.decode() == continued(endless, "he was")
+
+
+def test_predicted_output(endless: Path, tmp_path: Path) -> None:
+    """A predicted output changes nothing but the number of steps, however right it is."""
+    words = (endless, "her", "-n", "60", "--greedy", "--drafter", "none")
+    text = text_of(*words)
+    file = tmp_path / "predicted.txt"
+    for predicted in (text, text[20:], "another one", ""):
+        file.write_text(predicted)
+        record = record_of(*words, "--predicted-output", file)
+        assert record["choices"][0]["text"] == text
+    file.write_text(text)
+    record = record_of(*words, "--predicted-output", file)
+    assert record["specgen"]["by_drafter"]["predicted"]["accepted"] > 10
+    missing = generate(*words, "--predicted-output", tmp_path / "nowhere")
+    assert (missing.code, missing.out) == (2, "")
+    assert "cannot read the predicted output" in missing.err

@@ -149,6 +149,16 @@ def test_refused_neighbours_of_one_role_become_one_turn() -> None:
     assert template.folded
 
 
+def test_folding_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The user hears that the messages were changed, but not with every turn."""
+    template = ChatTemplate(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    )
+    template.render([SYSTEM, USER])
+    template.render([SYSTEM, USER])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_late_system_message_is_folded_into_the_turn_that_follows() -> None:
     """A system message that must be at the beginning but is not goes into the next user turn."""
     text = ChatTemplate(MISTRAL, "<s>", "</s>").render([USER, ANSWER, SYSTEM, AGAIN])
