@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,9 @@ from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.pull import pull
 
 from .tiny import Architecture, Quantization, write_tiny
+
+# A run in the background of a script ignores Ctrl-C, and so would the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Taken before any test changes the environment.
 _REAL_MODELS = model_folder()

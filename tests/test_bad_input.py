@@ -288,15 +288,15 @@ def test_closed_streams(endless: Path) -> None:
 def test_signal_in_decode(endless: Path, number: signal.Signals, json: bool) -> None:
     """The text so far stays on stdout, or makes a valid record; the exit code is 128 + signal."""
     words = ("he was", "--greedy", "--drafter", "none")
-    process = start(
-        "generate", endless, *words, "-t", "1", *(["--json"] * json), hold="score,20,once"
-    )
+    text = text_of(endless, *words, "-n", "20")
+    held = ("--stop", text[-3:] + "%")  # the end might become this when the signal comes
+    options = ("-t", "1", *held, *(["--json"] * json))
+    process = start("generate", endless, *words, *options, hold="score,20,once")
     assert process.stderr
     wait_until_ready(process.stderr)
     process.send_signal(number)
     outcome = finish(process)
     assert (outcome.code, outcome.err) == (128 + number, "")
-    text = text_of(endless, *words, "-n", "20")
     if not json:
         assert outcome.out == text
         return
