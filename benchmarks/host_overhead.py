@@ -22,6 +22,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,17 +31,21 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from specgen.core.calibrate import Calibrator
 from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.pull import pull
 from specgen.core.sampling import Sampler, SamplingParams
+from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
 
 STEPS = 200
-ROW = "{:5} {:7} {:6.2f} {:6.3f} {:5.3f}  {:5.3f}    {:5.0f} {:5.0f} {:9.0f} {:6.0f} {:4.0f}"
+ROW = (
+    "{:5} {!s:>7} {:7} {:6.2f} {:6.3f} {:5.3f}  {:5.3f}    {:5.0f} {:5.0f} {:9.0f} {:6.0f} {:4.0f}"
+)
 TEXT = "The harbour was quiet in the morning, and the boats lay side by side. " * 8
 
 
@@ -119,24 +124,28 @@ class Bench:
         self._lend = llama_cpp.llama_memory_seq_cp = Clock(llama_cpp.llama_memory_seq_cp)
         self._drop = llama_cpp.llama_memory_seq_rm = Clock(llama_cpp.llama_memory_seq_rm)
 
-    def run(self, engine: Engine, params: SamplingParams) -> list[Sample]:
+    def run(self, engine: Engine, params: SamplingParams, nodes: int, judged: bool) -> list[Sample]:
         """Each of STEPS steps, after a few that are left out."""
+        engine.backend.rewind(0)
+        drafters: list[Drafter] = [PromptLookup(), Bushy(engine.vocab.n_vocab)]
+        calibrator = Calibrator() if judged else None
+        session = Session(engine.backend, drafters, nodes - 1, calibrator=calibrator)
         text = engine.tokenize(TEXT)
-        engine.session.feed(text)
+        session.feed(text)
         sampler = TimedSampler(params, engine.vocab.n_vocab)
-        sampler.begin(engine.session.tokens)
+        sampler.begin(session.tokens)
         samples = []
         for _ in range(STEPS + 10):
-            if len(engine.session.tokens) > engine.backend.limits.n_ctx // 2:
-                engine.session.feed(text)
-            samples.append(self._step(engine, sampler))
+            if len(session.tokens) > engine.backend.limits.n_ctx // 2:
+                session.feed(text)
+            samples.append(self._step(session, sampler, nodes))
         return samples[10:]
 
-    def _step(self, engine: Engine, sampler: TimedSampler) -> Sample:
+    def _step(self, session: Session, sampler: TimedSampler, nodes: int) -> Sample:
         clocks: tuple[Clock | TimedSampler, ...] = (self._decode, self._lend, self._drop, sampler)
         before = [clock.seconds for clock in clocks]
         start = perf_counter()
-        step = engine.session.step(sampler, 100, lambda _: False)
+        step = session.step(sampler, 100, lambda _: False)
         total = perf_counter() - start
         decode, lend, drop, sample = (
             clock.seconds - seconds for clock, seconds in zip(clocks, before, strict=True)
@@ -148,6 +157,7 @@ class Bench:
             "sample": sample,
             "rest": total - step.draft_s - step.score_s - drop - sample,
         }
+        assert len(step.tree) == nodes
         return Sample(len(step.tokens), total - decode, parts)
 
 
@@ -174,17 +184,14 @@ def main() -> None:
     samplers = {"greedy": SamplingParams(temperature=0), "default": SamplingParams(seed=1)}
     bench = Bench()
     records: list[dict[str, Any]] = []
-    print("                      host ms        per    parts, us")
-    print("nodes sampler tokens median   p90  token    draft batch sequences sample rest")
-    for nodes in (1, 4, 8, 16):
-        config = EngineConfig(n_ctx=2048, max_drafts=nodes - 1)
-        for name, params in samplers.items():
-            drafters: list[Drafter] = [PromptLookup(), Bushy(49_152)]
-            with Engine(path, drafters, config) as engine:
-                figures = summary(bench.run(engine, params))
-                n_vocab = engine.vocab.n_vocab
-            print(ROW.format(nodes, name, *figures.values()))
-            records.append({"nodes": nodes, "sampler": name, **figures})
+    print("                              host ms        per    parts, us")
+    print("nodes  judged sampler tokens median   p90  token    draft batch sequences sample rest")
+    with Engine(path, [], EngineConfig(n_ctx=2048)) as engine:
+        n_vocab = engine.vocab.n_vocab
+        for nodes, judged, name in product((1, 4, 8, 16), (False, True), samplers):
+            figures = summary(bench.run(engine, samplers[name], nodes, judged))
+            print(ROW.format(nodes, judged, name, *figures.values()))
+            records.append({"nodes": nodes, "judged": judged, "sampler": name, **figures})
     print(json.dumps({"n_vocab": n_vocab, "steps": STEPS, "host": records}))
 
 
