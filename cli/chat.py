@@ -70,6 +70,7 @@ def chat(
         engine.config(),
         engine.drafters(),
         engine.predicted_output,
+        engine.learn,
     )
     require_model(model)
     if not sys.stdin.isatty():
@@ -139,6 +140,7 @@ class Repl:
             generation = start(self._job, self._engine, prompt, self._sampler, interrupts)
             with _no_echo():
                 error = stream(generation, interrupts)
+            self._engine.keep(generation)
             if generation.text and not generation.text.endswith("\n"):
                 write("\n")
             if generation.tokens:

@@ -63,6 +63,7 @@ def generate(
         engine.config(),
         engine.drafters(),
         engine.predicted_output,
+        engine.learn,
     )
     if prompt_argument is not None and prompt_option is not None:
         raise UsageError("there are two prompts, an argument and --prompt", "give one of them")

@@ -43,6 +43,11 @@ class OnOffAuto(StrEnum):
     off = "off"
     auto = "auto"
 
+    @property
+    def choice(self) -> bool | None:
+        """None is auto."""
+        return None if self == OnOffAuto.auto else self == OnOffAuto.on
+
 
 ModelArgument = Annotated[
     str | None,
@@ -256,9 +261,7 @@ class MachineOptions:
             n_ctx=self.ctx_size,
             threads=self.threads,
             gpu_layers=_gpu_layers(self.gpu_layers),
-            flash_attention=(
-                None if self.flash_attn == OnOffAuto.auto else self.flash_attn == OnOffAuto.on
-            ),
+            flash_attention=self.flash_attn.choice,
             swa_full=self.swa_full == OnOff.on,
         )
 
@@ -289,10 +292,27 @@ class EngineOptions(MachineOptions):
             min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_SPECULATION
         ),
     ] = DEFAULT_MAX_DRAFTS
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn/--no-learn",
+            help="Use and keep what runs on the model teach: which guesses were right, and its"
+            " last answers. `specgen cache clear` forgets them.",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = True
+    tree: Annotated[
+        OnOffAuto,
+        typer.Option(
+            help="Side branches in drafts: auto has them where the model can.",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = OnOffAuto.auto
 
     def config(self) -> EngineConfig:
         """The core's configuration. Raises UsageError for a value that means nothing."""
-        return replace(MachineOptions.config(self), max_drafts=self.draft_max)
+        config = MachineOptions.config(self)
+        return replace(config, max_drafts=self.draft_max, tree=self.tree.choice)
 
     def drafters(self) -> tuple[Drafter, ...]:
         """New drafters as asked for. Raises UsageError for a name that there is not."""

@@ -16,9 +16,11 @@ from specgen.core.conversation import Conversation
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.gguf import read_header
+from specgen.core.learned import recall
 from specgen.core.llama import open_vocab
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
+from specgen.drafters import with_past
 from specgen.drafters.predicted import Predicted
 
 from .interrupt import Interrupted, Interrupts
@@ -39,6 +41,7 @@ class Job:
     config: EngineConfig
     drafters: tuple[Drafter, ...]
     predicted: Path | None = None  # a file
+    learn: bool = False
 
     def open(self) -> Engine:
         """The model, fetched first if need be. Raises SpecgenError."""
@@ -48,7 +51,10 @@ class Job:
             text = read_file(self.predicted, "predicted output")
             tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
-        return Engine(path, drafters, self.config)
+        if not self.learn or len(drafters) < 2:  # a single one drafts as its paper says
+            return Engine(path, drafters, self.config)
+        learned = recall(path)
+        return Engine(path, with_past(drafters, learned.answers), self.config, learned)
 
 
 def require_model(model: str | None) -> None:
@@ -87,6 +93,7 @@ def complete(job: Job, prompt: Prompt) -> None:
         sampler = Sampler(job.params, engine.vocab.n_vocab)
         generation = start(job, engine, prompt(engine), sampler, interrupts)
         error = stream(generation, interrupts, quiet=job.output.as_json)
+        engine.keep(generation)
         if job.output.as_json:
             write_json(engine, generation, error)
         elif sys.stdout.isatty():

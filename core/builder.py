@@ -71,6 +71,13 @@ class Builder:
         self._run = 0  # emitted tokens in a row that were the first choice
         self._growth: _Growth | None = None
 
+    def begin(self) -> None:
+        """Another text begins, or the text goes on with another turn."""
+        self._run = 0
+        self._growth = None
+        if self._calibrator is not None:
+            self._calibrator.begin()
+
     def build(
         self, root: int, room: int, depth: int, *, context: int = 0, n_lead: int = 0
     ) -> DraftTree:

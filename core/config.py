@@ -21,6 +21,8 @@ class EngineConfig:
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, so that trees and rewinding work.
         max_drafts: most guesses in one tree.
+        tree: whether drafts have side branches; None where the model can have them, and True is
+            an error where it cannot.
     """
 
     n_ctx: int | None = None
@@ -29,3 +31,4 @@ class EngineConfig:
     flash_attention: bool | None = None
     swa_full: bool = True
     max_drafts: int = DEFAULT_MAX_DRAFTS
+    tree: bool | None = None

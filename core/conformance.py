@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .guard import find_fault
 from .protocols import Candidate, Drafter, Logits, Tokens
 from .sampling import Sampler, SamplingParams
 from .session import Session
@@ -19,7 +20,6 @@ from .tree import DraftTree
 
 Make: TypeAlias = Callable[[], Drafter]
 
-MOST_CANDIDATES = 64  # of one state; more are a waste of the builder's time
 _N_STATES = 40  # looked at below one root
 _N_NEW = 40  # tokens of one generation
 _EOG = 0  # the token that ends a generation, where one does
@@ -115,15 +115,10 @@ class Watched:
 
 def check_guesses(guesses: Sequence[Candidate], name: str, n_vocab: int) -> None:
     """Raise AssertionError unless `guesses` are an answer that `predict` may give."""
-    tokens = [guess.token for guess in guesses]
-    assert len(tokens) <= MOST_CANDIDATES, f"{len(tokens)} guesses in one state"
-    assert len(set(tokens)) == len(tokens), f"a token twice among {tokens}"
-    for token, evidence, prob in guesses:
-        assert type(token) is int, f"token {token!r} is not an int"
-        assert 0 <= token < n_vocab, f"token {token} is not below {n_vocab}"
-        assert isinstance(evidence, tuple) and evidence[:1] == (name,), f"evidence {evidence!r}"
+    for _, evidence, _ in guesses:
         assert all(isinstance(item, str | int) for item in evidence), f"evidence {evidence!r}"
-        assert 0 < prob <= 1, f"probability {prob} of token {token}"
+    fault = find_fault(guesses, name, n_vocab)
+    assert fault is None, fault
 
 
 def _begun(make: Make, context: Sequence[int]) -> Drafter:

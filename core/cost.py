@@ -92,6 +92,13 @@ class CostModel:
         low = min(bisect_right(contexts, context) - 1, len(contexts) - 2)
         return low, (context - contexts[low]) / (contexts[low + 1] - contexts[low])
 
+    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+        """Nothing is learnt from a call; tracker.CostTracker does."""
+
+    def explore(self, context: int, max_rows: int) -> int | None:
+        """None: the table is taken for the truth; see tracker.CostTracker."""
+        return None
+
     def record(self) -> dict[str, Any]:
         """The table as JSON, in the format that `from_record` and `load_curve` read."""
         ms = [[round(1e3 * seconds, 4) for seconds in row] for row in self.times]

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from .calibrate import Calibrator
+from .calibrate import Calibrator, experienced
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .conversation import Conversation
 from .errors import ContextFull, UsageError
 from .host import default_threads
+from .learned import Learned
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .profile import Profile, find_profile
 from .protocols import Drafter
@@ -26,6 +27,8 @@ from .tracker import CostTracker
 
 _log = logging.getLogger("specgen.engine")
 
+_HOST_S = 40e-6  # host time of a further row, see benchmarks/host_overhead.py
+
 
 class Engine:
     """A model, its context and a session. A context manager; `close` frees everything.
@@ -34,29 +37,40 @@ class Engine:
         path: a GGUF file.
         drafters: guess what comes next; none means plain decoding.
         config: how to run it.
+        learned: what earlier runs left; None neither uses nor keeps any of it.
 
     Raises ModelError, BackendError or UsageError.
     """
 
-    def __init__(self, path: Path, drafters: Sequence[Drafter], config: EngineConfig) -> None:
+    def __init__(
+        self,
+        path: Path,
+        drafters: Sequence[Drafter],
+        config: EngineConfig,
+        learned: Learned | None = None,
+    ) -> None:
         self.path = path
+        self._learned = learned
         self._open = ExitStack()
         start = perf_counter()
         try:
-            profile = find_profile(path, config) if len(drafters) > 1 else None
+            profile = find_profile(path, config)
             if profile and config.flash_attention is None:
                 config = replace(config, flash_attention=profile.flash_attention)
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
             self.backend = LlamaBackend(self.model, _context_config(self.model, config))
             self._open.callback(self.backend.close)
+            if config.tree and not self.backend.limits.can_branch:
+                raise _no_branches(self.model)
         except BaseException:
             self._open.close()
             raise
         self.vocab = self.model.vocab
-        self.session = _session(self.backend, drafters, config, profile)
+        calibrator = learned.calibrator if learned else experienced()
+        self.session = _session(self.backend, drafters, config, profile, calibrator)
         self.load_s = perf_counter() - start
-        _log.info("%s", _describe(self.model, self.backend))
+        _log.info("%s", _describe(self.model, self.backend, config))
 
     def __enter__(self) -> Engine:
         return self
@@ -103,6 +117,12 @@ class Engine:
         return Generation(
             self.session, TextStream(self.vocab, stop), prompt, sampler, max_tokens, on_chunk
         )
+
+    def keep(self, generation: Generation) -> None:
+        """Let later runs profit from a text that was generated, unless nothing is to be learnt."""
+        if self._learned is not None and generation.tokens:
+            self._learned.add(generation.tokens)
+            self._learned.keep(self.path)
 
 
 class Generation:
@@ -184,12 +204,21 @@ def _session(
     drafters: Sequence[Drafter],
     config: EngineConfig,
     profile: Profile | None,
+    calibrator: Calibrator,
 ) -> Session:
     """A single drafter drafts as it likes; several are judged by what their guesses are worth."""
+    branch = config.tree is not False
     if len(drafters) < 2:
-        return Session(backend, drafters, config.max_drafts)
-    tracker = CostTracker(profile.curve if profile else None)
-    return Session(backend, drafters, config.max_drafts, calibrator=Calibrator(), pricing=tracker)
+        return Session(backend, drafters, config.max_drafts, branch=branch)
+    return Session(
+        backend,
+        drafters,
+        config.max_drafts,
+        branch=branch,
+        calibrator=calibrator,
+        pricing=CostTracker(profile.curve if profile else None),
+        host_s=_HOST_S,
+    )
 
 
 def _context_config(model: LlamaModel, config: EngineConfig) -> ContextConfig:
@@ -212,18 +241,31 @@ def _context_config(model: LlamaModel, config: EngineConfig) -> ContextConfig:
     )
 
 
-def _describe(model: LlamaModel, backend: LlamaBackend) -> str:
+def _no_branches(model: LlamaModel) -> UsageError:
+    """Why trees were asked for in vain."""
+    window = not (model.is_recurrent or model.is_hybrid)
+    return UsageError(
+        f"--tree on is not possible: {_obstacle(model)}",
+        "use --swa-full on" if window else "with --tree auto specgen drafts what the model allows",
+    )
+
+
+def _obstacle(model: LlamaModel) -> str:
+    """Why a model cannot branch."""
+    if model.is_recurrent or model.is_hybrid:
+        return f"a {'recurrent' if model.is_recurrent else 'hybrid'} model cannot branch"
+    return "a sliding window without the full cache cannot branch"
+
+
+def _describe(model: LlamaModel, backend: LlamaBackend, config: EngineConfig) -> str:
     """What the model allows, for `-v`."""
     limits = backend.limits
-    if limits.can_branch:
-        drafts = "drafts are verified as trees"
-    elif limits.max_rows > 1:
-        drafts = f"drafts are verified as chains of up to {limits.max_rows - 1} tokens"
-    else:
+    if limits.max_rows == 1:
         drafts = "decodes plainly"
-    if model.is_recurrent or model.is_hybrid:
-        kind = "recurrent" if model.is_recurrent else "hybrid"
-        drafts += f": a {kind} model cannot branch"
-    elif not limits.can_branch:
-        drafts += ": a sliding window without the full cache cannot branch"
+    elif limits.can_branch and config.tree is not False:
+        drafts = "drafts are verified as trees"
+    else:
+        drafts = f"drafts are verified as chains of up to {limits.max_rows - 1} tokens"
+    if not limits.can_branch:
+        drafts += f": {_obstacle(model)}"
     return f"context {limits.n_ctx} tokens; {drafts}"

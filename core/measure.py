@@ -33,7 +33,8 @@ _DISTURBED: Final = 1.2  # kernels that change with the context make up for less
 _STEEPEST_DIP: Final = 1.4  # 1.3 was seen where sizes have no kernel of their own
 _LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, fewer contexts
 _LARGE_ROUNDS: Final = 2
-_COMPARED: Final = (1, 4, 8, 12)  # sizes by which settings are compared
+# Sizes by which settings are compared, and their weights: most calls have one row.
+_COMPARED: Final = {1: 6, 4: 1, 8: 1, 12: 1}
 _COMPARE_CONTEXTS: Final = (128, 1024)
 _COMPARE_ROUNDS: Final = 3
 # Parts of a deadline for text that is only there to be long. The comparison's stays for later.
@@ -229,18 +230,19 @@ def compare(
     """Time the subjects in turns. All must have the same limits."""
     first = subjects[0]
     end = first.clock() + deadline_s
-    sizes = first.sizes(_COMPARED)
+    sizes = first.sizes(tuple(_COMPARED))
     time_s = _COMPARE_PREFILL_SHARE * deadline_s / len(subjects)
     contexts = first.contexts(contexts, max(sizes), time_s)
-    logs: list[list[float]] = [[] for _ in subjects]
+    sums, weights = [0.0] * len(subjects), 0
     for context in contexts:
         for subject in subjects:
             subject.go_to(context)
             subject.time(1)
-        for samples in _time_in_turns(subjects, sizes, end).values():
-            for log, times in zip(logs, samples, strict=True):
-                log.append(math.log(_typical(times)))
-    means = [sum(log) / len(log) for log in logs]
+        for n, samples in _time_in_turns(subjects, sizes, end).items():
+            weights += _COMPARED[n]
+            for i, times in enumerate(samples):
+                sums[i] += _COMPARED[n] * math.log(_typical(times))
+    means = [total / weights for total in sums]
     return Comparison(
         tuple(math.exp(mean - means[0]) for mean in means),
         tuple(_ratio(subject.prefill_s, first.prefill_s) for subject in subjects),

@@ -18,6 +18,7 @@ import numpy as np
 from .calibrate import Calibrator
 from .cost import CostModel
 from .errors import UsageError
+from .learned import Learned
 from .protocols import Drafter, Limits, Logits, Tokens
 from .sampling import Sampler, SamplingParams
 from .session import Session
@@ -27,10 +28,17 @@ from .tree import DraftTree
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One conversation: `turns` are pairs of prompt tokens and answer tokens."""
+    """One conversation.
+
+    Attributes:
+        task: the group that it belongs to.
+        turns: pairs of prompt tokens and answer tokens.
+        question: a number; conversations with the same one may hold the same text.
+    """
 
     task: str
     turns: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    question: int = 0
 
 
 @dataclass(slots=True)
@@ -71,7 +79,7 @@ class _Recorded:
     """A backend that computes nothing: it knows how long its cache would be."""
 
     def __init__(self, max_rows: int) -> None:
-        self.limits = Limits(1, 1 << 30, max_rows, max_rows, 1 << 30, True, True)
+        self.limits = Limits(1 << 30, 1 << 30, max_rows, max_rows, 1 << 30, True, True)
         self._length = 0
         self._no_logits = np.empty((max_rows, 0), np.float32)
 
@@ -142,15 +150,44 @@ def replay(
     return tallies
 
 
+def learn(
+    recordings: Sequence[Recording],
+    make: Callable[[Tokens], Sequence[Drafter]],
+    curve: CostModel,
+    max_drafts: int,
+    calibrator: Calibrator,
+) -> Learned:
+    """What runs that gave the recorded answers would have left behind, one after the other.
+
+    Of the same question all answers are given before any is remembered, or it would look as if
+    past answers were always right.
+
+    Args:
+        make: new drafters, told the past answers.
+        calibrator: what is known at the start; it goes on learning.
+    """
+    learned = Learned(calibrator)
+    for question in sorted({recording.question for recording in recordings}):
+        alike = [recording for recording in recordings if recording.question == question]
+        for recording in alike:
+            drafters = make(learned.answers)
+            replay(recording, drafters, curve, learned.calibrator, max_drafts)
+        for recording in alike:
+            for _, answer in recording.turns:
+                learned.add(answer)
+    return learned
+
+
 def _rows(step: Step, n_cached: int, n_text: int) -> int:
     """Rows of a step: the tree, and the pending tokens ahead of its root."""
     return len(step.tree) + n_text - n_cached - 1
 
 
 def load_recordings(path: Path, tokenize: Callable[[str], list[int]]) -> list[Recording]:
-    """Conversations of a file: JSON lines with `turns`, `answers` and `task`, or a plain text.
+    """Conversations of a file: JSON lines with `turns` and `answers`, or a plain text.
 
-    Of a plain text the first 64 tokens are the prompt. Raises UsageError with the line at fault.
+    A line may also have `task` and `question_id`, by default its number. Of a plain text the
+    first 64 tokens are the prompt. Raises UsageError with the line at fault.
     """
     try:
         text = path.read_text("utf-8")
@@ -162,20 +199,23 @@ def load_recordings(path: Path, tokenize: Callable[[str], list[int]]) -> list[Re
     recordings = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            recordings.append(_recording(line, f"{path}, line {number}", tokenize))
+            recordings.append(_recording(line, number, path, tokenize))
     return recordings
 
 
-def _recording(line: str, place: str, tokenize: Callable[[str], list[int]]) -> Recording:
+def _recording(
+    line: str, number: int, path: Path, tokenize: Callable[[str], list[int]]
+) -> Recording:
     try:
         record = json.loads(line)
         pairs = list(zip(record["turns"], record["answers"], strict=True))
         turns = tuple(
             (tuple(tokenize(f"\n\n{turn}\n\n")), tuple(tokenize(answer))) for turn, answer in pairs
         )
-        return Recording(str(record.get("task", "text")), turns)
+        question = int(record.get("question_id", number))
+        return Recording(str(record.get("task", "text")), turns, question)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{place} is no recorded conversation: {error}",
+            f"{path}, line {number} is no recorded conversation: {error}",
             "each line needs `turns` and `answers`, lists of the same length",
         ) from None

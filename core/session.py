@@ -9,20 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
 from .builder import Builder, Pricing
 from .calibrate import Calibrator
 from .errors import ContextFull, UsageError
+from .guard import Guarded
 from .protocols import Backend, Drafter
 from .sampling import Sampler
 from .stats import Step
-from .tracker import CostTracker
-from .tree import DraftTree
+from .tree import DraftTree, Evidence
 from .verify import verify
 
-_HOST_S = 40e-6  # host time of a further row, see benchmarks/host_overhead.py
+_PADDING: Evidence = ("padding",)
+
+
+class Prices(Pricing, Protocol):
+    """What calls cost, told what they took: a cost.CostModel or a tracker.CostTracker."""
+
+    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+        """A call with `n` rows took `seconds`; `explored` if it is larger for `explore`."""
+        ...
+
+    def explore(self, context: int, max_rows: int) -> int | None:
+        """Rows to give the next call, to see what it costs, or None; see CostTracker."""
+        ...
 
 
 class Session:
@@ -30,10 +43,13 @@ class Session:
 
     Args:
         backend: the target model; the session is its only user.
-        drafters: guess what comes next; none means plain decoding.
+        drafters: guess what comes next; none means plain decoding. One that fails is switched
+            off.
         max_drafts: most guesses in one tree.
+        branch: whether trees may have side branches, where the backend can have them.
         calibrator: judges guesses, see Builder.
-        pricing: what calls cost, see Builder; told what they take if it is a CostTracker.
+        pricing: what calls cost, see Builder; told what they take.
+        host_s: seconds of host time that each further row costs, see Builder.
     """
 
     def __init__(
@@ -42,23 +58,26 @@ class Session:
         drafters: Sequence[Drafter],
         max_drafts: int,
         *,
+        branch: bool = True,
         calibrator: Calibrator | None = None,
-        pricing: Pricing | None = None,
+        pricing: Prices | None = None,
+        host_s: float = 0.0,
     ) -> None:
         limits = backend.limits
         self.tokens: list[int] = []
         self._backend = backend
-        self._drafters = tuple(drafters)
+        self._drafters = tuple([Guarded(drafter, limits.n_vocab) for drafter in drafters])
+        self._max_drafts = max_drafts
         self._builder = Builder(
-            drafters,
+            self._drafters,
             max_drafts,
             max_leaves=limits.max_leaves,
-            branch=limits.can_branch,
+            branch=branch and limits.can_branch,
             calibrator=calibrator,
             pricing=pricing,
-            host_s=_HOST_S if isinstance(pricing, CostTracker) else 0.0,
+            host_s=host_s,
         )
-        self._tracker = pricing if isinstance(pricing, CostTracker) else None
+        self._pricing = pricing
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -83,6 +102,7 @@ class Session:
         self.tokens = list(tokens)
         self._prefill(on_chunk)
         context = np.array(self.tokens, np.int32)
+        self._builder.begin()
         for drafter in self._drafters:
             drafter.begin(context)
         return reused
@@ -126,12 +146,13 @@ class Session:
         start = perf_counter()
         backend = self._backend
         *lead, root = self.tokens[backend.length :]
-        tree = self._draft(root, len(lead), limit - 1)
+        tree, is_padded = self._draft(root, len(lead), limit - 1)
         drafted = perf_counter()
         logits = backend.score(tree, lead)
         scored = perf_counter()
-        if self._tracker:
-            self._tracker.observe(len(lead) + len(tree), backend.length, scored - drafted)
+        if self._pricing is not None:
+            n_rows = len(lead) + len(tree)
+            self._pricing.observe(n_rows, backend.length, scored - drafted, explored=is_padded)
         kept = 0  # if anything below fails, nothing of this step stays in the cache
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
@@ -152,10 +173,19 @@ class Session:
             total_s=perf_counter() - start,
         )
 
-    def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
-        limits = self._backend.limits
-        room = min(limits.max_rows - n_lead - 1, limits.n_ctx - len(self.tokens))
-        return self._builder.build(root, room, depth, context=self._backend.length, n_lead=n_lead)
+    def _draft(self, root: int, n_lead: int, depth: int) -> tuple[DraftTree, bool]:
+        """The next tree, and whether it is padded to a size that is worth trying."""
+        limits, context = self._backend.limits, self._backend.length
+        room = min(limits.max_rows - n_lead - 1, limits.n_ctx - len(self.tokens), self._max_drafts)
+        tree = self._builder.build(root, room, depth, context=context, n_lead=n_lead)
+        if self._pricing is None:
+            return tree, False
+        size = self._pricing.explore(context, n_lead + 1 + room)
+        missing = 0 if size is None else size - n_lead - len(tree)
+        if not 0 < missing <= len(self.tokens):
+            return tree, False
+        # Text, not one token over and over: the experts of a mixture would be the same ones.
+        return tree.extended(self.tokens[-missing:], _PADDING), True
 
 
 def _accepted_on_main(tree: DraftTree, path: Sequence[int]) -> int:

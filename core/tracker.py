@@ -42,7 +42,8 @@ class CostTracker:
 
     def __init__(self, model: CostModel | None = None, *, explore: bool | None = None) -> None:
         self.model = load_curve(UNKNOWN) if model is None else model
-        self.explored_s = 0.0  # what exploring has cost so far
+        self.total_s = 0.0  # of all calls so far, but for the first
+        self.explored_s = 0.0  # what exploring has cost of that
         self._scale: deque[float] = deque(maxlen=_SCALE_STEPS)
         self._sizes: dict[tuple[int, int], deque[float]] = {}  # by size and context bucket
         self._untried = list(EXPLORED) if explore or (explore is None and model is None) else []
@@ -59,11 +60,12 @@ class CostTracker:
     def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
         """A call with `n` rows at `context` committed tokens took `seconds`.
 
-        `explored` says that `n` is what `explore` asked for.
+        `explored` says that it would have been smaller, had `explore` not asked for more.
         """
         if not self._started:  # the first call sets up what all others find ready
             self._started = True
             return
+        self.total_s += seconds
         if explored:
             self.explored_s += max(0.0, seconds - self.row(context)[0])
         ratio = seconds / self.model.seconds(n, context)
@@ -90,17 +92,16 @@ class CostTracker:
             self._row_age = 0
         return self._row
 
-    def explore(self, total_s: float, context: int, max_rows: int) -> int | None:
+    def explore(self, context: int, max_rows: int) -> int | None:
         """A size that is worth trying once, of at most `max_rows`, or None.
 
-        `total_s` is the time spent on decoding so far. Nothing is owed for an answer that is
-        not followed.
+        Nothing is owed for an answer that is not followed.
         """
         for n in self._untried:
             if n <= max_rows:
                 row = self.row(context)
                 cost = max(0.0, row[n - 1] - row[0])
-                return n if self.explored_s + cost <= SHARE * total_s else None
+                return n if self.explored_s + cost <= SHARE * self.total_s else None
         return None
 
     def _tries(self, n: int) -> int:

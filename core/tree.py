@@ -80,6 +80,16 @@ class DraftTree:
                 return i
         return None
 
+    def extended(self, tokens: Sequence[int], evidence: Evidence) -> DraftTree:
+        """The tree with a chain of `tokens` below its last node: guesses that nobody made."""
+        n = len(self.tokens)
+        return DraftTree(
+            (*self.tokens, *tokens),
+            (*self.parents, *range(n - 1, n - 1 + len(tokens))),
+            (*self.probs, *[0.0] * len(tokens)),
+            (*self.evidence, *[(evidence,)] * len(tokens)),
+        )
+
     def check(self) -> None:
         """Raise ValueError if an invariant of the class does not hold."""
         n = len(self.tokens)

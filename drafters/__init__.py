@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from specgen.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from specgen.core.protocols import Drafter
+    from specgen.core.protocols import Drafter, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ REGISTRY: dict[str, Spec] = {
 }
 
 # Several at once, judged by how often they were right and by what checking their guesses costs.
-# These two were worth the host time that they take; docs/log.md has what the others added.
+# In the order in which a step's time is spent on them.
 AUTO = "auto"
-AUTO_DRAFTERS = ("suffix", "prompt-lookup")
+AUTO_DRAFTERS = ("suffix", "prompt-lookup", "recycle", "copyspec", "trigram")
 
 DEFAULT_DRAFTER = AUTO
 
@@ -69,3 +70,13 @@ def create(names: str) -> list[Drafter]:
             raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
         drafters.append(spec.create(alone=len(chosen) == 1))
     return drafters
+
+
+def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ...]:
+    """`drafters`, and where several have `suffix` among them, one that searches past `answers`."""
+    names = [drafter.name for drafter in drafters]
+    if len(names) < 2 or "suffix" not in names or not len(answers):
+        return tuple(drafters)
+    from .past import Past
+
+    return (*drafters, Past(answers))

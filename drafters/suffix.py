@@ -16,6 +16,9 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.tree import DraftTree, Evidence
 
@@ -49,6 +52,7 @@ class Suffix:
     """
 
     name = "suffix"
+    occurrences = OCCURRENCES
 
     def __init__(self, alone: bool = False) -> None:
         self._alone = alone
@@ -63,11 +67,28 @@ class Suffix:
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
-        for heads in self._heads:
-            heads[:] = array("i", [-1]) * (_HEADS + 1)
-        self._n = 0
-        self._tail = ()
-        self._extend(context[-CAPACITY:].tolist())
+        self._index(context)
+
+    def _index(self, tokens: Tokens) -> None:
+        """What `_extend` would do token by token, from nothing, for all `tokens` at once."""
+        tokens = tokens[-CAPACITY:]
+        n = len(tokens)
+        np.asarray(self._text)[:n] = tokens
+        for i, keys in enumerate(_all_hashes(tokens)):
+            heads = np.asarray(self._heads[i])
+            heads[:] = -1
+            first = ORDERS[i]  # the first place with so many tokens before it
+            slots = (keys & _HEADS).astype(np.int64)
+            by_head = slots.argsort(kind="stable")  # chains, one after the other
+            ordered = slots[by_head]
+            is_first = np.ones(len(slots), bool)
+            is_first[1:] = ordered[1:] != ordered[:-1]
+            before = np.concatenate(([-1], by_head[:-1] + first))
+            np.asarray(self._earlier[i])[by_head + first] = np.where(is_first, -1, before)
+            np.asarray(self._hashes[i])[first : first + len(keys)] = keys
+            heads[slots] = np.arange(first, first + len(slots))  # of equals the last one stays
+        self._n = n
+        self._tail = tuple(tokens[-LONGEST:].tolist())
 
     def root(self) -> _State | None:
         """The end of the text."""
@@ -131,7 +152,7 @@ class Suffix:
             slot = place & _RING
             if hashes[slot] == key:
                 followers.append(self._text[slot])
-                if len(followers) == OCCURRENCES:
+                if len(followers) == self.occurrences:
                     break
             place = earlier[slot]
         return followers
@@ -164,6 +185,25 @@ def _hashes(tail: tuple[int, ...]) -> list[int]:
         if length in _ORDER_SET:
             keys.append(key)
     return keys
+
+
+def _all_hashes(tokens: Tokens) -> list[NDArray[np.uint64]]:
+    """For each of ORDERS, `_hashes` of the tokens before every place from that one on, but the end.
+
+    Products wrap at 64 bits, which leaves the 62 that count as they are.
+    """
+    n = len(tokens)
+    words = tokens.astype(np.uint64)
+    key = np.zeros(n, np.uint64)
+    found = []
+    for length in range(1, LONGEST + 1):
+        # key[j] is for place length - 1 + j; one more token to the left loses the first place.
+        key = key[1:] if length > 1 else key
+        key = (key * np.uint64(_FACTOR) + words[: len(key)] + np.uint64(1)) & np.uint64(_BITS)
+        key ^= key >> np.uint64(29)
+        if length in _ORDER_SET:
+            found.append(key[:-1] if len(key) else key)
+    return found
 
 
 _ORDER_SET = frozenset(ORDERS)

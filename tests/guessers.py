@@ -1,11 +1,16 @@
-"""Drafters for tests: right, wrong, random and contradictory ones, and a vocabulary of letters."""
+"""Drafters for tests: right, wrong, random and broken ones; a vocabulary, and a price list."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
+import numpy as np
+
+from specgen.core.cost import CostModel, Row
 from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.tree import DraftTree
 
@@ -108,3 +113,86 @@ class Stutterer(_Guesser):
     def predict(self, state: _Place) -> Sequence[Candidate]:
         tokens = [0, 0, self._n_vocab - 1, 0]
         return [Candidate(token, (self.name, i), 0.5) for i, token in enumerate(tokens)]
+
+
+class Faulty(RandomTree):
+    """Fails for good from some call of one of its methods on; in `predict` it may lie instead."""
+
+    name = "faulty"
+
+    def __init__(self, seed: int, n_vocab: int) -> None:
+        super().__init__(seed, n_vocab, 3)
+        rng = random.Random(seed)
+        self.fails_in = rng.choice(("begin", "root", "predict", "advance", "observe"))
+        self.calls_left = 0 if self.fails_in == "begin" else rng.randrange(30)
+        self.lie = rng.choice((None, *lies(self.name, n_vocab)))
+
+    def begin(self, context: Tokens) -> None:
+        self._count("begin")
+        super().begin(context)
+
+    def root(self) -> _Place | None:
+        self._count("root")
+        return super().root()
+
+    def predict(self, state: _Place) -> Sequence[Candidate]:
+        if self.lie is not None and self.fails_in == "predict" and self.calls_left == 0:
+            return self.lie  # type: ignore[no-any-return]
+        self._count("predict")
+        return super().predict(state)
+
+    def advance(self, state: _Place, token: int) -> _Place | None:
+        self._count("advance")
+        return super().advance(state, token)
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        self._count("observe")
+        super().observe(emitted, tree, logits)
+
+    def _count(self, call: str) -> None:
+        if call == self.fails_in:
+            if self.calls_left == 0:
+                raise IndexError("faulty on purpose")
+            self.calls_left -= 1
+
+
+def lies(name: str, n_vocab: int) -> list[Any]:
+    """Answers that `predict` of the drafter `name` may not give."""
+    fine = (0, (name, 1), 0.5)
+    tokens: list[Any] = [n_vocab, -1, 10**30, 0.0, True, "0", None, np.int32(0)]
+    evidences: list[Any] = [(), ("other",), [name], name, None, (name, [])]
+    probs: list[Any] = [
+        0, 0.0, -0.5, 1.5, float("nan"), float("inf"), "1", None, 1j, Decimal("0.5"), np.ones(1)
+    ]  # fmt: skip
+    return [
+        *[[(token, (name,), 0.5)] for token in tokens],
+        *[[fine, (1, evidence, 0.5)] for evidence in evidences],
+        *[[(1, (name,), prob)] for prob in probs],
+        [fine, fine],
+        [fine[:2]],
+        [None],
+        None,
+        5,
+        iter([fine]),
+        [(token, (name,), 0.5) for token in range(65)],
+    ]
+
+
+class TriesSizes:
+    """A price list that wants many calls, in every size, to be tried."""
+
+    def __init__(self, curve: CostModel, seed: int) -> None:
+        self._curve = curve
+        self._random = random.Random(seed)
+
+    def row(self, context: int) -> Row:
+        """See Pricing."""
+        return self._curve.row(context)
+
+    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+        """See Prices."""
+
+    def explore(self, context: int, max_rows: int) -> int | None:
+        """See Prices."""
+        size = self._random.randint(0, max_rows)
+        return size or None

@@ -16,10 +16,11 @@ from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.text import TextStream
 from specgen.drafters.prompt_lookup import PromptLookup
 
-from .guessers import Letters, Oracle, RandomTree, Stutterer
+from .guessers import Faulty, Letters, Oracle, RandomTree, Stutterer, TriesSizes
 
 DRAFTERS = (
-    "none", "random", "oracle", "side oracle", "liar", "stutterer", "twins", "lookup", "crowd"
+    "none", "random", "oracle", "side oracle", "liar", "stutterer", "faulty", "twins", "lookup",
+    "crowd",
 )  # fmt: skip
 _KNOWING = ("oracle", "side oracle", "liar", "crowd")
 
@@ -43,6 +44,7 @@ class Case:
     rewind: bool
     judged: bool
     max_leaves: int
+    explores: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,13 @@ def speculative(case: Case) -> Outcome:
         rewind=case.rewind,
     )
     backend = FakeBackend(HashModel(case.n_vocab, case.order, case.model_seed), limits)
+    curve = load_curve("mi50") if case.judged else None
     session = Session(
         backend,
         _drafters(case),
         case.budget,
         calibrator=Calibrator() if case.judged else None,
-        pricing=load_curve("mi50") if case.judged else None,
+        pricing=TriesSizes(curve, case.model_seed) if curve and case.explores else curve,
     )
     stream = TextStream(Letters(case.n_vocab, case.eog), case.stops)
     sampler = Sampler(case.params, case.n_vocab)
@@ -148,6 +151,7 @@ def _drafters(case: Case) -> list[Drafter]:
         "stutterer": lambda: [Stutterer(n)],
         "twins": lambda: [RandomTree(seed, n, 2), RandomTree(seed, n, 2)],
         "lookup": lambda: [PromptLookup()],
+        "faulty": lambda: [Faulty(seed, n), RandomTree(seed, n, 2)],
         "crowd": lambda: [Oracle(truth, n, decoys=2), PromptLookup(), RandomTree(seed, n, 2)],
     }
     return makers[case.drafter]()
@@ -176,6 +180,7 @@ def random_case(seed: int) -> Case:
         rewind=branch or rng.random() < 0.5,
         judged=rng.random() < 0.4,
         max_leaves=rng.choice((1, 2, 16)),
+        explores=rng.random() < 0.5,
     )
 
 

@@ -154,6 +154,7 @@ def test_prompts(
         (("-ngl", "foo"), ("--gpu-layers is 'foo'", "'auto'")),
         (("-ngl", "-3"), ("--gpu-layers is '-3'",)),
         (("-fa", "maybe"), ("-fa", "maybe")),
+        (("--tree", "maybe"), ("--tree", "maybe")),
         (("--drafter", "oracle"), ("no drafter named 'oracle'", "prompt-lookup")),
         (("--drafter", ""), ("no drafter named ''",)),
         (("--drafter", "none,"), ("no drafter named ''",)),

@@ -154,7 +154,6 @@ def test_without_steps_it_is_the_model() -> None:
     """A measured model is not touched, and nothing is explored."""
     tracker = CostTracker(MODEL)
     assert tracker.row(200) == MODEL.row(200)
-    assert tracker.explore(1e9, 200, 64) is None
     assert CostTracker().row(200) == load_curve(UNKNOWN).row(200)
 
 
@@ -220,7 +219,7 @@ def test_exploring_costs_no_more_than_its_share() -> None:
     total = 0.0
     asked = []
     for _ in range(20_000):
-        n = tracker.explore(total, 200, 64)
+        n = tracker.explore(200, 64)
         seconds = truth.seconds(n or 1, 200)
         tracker.observe(n or 1, 200, seconds, explored=n is not None)
         total += seconds
@@ -235,14 +234,23 @@ def test_exploring_costs_no_more_than_its_share() -> None:
 def test_what_is_not_followed_is_not_charged() -> None:
     """It may be asked for again, and sizes that do not fit are passed over."""
     tracker = CostTracker()
-    assert tracker.explore(1e6, 200, 64) == tracker.explore(1e6, 200, 64) == EXPLORED[0]
+    assert tracker.explore(200, 64) is None
+    learn(tracker, load_curve(UNKNOWN), [1] * 500)
+    assert tracker.explore(200, 64) == tracker.explore(200, 64) == EXPLORED[0]
     assert tracker.explored_s == 0
-    assert tracker.explore(1e6, 200, 3) == 2
-    assert tracker.explore(1e6, 200, 1) is None
-    assert tracker.explore(0.0, 200, 64) is None
+    assert tracker.explore(200, 3) == 2
+    assert tracker.explore(200, 1) is None
 
 
 def test_a_doubtful_model_can_be_explored() -> None:
-    """A curve that was measured on a busy machine is a guess, too."""
-    assert CostTracker(MODEL, explore=True).explore(1e6, 200, 64) == EXPLORED[0]
-    assert CostTracker(explore=False).explore(1e6, 200, 64) is None
+    """A curve that was measured on a busy machine is a guess, too; others are not explored."""
+    asked = []
+    for tracker in (
+        CostTracker(MODEL, explore=True),
+        CostTracker(MODEL),
+        CostTracker(explore=False),
+    ):
+        learn(tracker, MODEL, [1] * 5000)
+        asked.append(tracker.explore(200, 64))
+    assert asked == [EXPLORED[0], None, None]
+    assert MODEL.explore(200, 64) is None

@@ -17,14 +17,16 @@ import pytest
 from specgen.core.conformance import check_drafter, repeating_text
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree
-from specgen.drafters import REGISTRY
+from specgen.drafters import REGISTRY, create, with_past
 from specgen.drafters.copyspec import CopySpec
 from specgen.drafters.evidence import chance_bucket, length_bucket
 from specgen.drafters.ngrams import NgramIndex
+from specgen.drafters.past import Past
 from specgen.drafters.predicted import Predicted
 from specgen.drafters.prompt_lookup import COPY_LENGTH, PromptLookup
 from specgen.drafters.recycle import Recycle, make_template, top_k_rows
 from specgen.drafters.slots import Slots
+from specgen.drafters.suffix import Suffix
 from specgen.drafters.trigram import FADE, PAIRS, SUCCESSORS, Trigram
 
 N_VOCAB = 50
@@ -36,6 +38,8 @@ MAKERS: dict[str, Callable[[], Drafter]] = {
     "predicted": lambda: Predicted(PREDICTED),
     "predicted alone": lambda: Predicted(PREDICTED, alone=True),
     "predicted nothing": lambda: Predicted([]),
+    "past": lambda: Past(np.array(PREDICTED, np.int32)),
+    "past without answers": lambda: Past(np.array([], np.int32)),
 }
 
 
@@ -542,3 +546,44 @@ def test_a_broken_promise_is_caught(make: Callable[[], Drafter]) -> None:
     """Each of these breaks one promise, and the check raises."""
     with pytest.raises((AssertionError, IndexError)):
         check_drafter(make, n_long=1000)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 15, 16, 17, 500, 66_000])
+def test_suffix_reads_a_text_at_once_as_token_by_token(n: int) -> None:
+    """A prompt is indexed by other code than what is generated; the guesses are the same."""
+    text = repeating_text(n, 12, n)
+    at_once, one_by_one = begun(Suffix(), text), begun(Suffix(), [])
+    observe(one_by_one, text)
+    for _ in range(40):
+        states = [drafter.root() for drafter in (at_once, one_by_one)]
+        assert states[0] == states[1]
+        if states[0] is not None:
+            assert list(at_once.predict(states[0])) == list(one_by_one.predict(states[1]))
+        token = text[len(text) // 2] if text else 1
+        for drafter in (at_once, one_by_one):
+            observe(drafter, [token])
+        text = [*text[1:], token]
+
+
+def test_past_counts_what_followed_in_other_answers() -> None:
+    """The most frequent first, whatever came last; its own text is not searched."""
+    past = begun(Past(np.array([1, 2, 1, 2, 1, 2, 1, 3], np.int32)), [9, 8, 1])
+    state = past.root()
+    assert [guess.token for guess in past.predict(state)] == [2, 3]
+    observe(past, [8, 1])
+    assert [guess.token for guess in past.predict(past.root())] == [2, 3]
+    assert [guess.token for guess in past.predict(past.advance(state, 2))] == [1]
+
+
+def test_past_stands_beside_suffix_alone() -> None:
+    """Only among several drafters, one of which is suffix, and only if there are answers."""
+    answers = np.array([1, 2, 3], np.int32)
+
+    def names(chosen: str, known: Tokens) -> list[str]:
+        return [drafter.name for drafter in with_past(create(chosen), known)]
+
+    assert names("suffix,copyspec", answers) == ["suffix", "copyspec", "past"]
+    assert names("suffix,copyspec", answers[:0]) == ["suffix", "copyspec"]
+    assert names("recycle,copyspec", answers) == ["recycle", "copyspec"]
+    assert names("suffix", answers) == ["suffix"]
+    assert names("auto", answers)[-1] == "past"

@@ -20,9 +20,10 @@ from specgen.core.builder import Builder
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
-from specgen.core.tree import DraftTree
+from specgen.core.tree import DraftTree, Evidence
 from specgen.core.verify import Verdict, verify
 
+from .guessers import TriesSizes
 from .lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
 
 N_CASES = 10_000
@@ -272,7 +273,32 @@ def _budget_of_tokens_ignored(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def _drafters_unguarded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(session_module, "Guarded", lambda drafter, n_vocab: drafter)
+
+
+def _padding_beside_guesses(patch: pytest.MonkeyPatch) -> None:
+    def extended(self: DraftTree, tokens: Sequence[int], evidence: Evidence) -> DraftTree:
+        n = len(tokens)
+        return DraftTree(
+            (*self.tokens, *tokens),
+            (*self.parents, *[0] * n),
+            (*self.probs, *[0.0] * n),
+            (*self.evidence, *[()] * n),
+        )
+
+    patch.setattr(DraftTree, "extended", extended)
+
+
+def _padding_beyond_the_budget(patch: pytest.MonkeyPatch) -> None:
+    explore = TriesSizes.explore
+    patch.setattr(TriesSizes, "explore", lambda self, at, n: explore(self, at, n + 1))
+
+
 BUGS = [
+    _drafters_unguarded,
+    _padding_beside_guesses,
+    _padding_beyond_the_budget,
     _wrong_bonus_row,
     _child_ignores_parent,
     _cache_not_cut_at_the_end,
@@ -310,5 +336,5 @@ def test_planted_bug_in_prefix_reuse_is_caught(monkeypatch: pytest.MonkeyPatch) 
 def _agrees(case: Case, truth: Outcome) -> bool:
     try:
         return speculative(case) == truth
-    except (AssertionError, ValueError, IndexError, RuntimeError):
+    except (AssertionError, ValueError, TypeError, IndexError, RuntimeError):
         return False

@@ -10,7 +10,8 @@ import pytest
 from specgen.core.calibrate import Calibrator
 from specgen.core.cost import load_curve
 from specgen.core.errors import UsageError
-from specgen.core.replay import Recording, load_recordings, replay
+from specgen.core.protocols import Drafter, Tokens
+from specgen.core.replay import Recording, learn, load_recordings, replay
 from specgen.drafters import REGISTRY, create
 
 from .command import run
@@ -69,9 +70,11 @@ def test_the_curve_decides_the_size_of_trees() -> None:
 def test_recordings_are_read_from_json_lines(tmp_path: Path) -> None:
     """Turns and answers become token pairs; blank lines are skipped."""
     path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"task": "t", "turns": ["a"], "answers": ["bc"]}) + "\n\n")
-    (recording,) = load_recordings(path, characters)
-    assert recording == Recording("t", ((tuple(map(ord, "\n\na\n\n")), (98, 99)),))
+    line = {"task": "t", "turns": ["a"], "answers": ["bc"]}
+    path.write_text(json.dumps(line) + "\n\n" + json.dumps({**line, "question_id": 7}))
+    first, second = load_recordings(path, characters)
+    turns = ((tuple(map(ord, "\n\na\n\n")), (98, 99)),)
+    assert (first, second) == (Recording("t", turns, 1), Recording("t", turns, 7))
 
 
 def test_a_plain_text_is_one_recording(tmp_path: Path) -> None:
@@ -133,3 +136,69 @@ def test_bad_input(tiny_model: TinyModel, words: tuple[str, ...], message: str) 
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_learning_goes_through_all_answers() -> None:
+    """In the order of the questions; the answers of one question are remembered together."""
+    texts = {3: (7, 8, 9), 1: (1, 2), 2: (4,)}
+    recordings = [Recording("t", (((5,), text),), q) for q, text in texts.items()]
+    recordings.append(Recording("t", (((5,), (6, 6)),), 1))
+    seen: list[list[int]] = []
+
+    def make(answers: Tokens) -> list[Drafter]:
+        seen.append(answers.tolist())
+        return create("auto")
+
+    learned = learn(recordings, make, CURVE, 16, Calibrator())
+    assert seen == [[], [], [1, 2, 6, 6], [1, 2, 6, 6, 4]]
+    assert learned.answers.tolist() == [1, 2, 6, 6, 4, 7, 8, 9]
+
+
+def conversations(path: Path, n: int) -> Path:
+    """A file of `n` conversations about the same things, but for a number."""
+    lines = []
+    for i in range(n):
+        text = f"Item {i}: " + " ".join(f"the part {j} of the whole is due" for j in range(4))
+        lines.append(json.dumps({"question_id": i, "turns": ["List it."], "answers": [text]}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.llama
+def test_bench_learns_from_some_and_measures_others(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Learning lifts tokens per step; what is measured is the same whoever else is measured."""
+    path = conversations(tmp_path / "x.jsonl", 8)
+    words = ("bench", tiny_model(), "--replay", path, "--curve", "flat", "-o", "jsonl")
+
+    def figures(*options: str) -> dict[str, float]:
+        outcome = run(*words, *options)
+        assert (outcome.code, outcome.err) == (0, "")
+        return dict(json.loads(outcome.out.splitlines()[0]))
+
+    cold = figures("--only", "2/4")
+    warm = figures("--only", "2/4", "--learn-on", "0/4")
+    assert cold["tokens"] == warm["tokens"] < figures()["tokens"]
+    assert warm["tokens_per_step"] > cold["tokens_per_step"] + 0.5
+    one, other = (figures("--only", part, "--learn-on", "0/4") for part in ("2/8", "6/8"))
+    assert one["steps"] + other["steps"] == warm["steps"]  # frozen: the first teaches nothing
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("part", ["4", "4/4", "a/b", "-1/4", "0/0"])
+def test_bench_refuses_a_part_that_is_none(
+    part: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """One line, exit code 2."""
+    path = conversations(tmp_path / "x.jsonl", 2)
+    outcome = run("bench", tiny_model(), "--replay", path, "--only", part)
+    assert outcome.code == 2
+    assert f"--only is '{part}'" in outcome.err
+
+
+@pytest.mark.llama
+def test_bench_refuses_to_measure_nothing(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """No question has such a number."""
+    path = conversations(tmp_path / "x.jsonl", 2)
+    outcome = run("bench", tiny_model(), "--replay", path, "--only", "3/4")
+    assert outcome.code == 2
+    assert "leaves nothing" in outcome.err

@@ -53,6 +53,21 @@ def test_from_parents_checks() -> None:
         DraftTree.from_parents([1, 2, 2], [-1, 0, 0])
 
 
+@given(tree=trees(), tokens=st.lists(st.integers(0, 3), max_size=5))
+def test_an_extended_tree_has_one_longer_branch(tree: DraftTree, tokens: list[int]) -> None:
+    """Its nodes stay what they were, the new ones are a chain, and there are no more leaves."""
+    longer = tree.extended(tokens, ("padding",))
+    longer.check()
+    n = len(tree)
+    assert (longer.tokens[:n], longer.parents[:n]) == (tree.tokens, tree.parents)
+    assert (longer.probs[:n], longer.evidence[:n]) == (tree.probs, tree.evidence)
+    assert longer.tokens[n:] == tuple(tokens)
+    assert longer.depths[n:] == tuple(tree.depths[-1] + i + 1 for i in range(len(tokens)))
+    assert longer.evidence[n:] == ((("padding",),),) * len(tokens)
+    assert len(longer.leaves) == len(tree.leaves)
+    assert longer.n_main == tree.n_main + (len(tokens) if tree.n_main == n else 0)
+
+
 @given(tree=trees())
 def test_a_whole_tree_passes_check(tree: DraftTree) -> None:
     """Equal tokens are fine anywhere but among siblings."""
