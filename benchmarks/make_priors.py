@@ -1,48 +1,74 @@
-"""Write core/priors.json: what guesses were worth in recorded answers, for models yet unknown.
+"""Write core/priors.json: what guesses turned out to be worth, for models yet unknown.
 
-    python benchmarks/make_priors.py VOCABULARY.gguf RECORDING…
+    python benchmarks/make_priors.py MODEL.gguf PROMPTS.jsonl…
 
-Recordings as for `specgen bench --replay`. What is counted by tokens is left out: it belongs to
-one vocabulary.
+Each line of PROMPTS has `turns`, a list of messages, and may have `question_id`. The model
+answers greedily, with all drafters and trees as on a machine where drafts are neither cheap nor
+dear. What is counted by tokens is left out of the file: it belongs to one vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from specgen.core.calibrate import Calibrator
+from specgen.core.config import EngineConfig
 from specgen.core.cost import load_curve
-from specgen.core.llama import open_vocab
-from specgen.core.protocols import Drafter, Tokens
-from specgen.core.replay import learn, load_recordings
+from specgen.core.engine import Engine, Generation
+from specgen.core.learned import Learned
+from specgen.core.sampling import Sampler, SamplingParams
+from specgen.core.session import Session
+from specgen.core.text import TextStream
 from specgen.drafters import AUTO, create, with_past
 
-CURVES = ("cpu2", "mi50", "flat")
-MAX_DRAFTS = 63
+CURVE = "mi50"
+MAX_DRAFTS = 16
+ANSWER = 128  # tokens
 BY_TOKEN = (1, 2)  # first entries of the keys that name tokens, see Calibrator.guess
 
 
-def main(vocabulary: Path, files: list[Path]) -> None:
-    """Learn from all files under all curves."""
-    vocab = open_vocab(vocabulary)
-    tokenize = partial(vocab.tokenize, add_bos=False, special=False)
-    calibrator = Calibrator()
-    recordings = [recording for file in files for recording in load_recordings(file, tokenize)]
-    for curve in CURVES:
-        learn(recordings, _drafters, load_curve(curve), MAX_DRAFTS, calibrator)
-    record = calibrator.record(lambda key: key[0] not in BY_TOKEN)
-    target = Path(__file__).parents[1] / "core" / "priors.json"
+def main(model: Path, files: list[Path]) -> None:
+    """Answer all prompts, learn, and write."""
+    learned = Learned(Calibrator())
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
+    config = EngineConfig(n_ctx=4096, flash_attention=True, max_drafts=MAX_DRAFTS)
+    with Engine(model, create("none"), config) as engine:
+        for number, line in enumerate(lines, start=1):
+            print(f"\r{number}/{len(lines)}", end="", file=sys.stderr, flush=True)
+            for answer in _answers(engine, json.loads(line)["turns"], learned):
+                learned.add(answer)
+    record = learned.calibrator.record(lambda key: key[0] not in BY_TOKEN)
     for part in record.values():
         part.sort(key=str)
+    target = Path(__file__).parents[1] / "core" / "priors.json"
     target.write_text(json.dumps(record, separators=(",", ":")).replace("],[[", "],\n[[") + "\n")
-    print(f"{len(record['buckets'])} buckets, {len(record['weights'])} weights: {target}")
+    print(f"\n{len(record['buckets'])} buckets, {len(record['weights'])} weights: {target}")
 
 
-def _drafters(answers: Tokens) -> tuple[Drafter, ...]:
-    return with_past(create(AUTO), answers)
+def _answers(engine: Engine, turns: list[str], learned: Learned) -> list[list[int]]:
+    """Tokens of the answers to one conversation."""
+    session = Session(
+        engine.backend,
+        with_past(create(AUTO), learned.answers),
+        MAX_DRAFTS,
+        calibrator=learned.calibrator,
+        pricing=load_curve(CURVE),
+    )
+    engine.backend.rewind(0)
+    conversation = engine.conversation()
+    answers = []
+    for turn in turns:
+        prompt = conversation.ask(turn)
+        sampler = Sampler(SamplingParams(temperature=0), engine.vocab.n_vocab)
+        stream = TextStream(engine.vocab, ())
+        generation = Generation(session, stream, prompt, sampler, ANSWER, None)
+        for _ in generation:
+            pass
+        conversation.answer(generation.text, prompt, generation.tokens)
+        answers.append(generation.tokens)
+    return answers
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ _Live: TypeAlias = list[tuple[Drafter, Any]]
 # parent, token, probability, evidence, who knew something at the parent, and the judged guess.
 _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Live, "Guess | None"]
 
+# A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
+# those that their drafters think far less likely are not judged.
+_HOPELESS = 0.2
+
 # Sizes looked ahead to: right edges of the stairs that measured curves have.
 _EDGES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
@@ -95,14 +99,16 @@ class Builder:
                 live.append((drafter, state))
         if not live:
             return DraftTree.root(root)
-        growth = _Growth(root, room, depth, self._max_leaves, self._calibrator, self._run)
+        row = None if self._pricing is None else self._pricing.row(context)
+        least = 0.0 if row is None else _HOPELESS * (row[n_lead + 1] - row[n_lead]) / row[n_lead]
+        growth = _Growth(root, room, depth, self._max_leaves, self._calibrator, self._run, least)
         growth.offer(0, live)
         self._growth = growth
-        if self._pricing is None:
+        if row is None:
             while growth.offers and growth.room:
                 growth.take()
             return growth.tree(growth.n_nodes)
-        return growth.tree(self._grow(growth, self._pricing.row(context), n_lead))
+        return growth.tree(self._grow(growth, row, n_lead))
 
     def _grow(self, growth: _Growth, row: Sequence[float], n_lead: int) -> int:
         """Let the tree grow while a larger one may still pay; the best size, root included."""
@@ -163,8 +169,10 @@ class _Growth:
         max_leaves: int,
         calibrator: Calibrator | None,
         run: int,
+        least: float,
     ) -> None:
         self._calibrator = calibrator
+        self._least = least  # guesses that their drafters think less likely are not judged
         self._run = run
         self.offers: list[_Offer] = []
         self.room = room
@@ -193,6 +201,8 @@ class _Growth:
         last, run = self._nodes[parent][3], self._run + self._depths[parent]
         guess = None
         for token, (prob, evidences) in merged.items():
+            if prob < self._least:
+                continue
             if self._calibrator is not None:
                 guess = self._calibrator.guess(evidences, prob, token, last, run)
                 prob = guess.prob

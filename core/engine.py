@@ -16,6 +16,7 @@ from .errors import ContextFull, UsageError
 from .host import default_threads
 from .learned import Learned
 from .llama import ContextConfig, LlamaBackend, LlamaModel
+from .pace import Pace
 from .profile import Profile, find_profile
 from .protocols import Drafter
 from .sampling import Sampler
@@ -217,6 +218,7 @@ def _session(
         branch=branch,
         calibrator=calibrator,
         pricing=CostTracker(profile.curve if profile else None),
+        pace=Pace(),
         host_s=_HOST_S,
     )
 

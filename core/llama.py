@@ -198,7 +198,7 @@ class ContextConfig:
     n_ctx: int
     threads: int
     max_rows: int = 64
-    max_leaves: int = 16
+    max_leaves: int = 32
     chunk: int = 512
     flash_attention: bool | None = None
     swa_full: bool = True

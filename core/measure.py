@@ -104,6 +104,21 @@ class Subject:
         self.backend.commit(0 if self.backend.limits.can_rewind else 1)
         return seconds
 
+    def time_in_company(self, n: int) -> float:
+        """Seconds of a call with `n` rows among calls with one.
+
+        One row is timed behind one row, as in plain decoding. Others are timed together with the
+        one row that comes next: llama.cpp reuses its graph as long as calls have the same size,
+        so what a larger call costs shows in two calls. Where nothing can be dropped, text is too
+        precious for that.
+        """
+        if not self.backend.limits.can_rewind:
+            return self.time(n)
+        if n > 1:
+            return self.time(n) + self.time(1)
+        self.time(1)
+        return self.time(1)
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -140,10 +155,8 @@ def measure(
         due = [n for n in sizes if n <= _LARGE] if inner else sizes
         tables[context] = _time_sizes(subject, due, share_s)
         on_progress((i + 1) / len(order))
-    typical = {
-        context: {n: _typical(samples) for n, samples in table.items()}
-        for context, table in tables.items()
-    }
+    with_next = subject.backend.limits.can_rewind
+    typical = {c: _typical_times(table, with_next=with_next) for c, table in tables.items()}
     _fill(typical)
     excess = _repair(typical)
     spread = [median(s) / min(s) for table in tables.values() for s in table.values()]
@@ -186,8 +199,14 @@ def _typical(samples: Sequence[float]) -> float:
     return sorted(samples)[(len(samples) - 1) // 4]
 
 
+def _typical_times(table: dict[int, list[float]], *, with_next: bool) -> dict[int, float]:
+    """T by size, from what `_time_sizes` gives; with the next call's one row, or without."""
+    plain_s = _typical(table[1]) if with_next else 0.0
+    return {n: _typical(samples) - (plain_s if n > 1 else 0.0) for n, samples in table.items()}
+
+
 def _time_sizes(subject: Subject, sizes: Sequence[int], time_s: float) -> dict[int, list[float]]:
-    """As many rounds over `sizes` as fit into `time_s`."""
+    """`time_in_company` of as many rounds over `sizes` as fit into `time_s`."""
     end = subject.clock() + time_s
     subject.time(1)  # the first call after a prefill takes longer
     times: dict[int, list[float]] = {}
@@ -198,7 +217,7 @@ def _time_sizes(subject: Subject, sizes: Sequence[int], time_s: float) -> dict[i
             is_due = number == 0 and i < _ALWAYS
             if not is_due and subject.clock() + _expected_s(times, n) > end:
                 continue
-            times.setdefault(n, []).append(subject.time(n))
+            times.setdefault(n, []).append(subject.time_in_company(n))
     return times
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,13 +17,15 @@ from .builder import Builder, Pricing
 from .calibrate import Calibrator
 from .errors import ContextFull, UsageError
 from .guard import Guarded
-from .protocols import Backend, Drafter
+from .pace import Looks, Pace
+from .protocols import Backend, Drafter, Logits
 from .sampling import Sampler
 from .stats import Step
 from .tree import DraftTree, Evidence
 from .verify import verify
 
 _PADDING: Evidence = ("padding",)
+_NO_LOGITS = np.empty((1, 0), np.float32)
 
 
 class Prices(Pricing, Protocol):
@@ -49,6 +51,7 @@ class Session:
         branch: whether trees may have side branches, where the backend can have them.
         calibrator: judges guesses, see Builder.
         pricing: what calls cost, see Builder; told what they take.
+        pace: says when to ask the drafters; without it they are asked in every step.
         host_s: seconds of host time that each further row costs, see Builder.
     """
 
@@ -61,6 +64,7 @@ class Session:
         branch: bool = True,
         calibrator: Calibrator | None = None,
         pricing: Prices | None = None,
+        pace: Pace | None = None,
         host_s: float = 0.0,
     ) -> None:
         limits = backend.limits
@@ -78,6 +82,10 @@ class Session:
             host_s=host_s,
         )
         self._pricing = pricing
+        self._pace = pace
+        self._looks = [Looks() for _ in self._drafters]
+        self._unseen: list[int] = []  # emitted, and not yet shown to the drafters
+        self._is_padded = False
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -102,7 +110,10 @@ class Session:
         self.tokens = list(tokens)
         self._prefill(on_chunk)
         context = np.array(self.tokens, np.int32)
+        self._unseen = []
         self._builder.begin()
+        if self._pace is not None:
+            self._pace.begin()
         for drafter in self._drafters:
             drafter.begin(context)
         return reused
@@ -146,21 +157,21 @@ class Session:
         start = perf_counter()
         backend = self._backend
         *lead, root = self.tokens[backend.length :]
-        tree, is_padded = self._draft(root, len(lead), limit - 1)
+        asks = self._pace is None or self._pace.asks()
+        tree = self._draft(root, len(lead), limit - 1) if asks else DraftTree.root(root)
         drafted = perf_counter()
         logits = backend.score(tree, lead)
         scored = perf_counter()
-        if self._pricing is not None:
-            n_rows = len(lead) + len(tree)
-            self._pricing.observe(n_rows, backend.length, scored - drafted, explored=is_padded)
         kept = 0  # if anything below fails, nothing of this step stays in the cache
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
             kept = len(lead) + 1 + _accepted_on_main(tree, verdict.path)
-            for drafter in self._drafters:
-                drafter.observe(verdict.tokens, tree, logits)
-            self._builder.learn(verdict.tokens)
             self.tokens += verdict.tokens
+            if asks:
+                call = _Call(len(lead) + len(tree), backend.length, scored - drafted)
+                self._learn(call, tree, logits, verdict.tokens, drafted - start)
+            else:
+                self._unseen += verdict.tokens
         finally:
             backend.commit(kept)
         return Step(
@@ -173,19 +184,65 @@ class Session:
             total_s=perf_counter() - start,
         )
 
-    def _draft(self, root: int, n_lead: int, depth: int) -> tuple[DraftTree, bool]:
-        """The next tree, and whether it is padded to a size that is worth trying."""
+    def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
+        """The next tree, padded where its size is worth trying."""
+        self._catch_up()
         limits, context = self._backend.limits, self._backend.length
         room = min(limits.max_rows - n_lead - 1, limits.n_ctx - len(self.tokens), self._max_drafts)
         tree = self._builder.build(root, room, depth, context=context, n_lead=n_lead)
+        self._is_padded = False
         if self._pricing is None:
-            return tree, False
+            return tree
         size = self._pricing.explore(context, n_lead + 1 + room)
         missing = 0 if size is None else size - n_lead - len(tree)
         if not 0 < missing <= len(self.tokens):
-            return tree, False
+            return tree
+        self._is_padded = True
         # Text, not one token over and over: the experts of a mixture would be the same ones.
-        return tree.extended(self.tokens[-missing:], _PADDING), True
+        return tree.extended(self.tokens[-missing:], _PADDING)
+
+    def _catch_up(self) -> None:
+        """Show the drafters what was emitted in steps that did not ask them."""
+        if self._unseen:
+            tree = DraftTree.root(self.tokens[-len(self._unseen) - 1])
+            for drafter in self._drafters:
+                drafter.observe(self._unseen, tree, _NO_LOGITS)
+            self._builder.learn(())
+            self._unseen = []
+
+    def _learn(
+        self, call: _Call, tree: DraftTree, logits: Logits, emitted: Sequence[int], draft_s: float
+    ) -> None:
+        """Everyone learns from a step: pricing, drafters, calibrator, pace."""
+        start = perf_counter()
+        pricing = self._pricing
+        if pricing is None:
+            for drafter in self._drafters:
+                drafter.observe(emitted, tree, logits)
+            self._builder.learn(emitted)
+            return
+        pricing.observe(call.n_rows, call.context, call.seconds, explored=self._is_padded)
+        row = pricing.row(call.context)
+        for drafter, looks in zip(self._drafters, self._looks, strict=True):
+            if looks.affordable(row[0]):
+                before = perf_counter()
+                drafter.observe(emitted, tree, logits)
+                looks.took(perf_counter() - before)
+            else:
+                drafter.observe(emitted, tree, logits[:, :0])
+        self._builder.learn(emitted)
+        if self._pace is not None:
+            host_s = draft_s + perf_counter() - start
+            cost_s = row[0] if self._is_padded else row[call.n_rows - 1]
+            self._pace.settle(row[0], len(emitted) * row[0] - cost_s - host_s)
+
+
+class _Call(NamedTuple):
+    """What a target call took."""
+
+    n_rows: int
+    context: int
+    seconds: float
 
 
 def _accepted_on_main(tree: DraftTree, path: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from specgen.core.cost import CostModel, Row
+from specgen.core.pace import Pace
 from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.tree import DraftTree
 
@@ -196,3 +197,15 @@ class TriesSizes:
         """See Prices."""
         size = self._random.randint(0, max_rows)
         return size or None
+
+
+class AsksAtRandom(Pace):
+    """Asks the drafters in some steps and not in others."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+
+    def asks(self) -> bool:
+        """See Pace."""
+        return self._random.random() < 0.5

@@ -16,7 +16,7 @@ from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.text import TextStream
 from specgen.drafters.prompt_lookup import PromptLookup
 
-from .guessers import Faulty, Letters, Oracle, RandomTree, Stutterer, TriesSizes
+from .guessers import AsksAtRandom, Faulty, Letters, Oracle, RandomTree, Stutterer, TriesSizes
 
 DRAFTERS = (
     "none", "random", "oracle", "side oracle", "liar", "stutterer", "faulty", "twins", "lookup",
@@ -45,6 +45,7 @@ class Case:
     judged: bool
     max_leaves: int
     explores: bool = False
+    rests: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def speculative(case: Case) -> Outcome:
         case.budget,
         calibrator=Calibrator() if case.judged else None,
         pricing=TriesSizes(curve, case.model_seed) if curve and case.explores else curve,
+        pace=AsksAtRandom(case.model_seed) if case.rests else None,
     )
     stream = TextStream(Letters(case.n_vocab, case.eog), case.stops)
     sampler = Sampler(case.params, case.n_vocab)
@@ -181,6 +183,7 @@ def random_case(seed: int) -> Case:
         judged=rng.random() < 0.4,
         max_leaves=rng.choice((1, 2, 16)),
         explores=rng.random() < 0.5,
+        rests=rng.random() < 0.3,
     )
 
 

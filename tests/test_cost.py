@@ -208,8 +208,20 @@ def test_contexts_are_learnt_apart() -> None:
             tracker.observe(n, context, factor * MODEL.seconds(n, context))
     middle = 3000 // BUCKET * BUCKET + BUCKET // 2
     assert tracker.row(300)[3] == pytest.approx(MODEL.row(300)[3])
-    assert tracker.row(3000)[3] == pytest.approx(2 * MODEL.seconds(4, middle))
-    assert tracker.row(30_000)[3] == pytest.approx(2 * MODEL.row(30_000)[3])
+    assert tracker.row(3000)[3] == pytest.approx(2 * MODEL.seconds(4, middle), rel=0.02)
+    assert tracker.row(30_000)[3] == pytest.approx(2 * MODEL.row(30_000)[3], rel=0.02)
+
+
+def test_one_row_behind_several_is_charged_to_those() -> None:
+    """A size whose next call is slow is dear; one row is no dearer for it."""
+    tracker = CostTracker(MODEL)
+    plain, several = MODEL.seconds(1, 100), MODEL.seconds(4, 100)
+    for _ in range(60):
+        for n, seconds in ((1, plain), (1, plain), (4, several), (1, plain + 0.5 * several)):
+            tracker.observe(n, 100, seconds)
+    row, known = tracker.row(100), MODEL.row(100)
+    assert row[0] == pytest.approx(known[0], rel=0.01)
+    assert row[3] == pytest.approx(1.5 * known[3], rel=0.02)
 
 
 def test_exploring_costs_no_more_than_its_share() -> None:
