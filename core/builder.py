@@ -11,7 +11,7 @@ drafting nothing, is always a candidate.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from .calibrate import Calibrator, Guess
@@ -29,8 +29,8 @@ _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Li
 # those that their drafters think far less likely are not judged.
 _HOPELESS = 0.2
 
-# Sizes looked ahead to: right edges of the stairs that measured curves have.
-_EDGES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
+_EDGES = (*range(2, 17), 24, 32, 48, 64)
 
 
 class Pricing(Protocol):
@@ -53,6 +53,7 @@ class Builder:
             own estimates count.
         pricing: what a call costs; without it a tree takes all that is on offer.
         host_s: seconds of host time that each further row costs.
+        eog: tokens that end a text: nothing is drafted behind them.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Builder:
         calibrator: Calibrator | None = None,
         pricing: Pricing | None = None,
         host_s: float = 0.0,
+        eog: Container[int] = (),
     ) -> None:
+        self._eog = eog
         self._drafters = tuple(drafters)
         self._max_drafts = max_drafts
         self._max_leaves = max_leaves if branch else 1
@@ -101,7 +104,16 @@ class Builder:
             return DraftTree.root(root)
         row = None if self._pricing is None else self._pricing.row(context)
         least = 0.0 if row is None else _HOPELESS * (row[n_lead + 1] - row[n_lead]) / row[n_lead]
-        growth = _Growth(root, room, depth, self._max_leaves, self._calibrator, self._run, least)
+        growth = _Growth(
+            root,
+            room,
+            depth,
+            self._max_leaves,
+            calibrator=self._calibrator,
+            run=self._run,
+            least=least,
+            eog=self._eog,
+        )
         growth.offer(0, live)
         self._growth = growth
         if row is None:
@@ -167,10 +179,13 @@ class _Growth:
         room: int,
         max_depth: int,
         max_leaves: int,
+        *,
         calibrator: Calibrator | None,
         run: int,
         least: float,
+        eog: Container[int],
     ) -> None:
+        self._eog = eog
         self._calibrator = calibrator
         self._least = least  # guesses that their drafters think less likely are not judged
         self._run = run
@@ -238,7 +253,7 @@ class _Growth:
         self._depths.append(depth)
         self._first_child.append(0)
         self.room -= 1
-        if self.room and depth < self._max_depth:
+        if self.room and depth < self._max_depth and token not in self._eog:
             below: _Live = []
             for drafter, state in live:
                 if (after := drafter.advance(state, token)) is not None:

@@ -69,7 +69,7 @@ class Engine:
             raise
         self.vocab = self.model.vocab
         calibrator = learned.calibrator if learned else experienced()
-        self.session = _session(self.backend, drafters, config, profile, calibrator)
+        self.session = _session(self.backend, drafters, config, profile, calibrator, self.vocab.eog)
         self.load_s = perf_counter() - start
         _log.info("%s", _describe(self.model, self.backend, config))
 
@@ -206,11 +206,12 @@ def _session(
     config: EngineConfig,
     profile: Profile | None,
     calibrator: Calibrator,
+    eog: frozenset[int],
 ) -> Session:
     """A single drafter drafts as it likes; several are judged by what their guesses are worth."""
     branch = config.tree is not False
     if len(drafters) < 2:
-        return Session(backend, drafters, config.max_drafts, branch=branch)
+        return Session(backend, drafters, config.max_drafts, branch=branch, eog=eog)
     return Session(
         backend,
         drafters,
@@ -220,6 +221,7 @@ def _session(
         pricing=CostTracker(profile.curve if profile else None),
         pace=Pace(),
         host_s=_HOST_S,
+        eog=eog,
     )
 
 

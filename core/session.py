@@ -7,7 +7,7 @@ and ride ahead of the next tree, so the cache never has holes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
@@ -53,6 +53,7 @@ class Session:
         pricing: what calls cost, see Builder; told what they take.
         pace: says when to ask the drafters; without it they are asked in every step.
         host_s: seconds of host time that each further row costs, see Builder.
+        eog: tokens that end a text, see Builder.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Session:
         pricing: Prices | None = None,
         pace: Pace | None = None,
         host_s: float = 0.0,
+        eog: Container[int] = (),
     ) -> None:
         limits = backend.limits
         self.tokens: list[int] = []
@@ -80,6 +82,7 @@ class Session:
             calibrator=calibrator,
             pricing=pricing,
             host_s=host_s,
+            eog=eog,
         )
         self._pricing = pricing
         self._pace = pace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import TypeAlias
 
 import pytest
@@ -268,3 +268,58 @@ def test_drafters_are_asked_only_below_nodes_that_may_have_children() -> None:
         table = Table(guesses)
         assert len(Builder([table], room, max_leaves=1, branch=False).build(ROOT, 99, depth)) == 4
         assert table.asked == [(), (0,), (0, 0)]
+
+
+def test_nothing_is_drafted_behind_the_end() -> None:
+    """An end token may be guessed; nothing follows it, on the main chain or beside it."""
+    guesses: Guesses = {(): {1: 0.9, 2: 0.5}, (1,): {3: 1.0}, (2,): {1: 0.9}, (2, 1): {3: 1.0}}
+    builder = Builder([Table(guesses)], 9, max_leaves=9, branch=True, eog={1})
+    tree = builder.build(ROOT, 9, 9)
+    ends = [node for node in range(len(tree)) if tree.tokens[node] == 1]
+    assert len(ends) == 2
+    assert not set(ends) & set(tree.parents)
+    other = Builder([Table(guesses)], 9, max_leaves=9, branch=True)
+    assert len(other.build(ROOT, 9, 9)) == len(tree) + 2
+
+
+class Priced:
+    """Costs of calls, by the number of rows, as listed; further rows cost as the last one did."""
+
+    def __init__(self, costs: Sequence[float]) -> None:
+        self._row = tuple(accumulate([*costs, *[costs[-1]] * (80 - len(costs))]))
+
+    def row(self, context: int) -> Sequence[float]:
+        """See Pricing."""
+        return self._row
+
+
+COSTS = st.lists(st.sampled_from([0.05, 0.3, 0.6, 1.0]), min_size=1, max_size=6)
+
+
+@given(tables=st.lists(GUESSES, min_size=1, max_size=2), costs=COSTS, n_lead=st.integers(0, 2))
+@settings(max_examples=300, deadline=None)
+def test_the_size_is_the_one_with_most_tokens_a_second(
+    tables: list[Guesses], costs: list[float], n_lead: int
+) -> None:
+    """Of all sizes of the unpriced tree, by trying each; smaller ones where equal."""
+    drafters = [Table(table, f"table {i}") for i, table in enumerate(tables)]
+    price = Priced([1.0, *costs])
+    whole = Builder(drafters, 16, max_leaves=99, branch=True)
+    paid = Builder(drafters, 16, max_leaves=99, branch=True, pricing=price)
+    rates = {}
+    for room in range(17):
+        tree = whole.build(ROOT, room, 99)
+        paths = path_probabilities(tree)
+        if len(tree) == room + 1:
+            rates[room] = sum(paths) / price.row(0)[n_lead + room]
+    tree = paid.build(ROOT, 16, 99, n_lead=n_lead)
+    rate = sum(path_probabilities(tree)) / price.row(0)[n_lead + len(tree) - 1]
+    assert rate == pytest.approx(max(rates.values()))
+
+
+def path_probabilities(tree: DraftTree) -> list[float]:
+    """Of each node: the product of the chances on the way there."""
+    paths = [1.0]
+    for node in range(1, len(tree)):
+        paths.append(paths[tree.parents[node]] * tree.probs[node])
+    return paths
