@@ -29,6 +29,10 @@ _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Li
 # those that their drafters think far less likely are not judged.
 _HOPELESS = 0.2
 
+# How many times as many tokens a second as plain decoding a draft must promise to be made: of many
+# estimates the highest is likely to be too high.
+_PREMIUM = 1.05
+
 # Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
 _EDGES = (*range(2, 17), 24, 32, 48, 64)
 
@@ -126,7 +130,7 @@ class Builder:
         """Let the tree grow while a larger one may still pay; the best size, root included."""
         host = self._host_s
         expected = 1.0
-        n_best, best = 1, 1.0 / (row[n_lead] + host)
+        n_best, best = 1, _PREMIUM / (row[n_lead] + host)
         while growth.offers and growth.room:
             path = growth.offers[-1][0]
             if not growth.take():

@@ -16,11 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .batch import Batch
 from .errors import BackendError, ContextFull, ModelError
 from .layout import Layout, lay_out
+from .outputs import Outputs
 from .protocols import Limits, Logits, Tokens
 from .tree import DraftTree
 from .vocab import LlamaVocab
@@ -225,6 +224,7 @@ class LlamaBackend:
         self._memory = api.llama_get_memory(self._context)
         self._n_vocab = model.vocab.n_vocab
         self.limits = self._find_limits(config)
+        self._outputs = Outputs(api, self._context, config.max_rows, self._n_vocab)
         self._batch = Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
         self._length = 0
         self._reach = [0] * config.max_leaves  # trunk cells that each extra sequence shares
@@ -286,11 +286,7 @@ class LlamaBackend:
         self._lend_trunk(rows.n_sequences)
         self._decode(rows, outputs=True)
         self._scored = rows
-        pointer = self._api.llama_get_logits(self._context)
-        if not pointer:
-            raise BackendError("llama.cpp returned no logits")
-        logits = np.ctypeslib.as_array(pointer, shape=(n, self._n_vocab))
-        return logits[len(lead) :]
+        return self._outputs.rows(n)[len(lead) :]
 
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend. Raises BackendError if the model cannot drop the rest."""
