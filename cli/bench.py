@@ -163,13 +163,14 @@ def _show(progress: str) -> None:
         print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
 
 
-def _figures(tally: Tally) -> dict[str, float]:
+def _figures(tally: Tally) -> dict[str, Any]:
     return {
         "tokens": tally.tokens,
         "steps": tally.steps,
         "tokens_per_step": round(tally.tokens_per_step, 4),
         "nodes_per_step": round(tally.nodes_per_step, 4),
         "speedup": round(tally.speedup, 4),
+        "accepted": dict(tally.accepted_by.most_common()),
     }
 
 
@@ -182,3 +183,6 @@ def _print(results: list[dict[str, Any]]) -> None:
             f"{r['curve'][:7]:<8}{r['drafter']:<15}{r['group'][:23]:<24}"
             f"{r['tokens_per_step']:>12.3f}{r['nodes_per_step']:>11.2f}{r['speedup']:>7.3f}x"
         )
+        if r["group"] == ALL and r["accepted"]:
+            shares = [f"{name} {100 * n / r['tokens']:.0f}" for name, n in r["accepted"].items()]
+            typer.echo(f"{'':<8}of 100 tokens guessed by {', '.join(shares)}")

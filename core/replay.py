@@ -8,8 +8,9 @@ under a cost curve. Everything but the target and the sampler is the code that g
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .learned import Learned
 from .protocols import Drafter, Limits, Logits, Tokens
 from .sampling import Sampler, SamplingParams
 from .session import Session
-from .stats import Step
+from .stats import Step, sources
 from .tree import DraftTree
 
 
@@ -50,6 +51,7 @@ class Tally:
     nodes: int = 0
     drafted_s: float = 0.0  # under the curve, as drafted
     plain_s: float = 0.0  # under the curve, one token at a time
+    accepted_by: Counter[str] = field(default_factory=Counter)  # guesses, by each that made them
 
     def add(self, other: Tally) -> None:
         """Add another group's sums."""
@@ -58,6 +60,7 @@ class Tally:
         self.nodes += other.nodes
         self.drafted_s += other.drafted_s
         self.plain_s += other.plain_s
+        self.accepted_by += other.accepted_by
 
     @property
     def tokens_per_step(self) -> float:
@@ -146,6 +149,7 @@ def replay(
             tally.nodes += n_rows
             tally.drafted_s += row[min(n_rows, len(row)) - 1]
             tally.plain_s += row[0] * len(step.tokens)
+            tally.accepted_by.update(sources(step.tree, step.path))
         text += answer
     return tallies
 

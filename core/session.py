@@ -210,7 +210,6 @@ class Session:
             tree = DraftTree.root(self.tokens[-len(self._unseen) - 1])
             for drafter in self._drafters:
                 drafter.observe(self._unseen, tree, _NO_LOGITS)
-            self._builder.learn(())
             self._unseen = []
 
     def _learn(

