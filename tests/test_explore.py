@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -112,6 +113,7 @@ class Run:
             assert extra <= SHARE * total
 
 
+@cache
 def plain() -> list[int]:
     """The text, by a loop that knows nothing of drafts."""
     sampler, text = Sampler(SamplingParams(seed=1), N_VOCAB), list(PROMPT)
