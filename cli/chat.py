@@ -61,17 +61,7 @@ def chat(
     from .run import Job, as_message, complete, open_conversation, require_model, set_up_logging
 
     set_up_logging(verbose)
-    output = OutputOptions(stats=stats)
-    job = Job(
-        model,
-        text,
-        output,
-        sampling.params(),
-        engine.config(),
-        engine.drafters(),
-        engine.predicted_output,
-        engine.learn,
-    )
+    job = Job.of(model, text, OutputOptions(stats=stats), sampling, engine)
     require_model(model)
     if not sys.stdin.isatty():
         complete(job, as_message(read_prompt(), system, template))
@@ -140,7 +130,6 @@ class Repl:
             generation = start(self._job, self._engine, prompt, self._sampler, interrupts)
             with _no_echo():
                 error = stream(generation, interrupts)
-            self._engine.keep(generation)
             if generation.text and not generation.text.endswith("\n"):
                 write("\n")
             if generation.tokens:
@@ -148,6 +137,7 @@ class Repl:
                 self._last = generation
                 if self._job.output.stats:
                     self._note(stats_line(generation))
+                self._engine.keep(generation)
             else:
                 self._conversation.drop_question()
         if interrupts.signal is not None:

@@ -55,16 +55,7 @@ def generate(
     from .run import Job, as_message, as_text, complete, require_model, set_up_logging
 
     set_up_logging(verbose)
-    job = Job(
-        model,
-        text,
-        output,
-        sampling.params(),
-        engine.config(),
-        engine.drafters(),
-        engine.predicted_output,
-        engine.learn,
-    )
+    job = Job.of(model, text, output, sampling, engine)
     if prompt_argument is not None and prompt_option is not None:
         raise UsageError("there are two prompts, an argument and --prompt", "give one of them")
     if (system or template) and not chat:

@@ -25,7 +25,7 @@ from specgen.drafters.predicted import Predicted
 
 from .interrupt import Interrupted, Interrupts
 from .models import ensure_model
-from .options import OutputOptions, TextOptions
+from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, note, stats_line, write, write_json
 from .prompt import read_file
 
@@ -42,6 +42,27 @@ class Job:
     drafters: tuple[Drafter, ...]
     predicted: Path | None = None  # a file
     learn: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: str | None,
+        text: TextOptions,
+        output: OutputOptions,
+        sampling: SamplingOptions,
+        engine: EngineOptions,
+    ) -> Job:
+        """The job that options ask for. Raises UsageError."""
+        return cls(
+            model,
+            text,
+            output,
+            sampling.params(),
+            engine.config(),
+            engine.drafters(),
+            engine.predicted_output,
+            engine.learn,
+        )
 
     def open(self) -> Engine:
         """The model, fetched first if need be. Raises SpecgenError."""
@@ -93,13 +114,13 @@ def complete(job: Job, prompt: Prompt) -> None:
         sampler = Sampler(job.params, engine.vocab.n_vocab)
         generation = start(job, engine, prompt(engine), sampler, interrupts)
         error = stream(generation, interrupts, quiet=job.output.as_json)
-        engine.keep(generation)
         if job.output.as_json:
             write_json(engine, generation, error)
         elif sys.stdout.isatty():
             write("\n")
         if job.output.stats:
             note(stats_line(generation))
+        engine.keep(generation)
     if error:
         raise error
     if interrupts.signal is not None:

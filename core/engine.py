@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from .calibrate import Calibrator, experienced
+from .calibrate import experienced
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .conversation import Conversation
 from .errors import ContextFull, UsageError
@@ -68,8 +68,7 @@ class Engine:
             self._open.close()
             raise
         self.vocab = self.model.vocab
-        calibrator = learned.calibrator if learned else experienced()
-        self.session = _session(self.backend, drafters, config, profile, calibrator, self.vocab.eog)
+        self.session = _session(self.backend, drafters, config, profile, learned, self.vocab.eog)
         self.load_s = perf_counter() - start
         _log.info("%s", _describe(self.model, self.backend, config))
 
@@ -123,7 +122,7 @@ class Engine:
         """Let later runs profit from a text that was generated, unless nothing is to be learnt."""
         if self._learned is not None and generation.tokens:
             self._learned.add(generation.tokens)
-            self._learned.keep(self.path)
+            self._learned.keep()
 
 
 class Generation:
@@ -205,7 +204,7 @@ def _session(
     drafters: Sequence[Drafter],
     config: EngineConfig,
     profile: Profile | None,
-    calibrator: Calibrator,
+    learned: Learned | None,
     eog: frozenset[int],
 ) -> Session:
     """A single drafter drafts as it likes; several are judged by what their guesses are worth."""
@@ -217,7 +216,7 @@ def _session(
         drafters,
         config.max_drafts,
         branch=branch,
-        calibrator=calibrator,
+        calibrator=learned.calibrator if learned else experienced(),
         pricing=CostTracker(profile.curve if profile else None),
         pace=Pace(),
         host_s=_HOST_S,

@@ -27,10 +27,12 @@ class Learned:
 
     Attributes:
         calibrator: goes on learning while it is used.
+        key: what it is stored under; None is not stored.
     """
 
     def __init__(self, calibrator: Calibrator, answers: Sequence[int] = (), age: int = 0) -> None:
         self.calibrator = calibrator
+        self.key: Key | None = None
         self._answers = list(answers)
         self._new: list[int] = []
         self._age = age  # how often it was kept
@@ -64,13 +66,11 @@ class Learned:
         except (KeyError, TypeError) as error:
             raise ValueError(f"nothing learnt is in it: {error}") from error
 
-    def keep(self, model: Path) -> None:
-        """Store it for later runs on the model file; other processes may have done so meanwhile.
-
-        Raises ModelError if the file cannot be read.
-        """
-        _store().update(_key(model), self._join)
-        self._new = []
+    def keep(self) -> None:
+        """Store it for later runs on the same model; others may have done so meanwhile."""
+        if self.key is not None:
+            _store().update(self.key, self._join)
+            self._new = []
 
     def _join(self, stored: Any | None) -> dict[str, Any]:
         """What to store in the place of `stored`."""
@@ -91,19 +91,18 @@ def recall(model: Path) -> Learned:
 
     Raises ModelError if the file cannot be read.
     """
-    store, key = _store(), _key(model)
+    store, key = _store(), {"model": fingerprint(model)}
+    learned = None
     record = store.read(key)
     if record is not None:
         try:
-            return Learned.from_record(record)
+            learned = Learned.from_record(record)
         except ValueError as error:
             store.set_aside(key, str(error))
-    return Learned(experienced())
+    learned = learned or Learned(experienced())
+    learned.key = key
+    return learned
 
 
 def _store() -> Store:
     return Store("learned", _VERSION)
-
-
-def _key(model: Path) -> Key:
-    return {"model": fingerprint(model)}

@@ -104,6 +104,11 @@ class Subject:
         self.backend.commit(0 if self.backend.limits.can_rewind else 1)
         return seconds
 
+    @property
+    def times_pairs(self) -> bool:
+        """Whether `time_in_company` includes the next call of one row, for n > 1."""
+        return self.backend.limits.can_rewind
+
     def time_in_company(self, n: int) -> float:
         """Seconds of a call with `n` rows among calls with one.
 
@@ -112,7 +117,7 @@ class Subject:
         so what a larger call costs shows in two calls. Where nothing can be dropped, text is too
         precious for that.
         """
-        if not self.backend.limits.can_rewind:
+        if not self.times_pairs:
             return self.time(n)
         if n > 1:
             return self.time(n) + self.time(1)
@@ -155,8 +160,10 @@ def measure(
         due = [n for n in sizes if n <= _LARGE] if inner else sizes
         tables[context] = _time_sizes(subject, due, share_s)
         on_progress((i + 1) / len(order))
-    with_next = subject.backend.limits.can_rewind
-    typical = {c: _typical_times(table, with_next=with_next) for c, table in tables.items()}
+    typical = {
+        context: _typical_times(table, with_next=subject.times_pairs)
+        for context, table in tables.items()
+    }
     _fill(typical)
     excess = _repair(typical)
     spread = [median(s) / min(s) for table in tables.values() for s in table.values()]

@@ -88,7 +88,6 @@ class Session:
         self._pace = pace
         self._looks = [Looks() for _ in self._drafters]
         self._unseen: list[int] = []  # emitted, and not yet shown to the drafters
-        self._is_padded = False
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -193,14 +192,12 @@ class Session:
         limits, context = self._backend.limits, self._backend.length
         room = min(limits.max_rows - n_lead - 1, limits.n_ctx - len(self.tokens), self._max_drafts)
         tree = self._builder.build(root, room, depth, context=context, n_lead=n_lead)
-        self._is_padded = False
         if self._pricing is None:
             return tree
         size = self._pricing.explore(context, n_lead + 1 + room)
         missing = 0 if size is None else size - n_lead - len(tree)
         if not 0 < missing <= len(self.tokens):
             return tree
-        self._is_padded = True
         # Text, not one token over and over: the experts of a mixture would be the same ones.
         return tree.extended(self.tokens[-missing:], _PADDING)
 
@@ -223,7 +220,8 @@ class Session:
                 drafter.observe(emitted, tree, logits)
             self._builder.learn(emitted)
             return
-        pricing.observe(call.n_rows, call.context, call.seconds, explored=self._is_padded)
+        is_padded = _PADDING in tree.evidence[-1]
+        pricing.observe(call.n_rows, call.context, call.seconds, explored=is_padded)
         row = pricing.row(call.context)
         for drafter, looks in zip(self._drafters, self._looks, strict=True):
             if looks.affordable(row[0]):
@@ -235,7 +233,7 @@ class Session:
         self._builder.learn(emitted)
         if self._pace is not None:
             host_s = draft_s + perf_counter() - start
-            cost_s = row[0] if self._is_padded else row[call.n_rows - 1]
+            cost_s = row[0] if is_padded else row[call.n_rows - 1]
             self._pace.settle(row[0], len(emitted) * row[0] - cost_s - host_s)
 
 

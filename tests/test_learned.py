@@ -57,7 +57,7 @@ def test_what_is_kept_is_recalled(model: Path, tmp_path: Path) -> None:
     teach(learned, "x", True)
     learned.add([5, 6])
     learned.add([7])
-    learned.keep(model)
+    learned.keep()
     moved = model.rename(tmp_path / "other.gguf")
     again = recall(moved)
     assert again.answers.tolist() == [5, 6, 7]
@@ -72,7 +72,7 @@ def test_only_the_last_answers_are_kept(model: Path) -> None:
     learned = recall(model)
     learned.add(range(MOST_ANSWERS))
     learned.add([1, 2, 3])
-    learned.keep(model)
+    learned.keep()
     answers = recall(model).answers.tolist()
     assert len(answers) == MOST_ANSWERS
     assert answers[0] == 3
@@ -84,7 +84,7 @@ def test_keeping_twice_adds_each_answer_once(model: Path) -> None:
     learned = recall(model)
     for token in (1, 2):
         learned.add([token])
-        learned.keep(model)
+        learned.keep()
     assert recall(model).answers.tolist() == [1, 2]
 
 
@@ -95,10 +95,10 @@ def test_runs_at_the_same_time_both_count(model: Path) -> None:
     teach(second, "y", False, 40)
     first.add([1])
     second.add([2])
-    first.keep(model)
-    second.keep(model)
+    first.keep()
+    second.keep()
     second.add([3])
-    second.keep(model)
+    second.keep()
     both = recall(model)
     assert both.answers.tolist() == [1, 2, 3]
     assert chance(both, "x") > 0.5
@@ -110,7 +110,7 @@ def _run(model: Path, number: int) -> None:
         learned = recall(model)
         teach(learned, f"evidence {number}", True, 5)
         learned.add([number * EACH + i])
-        learned.keep(model)
+        learned.keep()
 
 
 def test_processes_lose_nothing(model: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_set_aside(
     """With a warning, and everything starts anew."""
     learned = recall(model)
     learned.add([1])
-    learned.keep(model)
+    learned.keep()
     (path,) = cache_folder().glob("specgen-learned-*.json")
     record = json.loads(path.read_bytes())
     record["value"].update(change)
