@@ -1,89 +1,28 @@
-"""Every drafter keeps the contract, and each does what its paper says, by naive definitions.
-
-Then the contract's own test is tested: drafters that break one promise each must be caught.
-"""
+"""Each drafter does what its paper says, by naive definitions."""
 
 from __future__ import annotations
 
-import gc
 import random
-import sys
 from array import array
-from collections.abc import Callable, Sequence
-from functools import partial
-from types import FunctionType, ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from specgen.core.builder import Builder
-from specgen.core.calibrate import Calibrator
-from specgen.core.conformance import check_drafter, repeating_text
-from specgen.core.cost import load_curve
-from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
-from specgen.core.tree import DraftTree
-from specgen.drafters import REGISTRY, create, with_past
+from specgen.core.conformance import repeating_text
+from specgen.core.protocols import Drafter, Tokens
+from specgen.drafters import create, with_past
 from specgen.drafters.copyspec import CopySpec
 from specgen.drafters.evidence import chance_bucket, length_bucket
 from specgen.drafters.ngrams import NgramIndex
 from specgen.drafters.past import Past
 from specgen.drafters.predicted import Predicted
 from specgen.drafters.prompt_lookup import COPY_LENGTH, PromptLookup
-from specgen.drafters.recycle import Recycle, make_template, top_k_rows
 from specgen.drafters.slots import Slots
 from specgen.drafters.suffix import Suffix
 from specgen.drafters.trigram import FADE, PAIRS, SUCCESSORS, Trigram
 
-N_VOCAB = 50
-PREDICTED = repeating_text(60, 12, 9)
-
-MAKERS: dict[str, Callable[[], Drafter]] = {
-    **{name: partial(spec.create, alone=False) for name, spec in REGISTRY.items()},
-    **{f"{name} alone": partial(spec.create, alone=True) for name, spec in REGISTRY.items()},
-    "predicted": lambda: Predicted(PREDICTED),
-    "predicted alone": lambda: Predicted(PREDICTED, alone=True),
-    "predicted nothing": lambda: Predicted([]),
-    "past": lambda: Past(np.array(PREDICTED, np.int32)),
-    "past without answers": lambda: Past(np.array([], np.int32)),
-}
-
-
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_conformance(make: Callable[[], Drafter]) -> None:
-    """The drafter keeps every promise of protocols.Drafter."""
-    check_drafter(make)
-
-
-def begun(drafter: Drafter, context: Sequence[int]) -> Drafter:
-    """The drafter, at the end of a text."""
-    drafter.begin(np.array(context, np.int32))
-    return drafter
-
-
-def observe(drafter: Drafter, tokens: Sequence[int]) -> None:
-    """Let the text grow without logits."""
-    drafter.observe(tokens, DraftTree.root(0), np.empty((0, N_VOCAB), np.float32))
-
-
-def guesses_at_root(drafter: Drafter) -> Sequence[Candidate]:
-    """What the drafter says may come next."""
-    state = drafter.root()
-    return () if state is None else drafter.predict(state)
-
-
-def best_chain(drafter: Drafter, length: int = 100) -> list[int]:
-    """The tokens that the drafter's first guesses make."""
-    chain: list[int] = []
-    state = drafter.root()
-    while state is not None and len(chain) < length:
-        guesses = drafter.predict(state)
-        if not guesses:
-            break
-        chain.append(guesses[0].token)
-        state = drafter.advance(state, chain[-1])
-    return chain
-
+from .drafting import N_VOCAB, begun, best_chain, guesses_at_root, observe
 
 # --- prompt lookup and CopySpec -----------------------------------------------------------------
 
@@ -209,97 +148,6 @@ def test_slots_give_up_the_oldest_key() -> None:
     assert slots.get(6) is None
 
 
-# --- token recycling ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_vocab", [1, 5, 8, 100, 1024, 1025, 1100, 5000, 49_152])
-def test_top_k_rows_equals_sorting(n_vocab: int) -> None:
-    """Tokens are the k likeliest of each row; probabilities are right, or little too large."""
-    rng = np.random.default_rng(n_vocab)
-    logits = (4 * rng.standard_normal((5, n_vocab))).astype(np.float32)
-    entries = top_k_rows(logits, 8)
-    truth = np.argsort(-logits, axis=1, kind="stable")[:, :8]
-    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert np.array_equal(entries["token"], truth)
-    ratio = entries["prob"] / np.take_along_axis(probs, truth, 1)
-    assert (ratio > 0.999).all() and (ratio < 1.5).all()
-
-
-def test_recycle_keeps_the_newest_row_of_every_node() -> None:
-    """Rows are the naive top 8 by token and by pair; the accepted path wins over other nodes."""
-    rng = np.random.default_rng(4)
-    drafter = begun(Recycle(), [7, 3])
-    tree = DraftTree.from_parents([3, 5, 6, 5, 6], [-1, 0, 1, 2, 0])
-    logits = (3 * rng.standard_normal((5, N_VOCAB))).astype(np.float32)
-    drafter.observe([5, 9], tree, logits)  # nodes 0 and 1 are accepted, then comes a 9
-    ranked = np.argsort(-logits, axis=1)[:, :8]
-
-    def row(before: int, token: int) -> list[int]:
-        begun(drafter, [before, token])
-        return [guess.token for guess in guesses_at_root(drafter)]
-
-    def is_from(node: int, tokens: list[int]) -> bool:
-        return tokens == ranked[node][: len(tokens)].tolist() and len(tokens) > 1
-
-    assert is_from(0, row(7, 3)) and is_from(0, row(8, 3))
-    assert is_from(1, row(3, 5)) and is_from(1, row(8, 5))  # node 1, though node 3 is later
-    assert is_from(3, row(6, 5))
-    assert is_from(2, row(5, 6)) and is_from(4, row(3, 6)) and is_from(4, row(8, 6))
-
-
-def test_recycle_follows_the_text_where_it_has_no_logits() -> None:
-    """Without rows, what followed in the text is guessed, the latest first, pairs before tokens."""
-    drafter = begun(Recycle(), [1, 2, 3, 1, 2, 4, 8, 2, 5, 1, 2])
-    assert [guess.token for guess in guesses_at_root(drafter)] == [4, 3]
-    observe(drafter, [9, 2])
-    assert [guess.token for guess in guesses_at_root(drafter)] == [9, 5, 4, 3]
-
-
-def test_recycle_remembers_the_target_but_not_the_text() -> None:
-    """A new text keeps rows made of logits and drops those made of text."""
-    drafter = begun(Recycle(), [1, 2, 1])
-    drafter.observe([4], DraftTree.root(1), np.eye(1, N_VOCAB, 6, np.float32) * 9)
-    begun(drafter, [2])
-    assert not guesses_at_root(drafter)
-    begun(drafter, [1])
-    assert guesses_at_root(drafter)[0].token == 6
-
-
-def test_recycle_skips_rows_without_usable_logits() -> None:
-    """NaN and infinities leave no row behind."""
-    drafter = begun(Recycle(), [1])
-    logits = np.zeros((3, N_VOCAB), np.float32)
-    logits[0], logits[1], logits[2, 7] = np.nan, -np.inf, np.inf
-    drafter.observe([2], DraftTree.from_parents([1, 2, 3], [-1, 0, 1]), logits)
-    for token in (1, 2, 3):
-        begun(drafter, [token])
-        assert not guesses_at_root(drafter)
-
-
-def test_recycle_alone_drafts_the_likeliest_tree_by_ranks() -> None:
-    """60 nodes whose sums of ranks are the smallest, in a shape like the paper's."""
-    template = make_template(60)
-    costs, depths = {0: 0}, {0: 0}
-    for node, children in enumerate(template):
-        for rank, child in enumerate(children):
-            costs[child], depths[child] = costs[node] + rank + 1, depths[node] + 1
-    assert len(costs) == 61
-    assert [sum(cost == n for cost in costs.values()) for n in range(7)] == [1, 1, 2, 4, 8, 16, 29]
-    assert [sum(depth == n for depth in depths.values()) for n in range(6)] == [1, 6, 15, 20, 15, 4]
-
-
-def test_recycle_alone_stays_in_its_template() -> None:
-    """With a full row at every token the fixed tree is drafted, no more and no less."""
-    drafter = begun(Recycle(alone=True), [0])
-    tree = DraftTree.from_parents(range(8), range(-1, 7))
-    drafter.observe([0], tree, np.tile(np.linspace(9, 0, N_VOCAB, dtype=np.float32), (8, 1)))
-    states = [begun(drafter, [0]).root()]
-    for state in states:
-        states += [drafter.advance(state, guess.token) for guess in drafter.predict(state)]
-    assert len(states) == 60 + 1
-    assert drafter.advance(states[0], 40) is None
-
-
 # --- predicted output ---------------------------------------------------------------------------
 
 
@@ -404,156 +252,6 @@ def test_buckets_are_few_and_in_order() -> None:
     assert chances == sorted(chances) and set(chances) == set(range(11))
 
 
-def test_evidence_has_a_few_hundred_values_at_most() -> None:
-    """Over long texts no drafter names more buckets than can be counted well."""
-    for make in MAKERS.values():
-        drafter = begun(make(), repeating_text(300, 12, 5))
-        seen = set()
-        for token in repeating_text(600, 12, 8):
-            state = drafter.root()
-            for _ in range(20):
-                guesses = drafter.predict(state) if state is not None else ()
-                seen |= {guess.evidence for guess in guesses}
-                if not guesses:
-                    break
-                state = drafter.advance(state, guesses[0].token)
-            observe(drafter, [token])
-        assert len(seen) <= 300
-
-
-# --- drafters that break the contract -----------------------------------------------------------
-
-
-class Good:
-    """Guesses the token after the last one; the broken ones below differ in one thing."""
-
-    name = "good"
-    last = 0
-
-    def begin(self, context: Tokens) -> None:
-        self.last = int(context[-1]) if len(context) else 0
-
-    def root(self) -> Any:
-        return self.last
-
-    def predict(self, state: Any) -> Sequence[Candidate]:
-        return [Candidate((state + 1) % 12, (self.name, 0), 0.5)]
-
-    def advance(self, state: Any, token: int) -> Any:
-        return token
-
-    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-        self.last = emitted[-1]
-
-
-def _guessing(*guesses: Candidate) -> type[Good]:
-    class Bad(Good):
-        def predict(self, state: Any) -> Sequence[Candidate]:
-            return guesses
-
-    return Bad
-
-
-class _Counts(Good):
-    calls = 0
-
-    def predict(self, state: Any) -> Sequence[Candidate]:
-        self.calls += 1
-        return [Candidate(self.calls % 12, (self.name, 0), 0.5)]
-
-
-class _KeepsTheContext(Good):
-    context: Tokens = np.zeros(0, np.int32)
-
-    def begin(self, context: Tokens) -> None:
-        self.context = context
-
-    def root(self) -> Any:
-        return int(self.context[-1]) if len(self.context) else 0
-
-
-class _KeepsTheLogits(Good):
-    logits: Logits = np.zeros((1, 1), np.float32)
-
-    def root(self) -> Any:
-        return int(self.logits[0].argmax())
-
-    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-        self.logits = logits
-
-
-class _ForgetsToForget(Good):
-    length = 0
-
-    def begin(self, context: Tokens) -> None:
-        self.length += len(context)
-
-    def root(self) -> Any:
-        return self.length % 12
-
-
-class _Random(Good):
-    def root(self) -> Any:
-        return random.randrange(12)
-
-
-class _MutableState(Good):
-    def root(self) -> Any:
-        return [self.last]
-
-    def predict(self, state: Any) -> Sequence[Candidate]:
-        return [Candidate((state[-1] + 1) % 12, (self.name, 0), 0.5)]
-
-    def advance(self, state: Any, token: int) -> Any:
-        state.append(token)
-        return state
-
-
-class _FailsOnEmptyTexts(Good):
-    def begin(self, context: Tokens) -> None:
-        self.last = int(context[-1])
-
-
-class _FailsLate(Good):
-    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-        if len(emitted) > 1 and len(tree) > 3:
-            raise IndexError("deep in a text")
-        self.last = emitted[-1]
-
-
-BROKEN: dict[str, Callable[[], Drafter]] = {
-    "twice": _guessing(Candidate(1, ("good",), 0.5), Candidate(1, ("good", 1), 0.5)),
-    "out of range": _guessing(Candidate(12, ("good",), 0.5)),
-    "negative": _guessing(Candidate(-1, ("good",), 0.5)),
-    "no chance": _guessing(Candidate(1, ("good",), 0.0)),
-    "too sure": _guessing(Candidate(1, ("good",), 1.5)),
-    "nameless": _guessing(Candidate(1, ("bad",), 0.5)),
-    "a NumPy token": _guessing(Candidate(np.int32(1), ("good",), 0.5)),  # type: ignore[arg-type]
-    "not hashable": _guessing(Candidate(1, ("good", []), 0.5)),  # type: ignore[arg-type]
-    "too many": _guessing(*[Candidate(t % 12, ("good",), 0.5) for t in range(70)]),
-    "not deterministic": _Random,
-    "changes when asked": _Counts,
-    "changes its states": _MutableState,
-    "keeps the context": _KeepsTheContext,
-    "keeps the logits": _KeepsTheLogits,
-    "forgets to forget": _ForgetsToForget,
-    "fails on empty texts": _FailsOnEmptyTexts,
-    "fails late": _FailsLate,
-}
-
-
-def test_a_good_drafter_passes() -> None:
-    """What the broken drafters are derived from keeps the contract."""
-    check_drafter(Good, n_long=1000)
-
-
-@pytest.mark.parametrize("make", BROKEN.values(), ids=BROKEN)
-def test_a_broken_promise_is_caught(make: Callable[[], Drafter]) -> None:
-    """Each of these breaks one promise, and the check raises."""
-    with pytest.raises((AssertionError, IndexError)):
-        check_drafter(make, n_long=1000)
-
-
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 15, 16, 17, 500, 66_000])
 def test_suffix_reads_a_text_at_once_as_token_by_token(n: int) -> None:
     """A prompt is indexed by other code than what is generated; the guesses are the same."""
@@ -593,61 +291,3 @@ def test_past_stands_beside_suffix_alone() -> None:
     assert names("recycle,copyspec", answers) == ["recycle", "copyspec"]
     assert names("suffix", answers) == ["suffix"]
     assert names("auto", answers)[-1] == "past"
-
-
-MIB = 1 << 20
-REAL_VOCAB = 49_152
-
-
-def size_of(root: object) -> int:
-    """Bytes of an object and all that it holds, code left out."""
-    seen: set[int] = set()
-    waiting, total = [root], 0
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen or isinstance(item, type | ModuleType | FunctionType):
-            continue
-        seen.add(id(item))
-        total += sys.getsizeof(item)
-        waiting += gc.get_referents(item)
-    return total
-
-
-def test_memory_is_bounded_and_constant() -> None:
-    """All drafters and the calibrator, over 30,000 tokens: under 64 MiB, and no more at the end.
-
-    The text copies itself now and then, as texts do, and has all tokens of a real vocabulary.
-    """
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(4, REAL_VOCAB)).astype(np.float32)
-    text = rng.zipf(1.3, 30_000) % REAL_VOCAB
-    for start in range(1000, 30_000, 700):
-        text[start : start + 300] = text[start - 900 : start - 600]
-    tokens = text.tolist()
-    drafters = with_past(create("auto"), np.array(tokens[::-1], np.int32))
-    calibrator = Calibrator()
-    builder = Builder(
-        drafters,
-        16,
-        max_leaves=16,
-        branch=True,
-        calibrator=calibrator,
-        pricing=load_curve("flat"),
-    )
-    for drafter in drafters:
-        drafter.begin(np.array(tokens[:1], np.int32))
-    used = {}
-    for n in range(1, len(tokens)):
-        tree, seen = DraftTree.root(tokens[n - 1]), logits[:1, :0]
-        if n % 16 == 0:  # often enough to fill all that can be filled
-            drafted = builder.build(tokens[n - 1], 16, 16)
-            tree = DraftTree.from_parents(drafted.tokens[:4], drafted.parents[:4])
-            seen = logits[: len(tree)]
-        for drafter in drafters:
-            drafter.observe(tokens[n : n + 1], tree, seen)
-        if n % 16 == 0:
-            builder.learn(tokens[n : n + 1])
-        if n in (20_000, 29_999):
-            used[n] = size_of([drafters, calibrator]) / MIB
-    assert used[29_999] < 64
-    assert used[29_999] < used[20_000] + 4  # what is kept by key is not full yet
