@@ -16,6 +16,7 @@ from specgen.core.errors import UsageError
 from .options import MachineOptions, ModelArgument, Verbosity, grouped
 
 if TYPE_CHECKING:
+    from specgen.core.config import EngineConfig
     from specgen.core.profile import Profile, Progress
 
 _BREAK_EVEN = (4, 8, 16)
@@ -67,6 +68,22 @@ def calibrate(
         typer.echo(json.dumps(record))
     else:
         _print(profile, kept)
+
+
+def ensure_profile(path: Path, config: EngineConfig) -> Profile:
+    """What is known of the model on this machine; measured and kept first if nothing is.
+
+    Raises ModelError or BackendError.
+    """
+    from specgen.core.profile import find_profile, keep_profile, measure_profile
+
+    profile = find_profile(path, config)
+    if profile is None:
+        _note(f"measuring {path.name} on this machine, once")
+        with _shown() as progress:
+            profile = measure_profile(path, config, on_progress=progress)
+        keep_profile(path, config, profile)
+    return profile
 
 
 @cache_app.callback()

@@ -60,6 +60,8 @@ def generate(
         raise UsageError("there are two prompts, an argument and --prompt", "give one of them")
     if (system or template) and not chat:
         raise UsageError("--system-prompt and --chat-template-file need --chat", "add --chat")
+    if output.logprobs is not None and not output.as_json:
+        raise UsageError("--logprobs needs --json", "add --json")
     require_model(model)
     prompt = read_prompt(prompt_argument or prompt_option, file)
     complete(job, as_message(prompt, system, template) if chat else as_text(prompt))

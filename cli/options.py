@@ -120,6 +120,15 @@ class OutputOptions:
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout instead of the text.")
     ] = False
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Adds to --json the model's log-probability of each token, and those of the N"
+            " likeliest in its place.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +310,15 @@ class EngineOptions(MachineOptions):
             rich_help_panel=_SPECULATION,
         ),
     ] = True
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Give all calls widths that round alike: the text has the same bytes with every"
+            " drafter and without. Slower.",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = False
     tree: Annotated[
         OnOffAuto,
         typer.Option(
@@ -312,7 +330,7 @@ class EngineOptions(MachineOptions):
     def config(self) -> EngineConfig:
         """The core's configuration. Raises UsageError for a value that means nothing."""
         config = MachineOptions.config(self)
-        return replace(config, max_drafts=self.draft_max, tree=self.tree.choice)
+        return replace(config, max_drafts=self.draft_max, tree=self.tree.choice, strict=self.strict)
 
     def drafters(self) -> tuple[Drafter, ...]:
         """New drafters as asked for. Raises UsageError for a name that there is not."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
 from specgen import __version__
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
+from specgen.core.logprobs import RecordingSampler
+from specgen.core.protocols import Vocab
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
 _FINISH = {"eog": "stop", "stop": "stop", "length": "length", "context": "length", None: "abort"}
@@ -84,6 +87,7 @@ def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
             {
                 "index": 0,
                 "text": generation.text,
+                "logprobs": _logprobs(engine.vocab, generation),
                 "finish_reason": _FINISH[generation.finish],
                 "stop_reason": reason,
             }
@@ -112,6 +116,33 @@ def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
                 for name, drafted in sorted(stats.drafted_by.items())
             },
         },
+    }
+
+
+def _logprobs(vocab: Vocab, generation: Generation) -> dict[str, Any] | None:
+    """One entry for each emitted token, shown or not; None if the sampler took nothing down."""
+    sampler = generation.sampler
+    if not isinstance(sampler, RecordingSampler):
+        return None
+    recorded = sampler.recorded[: len(generation.tokens)]  # without those of a step that failed
+    return {
+        "content": [
+            {
+                **_token(vocab, entry.token, entry.logprob),
+                "top_logprobs": [_token(vocab, *likely) for likely in entry.top],
+            }
+            for entry in recorded
+        ]
+    }
+
+
+def _token(vocab: Vocab, token: int, logprob: float) -> dict[str, Any]:
+    """A token by its name and by the bytes that it adds to a text: control tokens add none."""
+    return {
+        "token": vocab.piece(token, special=True).decode("utf-8", "replace"),
+        "id": token,
+        "bytes": list(vocab.piece(token)),
+        "logprob": logprob if math.isfinite(logprob) else None,  # JSON has no infinity
     }
 
 

@@ -18,11 +18,13 @@ from specgen.core.errors import SpecgenError
 from specgen.core.gguf import read_header
 from specgen.core.learned import recall
 from specgen.core.llama import open_vocab
+from specgen.core.logprobs import RecordingSampler
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.drafters import with_past
 from specgen.drafters.predicted import Predicted
 
+from .calibrate import ensure_profile
 from .interrupt import Interrupted, Interrupts
 from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
@@ -65,17 +67,19 @@ class Job:
         )
 
     def open(self) -> Engine:
-        """The model, fetched first if need be. Raises SpecgenError."""
+        """The model, fetched first if need be, and measured for --strict. Raises SpecgenError."""
         path = ensure_model(self.model)
+        profile = ensure_profile(path, self.config) if self.config.strict else None
         drafters = self.drafters
         if self.predicted:
             text = read_file(self.predicted, "predicted output")
             tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
         if not self.learn or len(drafters) < 2:  # a single one drafts as its paper says
-            return Engine(path, drafters, self.config)
+            return Engine(path, drafters, self.config, profile=profile)
         learned = recall(path)
-        return Engine(path, with_past(drafters, learned.answers), self.config, learned)
+        past = with_past(drafters, learned.answers)
+        return Engine(path, past, self.config, learned, profile)
 
 
 def require_model(model: str | None) -> None:
@@ -111,7 +115,7 @@ def complete(job: Job, prompt: Prompt) -> None:
     text so far was written.
     """
     with job.open() as engine, Interrupts() as interrupts:
-        sampler = Sampler(job.params, engine.vocab.n_vocab)
+        sampler = _sampler(job, engine.vocab.n_vocab)
         generation = start(job, engine, prompt(engine), sampler, interrupts)
         error = stream(generation, interrupts, quiet=job.output.as_json)
         if job.output.as_json:
@@ -125,6 +129,14 @@ def complete(job: Job, prompt: Prompt) -> None:
         raise error
     if interrupts.signal is not None:
         raise typer.Exit(interrupts.exit_code)
+
+
+def _sampler(job: Job, n_vocab: int) -> Sampler:
+    """What the job asks for; only one that is asked to takes down log-probabilities."""
+    n_top = job.output.logprobs
+    if n_top is None:
+        return Sampler(job.params, n_vocab)
+    return RecordingSampler(job.params, n_vocab, n_top)
 
 
 def start(

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Container, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from .calibrate import Calibrator, Guess
-from .protocols import Drafter
+from .protocols import Drafter, Pricing
 from .tree import DraftTree, Evidence
 
 # The drafters that know something here, each with its state.
@@ -35,14 +35,6 @@ _PREMIUM = 1.05
 
 # Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
 _EDGES = (*range(2, 17), 24, 32, 48, 64)
-
-
-class Pricing(Protocol):
-    """What calls cost: a cost.CostModel, or a tracker.CostTracker that refines one."""
-
-    def row(self, context: int) -> Sequence[float]:
-        """Seconds of a call with 1, 2, … rows at `context` committed tokens."""
-        ...
 
 
 class Builder:

@@ -23,6 +23,7 @@ class EngineConfig:
         max_drafts: most guesses in one tree.
         tree: whether drafts have side branches; None where the model can have them, and True is
             an error where it cannot.
+        strict: give every call a width of one exact class, see strict.Strict.
     """
 
     n_ctx: int | None = None
@@ -32,3 +33,4 @@ class EngineConfig:
     swa_full: bool = True
     max_drafts: int = DEFAULT_MAX_DRAFTS
     tree: bool | None = None
+    strict: bool = False

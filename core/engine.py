@@ -22,6 +22,7 @@ from .protocols import Drafter
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
+from .strict import ONE_ROW, Strict
 from .template import ChatTemplate
 from .text import TextStream
 from .tracker import CostTracker
@@ -39,6 +40,7 @@ class Engine:
         drafters: guess what comes next; none means plain decoding.
         config: how to run it.
         learned: what earlier runs left; None neither uses nor keeps any of it.
+        profile: what was measured of the model; None takes what is stored.
 
     Raises ModelError, BackendError or UsageError.
     """
@@ -49,28 +51,34 @@ class Engine:
         drafters: Sequence[Drafter],
         config: EngineConfig,
         learned: Learned | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.path = path
-        self._learned = learned
         self._open = ExitStack()
         start = perf_counter()
         try:
-            profile = find_profile(path, config)
+            profile = profile or find_profile(path, config)
             if profile and config.flash_attention is None:
                 config = replace(config, flash_attention=profile.flash_attention)
+            self.strict = _strict(profile) if config.strict else None
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
-            self.backend = LlamaBackend(self.model, _context_config(self.model, config))
+            self.backend = LlamaBackend(
+                self.model, _context_config(self.model, config, self.strict)
+            )
             self._open.callback(self.backend.close)
-            if config.tree and not self.backend.limits.can_branch:
-                raise _no_branches(self.model)
+            _require_branches(self.model, self.backend, config, self.strict)
         except BaseException:
             self._open.close()
             raise
         self.vocab = self.model.vocab
-        self.session = _session(self.backend, drafters, config, profile, learned, self.vocab.eog)
+        self.config = config
+        self.profile = profile
+        self.renew(drafters, learned)
         self.load_s = perf_counter() - start
-        _log.info("%s", _describe(self.model, self.backend, config))
+        if self.strict == ONE_ROW:
+            _log.warning("no two widths of calls round alike here: --strict means one row a call")
+        _log.info("%s", _describe(self.model, self.backend, config, self.strict))
 
     def __enter__(self) -> Engine:
         return self
@@ -81,6 +89,38 @@ class Engine:
     def close(self) -> None:
         """Free the context and the weights."""
         self._open.close()
+
+    def renew(self, drafters: Sequence[Drafter], learned: Learned | None = None) -> None:
+        """Begin anew with other drafters: the cache is empty, and nothing is known of any text."""
+        self.backend.rewind(0)
+        self._learned = learned
+        self.session = self._session(drafters, learned)
+
+    def _session(self, drafters: Sequence[Drafter], learned: Learned | None) -> Session:
+        """A single drafter drafts as it likes; several are judged by what their guesses cost."""
+        config, profile, eog = self.config, self.profile, self.vocab.eog
+        branch = config.tree is not False
+        if len(drafters) < 2:
+            return Session(
+                self.backend,
+                drafters,
+                config.max_drafts,
+                branch=branch,
+                eog=eog,
+                strict=self.strict,
+            )
+        return Session(
+            self.backend,
+            drafters,
+            config.max_drafts,
+            branch=branch,
+            calibrator=learned.calibrator if learned else experienced(),
+            pricing=CostTracker(profile.curve if profile else None),
+            pace=Pace(),
+            host_s=_HOST_S,
+            eog=eog,
+            strict=self.strict,
+        )
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one."""
@@ -199,32 +239,19 @@ class Generation:
         return piece
 
 
-def _session(
-    backend: LlamaBackend,
-    drafters: Sequence[Drafter],
-    config: EngineConfig,
-    profile: Profile | None,
-    learned: Learned | None,
-    eog: frozenset[int],
-) -> Session:
-    """A single drafter drafts as it likes; several are judged by what their guesses are worth."""
-    branch = config.tree is not False
-    if len(drafters) < 2:
-        return Session(backend, drafters, config.max_drafts, branch=branch, eog=eog)
-    return Session(
-        backend,
-        drafters,
-        config.max_drafts,
-        branch=branch,
-        calibrator=learned.calibrator if learned else experienced(),
-        pricing=CostTracker(profile.curve if profile else None),
-        pace=Pace(),
-        host_s=_HOST_S,
-        eog=eog,
-    )
+def _strict(profile: Profile | None) -> Strict:
+    """What calls are padded to. Raises UsageError where the model was not measured."""
+    if profile is None:
+        raise UsageError(
+            "which widths of calls round alike was not measured for this model and machine",
+            "run `specgen calibrate` on it once",
+        )
+    return profile.strict
 
 
-def _context_config(model: LlamaModel, config: EngineConfig) -> ContextConfig:
+def _context_config(
+    model: LlamaModel, config: EngineConfig, strict: Strict | None
+) -> ContextConfig:
     n_ctx = config.n_ctx
     if n_ctx is None:
         n_ctx = min(model.n_ctx_train, DEFAULT_CONTEXT)
@@ -237,20 +264,28 @@ def _context_config(model: LlamaModel, config: EngineConfig) -> ContextConfig:
             f"use -c {model.n_ctx_train} or less",
         )
     return ContextConfig(
-        n_ctx=n_ctx,
+        n_ctx=n_ctx + (strict.slack if strict else 0),
         threads=config.threads or default_threads(),
         flash_attention=config.flash_attention,
         swa_full=config.swa_full,
     )
 
 
-def _no_branches(model: LlamaModel) -> UsageError:
-    """Why trees were asked for in vain."""
-    window = not (model.is_recurrent or model.is_hybrid)
-    return UsageError(
-        f"--tree on is not possible: {_obstacle(model)}",
-        "use --swa-full on" if window else "with --tree auto specgen drafts what the model allows",
-    )
+def _require_branches(
+    model: LlamaModel, backend: LlamaBackend, config: EngineConfig, strict: Strict | None
+) -> None:
+    """Raise UsageError if trees were asked for in vain."""
+    if not config.tree:
+        return
+    hint = "with --tree auto specgen drafts what can be had"
+    if not backend.limits.can_branch:
+        window = not (model.is_recurrent or model.is_hybrid)
+        reason, hint = _obstacle(model), "use --swa-full on" if window else hint
+    elif strict and not strict.branch:
+        reason = "with --strict, side branches would round otherwise than chains here"
+    else:
+        return
+    raise UsageError(f"--tree on is not possible: {reason}", hint)
 
 
 def _obstacle(model: LlamaModel) -> str:
@@ -260,15 +295,21 @@ def _obstacle(model: LlamaModel) -> str:
     return "a sliding window without the full cache cannot branch"
 
 
-def _describe(model: LlamaModel, backend: LlamaBackend, config: EngineConfig) -> str:
-    """What the model allows, for `-v`."""
+def _describe(
+    model: LlamaModel, backend: LlamaBackend, config: EngineConfig, strict: Strict | None
+) -> str:
+    """What the model and the settings allow, for `-v`."""
     limits = backend.limits
-    if limits.max_rows == 1:
+    max_rows = min(limits.max_rows, strict.largest) if strict else limits.max_rows
+    branches = limits.can_branch and config.tree is not False and (not strict or strict.branch)
+    if max_rows == 1:
         drafts = "decodes plainly"
-    elif limits.can_branch and config.tree is not False:
+    elif branches:
         drafts = "drafts are verified as trees"
     else:
-        drafts = f"drafts are verified as chains of up to {limits.max_rows - 1} tokens"
+        drafts = f"drafts are verified as chains of up to {max_rows - 1} tokens"
     if not limits.can_branch:
         drafts += f": {_obstacle(model)}"
-    return f"context {limits.n_ctx} tokens; {drafts}"
+    if strict:
+        drafts += f"; calls have {' or '.join(map(str, strict.widths))} rows"
+    return f"context {limits.n_ctx - (strict.slack if strict else 0)} tokens; {drafts}"

@@ -2,7 +2,8 @@
 
 llama.cpp picks its kernels by the width of a batch, and kernels add in different orders. Widths
 that share their kernels form a class; a text decoded in steps of one class is the same however
-the steps fall.
+the steps fall. Rows of a side branch see their ancestors in other cells than those of a chain,
+which some kernels add in another order, too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from .measure import Subject
+from .protocols import Logits
+from .tree import DraftTree
 
 Classes: TypeAlias = tuple[tuple[int, ...], ...]  # widths, rising
 
 WIDTHS: Final = (4, 8, 1, 2, 16, 12, 3, 6, 5, 7, 32, 24)  # most important first
-_TOKENS: Final = 12  # that are decoded in every width
+BRANCHED: Final = (4, 8, 3, 16, 6, 12)  # widths that trees are tried in
+_WANTED: Final = 4  # widths, for which the deadline may be late by _GRACE times itself
+_GRACE: Final = 2.0
+_TOKENS: Final = 32  # decoded in every width: different sums can be the same bits by chance
+_ROWS: Final = 16  # of side branches that are compared in every width
 
 
 def exact_classes(
@@ -34,7 +41,9 @@ def exact_classes(
     longest_s = 0.0
     for width in subject.sizes(widths):
         start = subject.clock()
-        if classes and start + longest_s > end:
+        n_known = sum(map(len, classes.values()))
+        grace_s = _GRACE * deadline_s if n_known < _WANTED else 0.0
+        if classes and start + longest_s > end + grace_s:
             break
         subject.go_to(context)
         classes.setdefault(_decode(subject, width), []).append(width)
@@ -48,6 +57,62 @@ def _decode(subject: Subject, width: int) -> tuple[bytes, ...]:
     digests: list[bytes] = []
     while (left := _TOKENS - len(digests)) > 0:
         rows = subject.backend.score(subject.chain(width), ())
-        digests += [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows[:left]]
+        digests += _digests(rows[:left])
         subject.backend.commit(min(width, left))
     return tuple(digests)
+
+
+def exact_branches(
+    subject: Subject, context: int, deadline_s: float, widths: Sequence[int] = BRANCHED
+) -> tuple[int, ...]:
+    """Widths, rising, in which rows of a side branch are the bits that those of a chain are.
+
+    None where the backend cannot branch, or time does not suffice for one width.
+    """
+    limits = subject.backend.limits
+    if not (limits.can_branch and limits.can_rewind):
+        return ()
+    end = subject.clock() + deadline_s
+    found: list[int] = []
+    longest_s = 0.0
+    for width in subject.sizes(widths):
+        start = subject.clock()
+        if start + longest_s > end:
+            break
+        places = range(context, context + width * _n_places(width), width)
+        if all(_branches_alike(subject, place, width) for place in places):
+            found.append(width)
+        longest_s = max(longest_s, subject.clock() - start)
+    subject.go_to(context)
+    return tuple(sorted(found))
+
+
+def _n_main(width: int) -> int:
+    """Rows of a tried tree that are on its main chain: the root and what is wrong."""
+    return (width + 1) // 2
+
+
+def _n_places(width: int) -> int:
+    return -(-_ROWS // (width - _n_main(width)))
+
+
+def _branches_alike(subject: Subject, context: int, width: int) -> bool:
+    """Whether the text gives the same bits as a chain, and on a branch beside a wrong chain."""
+    subject.go_to(context)
+    chain = subject.chain(width)
+    n_main = _n_main(width)
+    n_vocab = subject.backend.limits.n_vocab
+    wrong = [(token + 1) % n_vocab for token in chain.tokens[1:n_main]]
+    right = chain.tokens[1 : 1 + width - n_main]
+    parents = (*range(-1, n_main - 1), 0, *range(n_main, width - 1))
+    tree = DraftTree.from_parents((chain.tokens[0], *wrong, *right), parents)
+    expected = _digests(subject.backend.score(chain, ())[: 1 + len(right)])
+    subject.backend.commit(0)
+    rows = subject.backend.score(tree, ())
+    same = _digests(rows[[0, *range(n_main, width)]]) == expected
+    subject.backend.commit(0)
+    return same
+
+
+def _digests(rows: Logits) -> list[bytes]:
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]

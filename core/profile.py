@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .cost import MAX_ROWS, CostModel
 from .errors import BackendError, ModelError
-from .exact import WIDTHS, Classes, exact_classes
+from .exact import WIDTHS, Classes, exact_branches, exact_classes
 from .host import default_threads
 from .llama import ContextConfig, LlamaBackend, LlamaModel, device_names, library_version
 from .measure import (
@@ -30,6 +30,7 @@ from .measure import (
     measure,
 )
 from .store import Key, Store
+from .strict import Strict, strict_widths
 
 _log = logging.getLogger("specgen.profile")
 
@@ -38,11 +39,12 @@ Progress: TypeAlias = Callable[[str, float], None]  # told what is done, and the
 DEADLINE_S: Final = 17.0
 MARGIN: Final = 0.95  # flash attention goes off where that saves more: times are noisy
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _NOISY: Final = 1.3
 _COMPARE_SHARE: Final = 0.5  # of the deadline
 _CLASS_SHARE: Final = 0.12  # of the deadline, per context
-_CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel at 512
+_BRANCH_SHARE: Final = 0.06  # likewise
+_CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel between them
 _HEAD_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 1 << 16
 _BLOCKS: Final = 8
@@ -69,6 +71,7 @@ class Profile:
         flash_attention: the setting that it holds for; the faster one, where both were tried.
         comparison: what made it so, with flash attention first; None if it was not ours to say.
         classes: by context: widths that give bit-identical rows.
+        branching: by context: widths in which rows of side branches do, too.
         noise: by what factor times of the same call differed; 1.0 is a quiet machine.
     """
 
@@ -76,12 +79,18 @@ class Profile:
     flash_attention: bool
     comparison: Comparison | None
     classes: Mapping[int, Classes]
+    branching: Mapping[int, tuple[int, ...]]
     noise: float
 
     @property
     def is_noisy(self) -> bool:
         """Whether something else used the machine, so that the figures may be far off."""
         return self.noise > _NOISY
+
+    @property
+    def strict(self) -> Strict:
+        """What strict decoding pads its calls to."""
+        return strict_widths(self.classes, self.branching, self.curve)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -91,6 +100,7 @@ class Profile:
             "flash_attention": self.flash_attention,
             "comparison": c and [list(c.steps), list(c.prefill), list(c.contexts)],
             "classes": {str(k): [list(widths) for widths in v] for k, v in self.classes.items()},
+            "branching": {str(k): list(widths) for k, widths in self.branching.items()},
             "noise": round(self.noise, 3),
         }
 
@@ -99,12 +109,13 @@ class Profile:
         """The profile in `record`. Raises ValueError if there is none in it."""
         try:
             comparison = record["comparison"]
-            classes = record["classes"].items()
+            classes, branching = record["classes"].items(), record["branching"].items()
             return cls(
                 CostModel.from_record(record["curve"]),
                 bool(record["flash_attention"]),
                 comparison and Comparison(*(tuple(part) for part in comparison)),
                 {int(k): tuple(tuple(widths) for widths in v) for k, v in classes},
+                {int(k): tuple(widths) for k, widths in branching},
                 float(record["noise"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -194,28 +205,37 @@ def measure_profile(
             comparison = compare(list(subjects.values()), _COMPARE_SHARE * deadline_s)
             chosen = comparison.steps[1] >= MARGIN
         left_s = deadline_s - (perf_counter() - start)
-        measured, classes = _measure(subjects[chosen], left_s, deadline_s, on_progress)
-    return Profile(measured.curve, chosen, comparison, classes, measured.noise)
+        measured, exact = _measure(subjects[chosen], left_s, deadline_s, on_progress)
+    classes = {context: both[0] for context, both in exact.items()}
+    branching = {context: both[1] for context, both in exact.items()}
+    return Profile(measured.curve, chosen, comparison, classes, branching, measured.noise)
 
 
 def _measure(
     subject: Subject, left_s: float, deadline_s: float, on_progress: Progress
-) -> tuple[Measurement, dict[int, Classes]]:
+) -> tuple[Measurement, dict[int, tuple[Classes, tuple[int, ...]]]]:
     """The curve, and exact widths on both sides of where kernels change."""
     end = subject.clock() + left_s
-    share_s = _CLASS_SHARE * deadline_s
+    share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
     reachable = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
-    classes: dict[int, Classes] = {}
+    exact: dict[int, tuple[Classes, tuple[int, ...]]] = {}
+
+    def find_exact(context: int) -> None:
+        exact[context] = (
+            exact_classes(subject, context, _CLASS_SHARE * deadline_s),
+            exact_branches(subject, context, _BRANCH_SHARE * deadline_s),
+        )
+
     for context in reachable[:0:-1]:  # while the comparison's text is there
         on_progress("widths that round alike", 0.0)
-        classes[context] = exact_classes(subject, context, share_s)
+        find_exact(context)
     stage = "time of a call by rows and context"
     on_progress(stage, 0.0)
     time_s = end - subject.clock() - share_s
     measured = measure(subject, time_s, on_progress=lambda share: on_progress(stage, share))
     on_progress("widths that round alike", 0.5)
-    classes[reachable[0]] = exact_classes(subject, reachable[0], share_s)
-    return measured, classes
+    find_exact(reachable[0])
+    return measured, exact
 
 
 def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:

@@ -1,4 +1,4 @@
-"""What the parts promise each other: Backend, Vocab and Drafter, and the arrays they pass.
+"""What the parts promise each other: Backend, Vocab, Drafter and Prices, and the arrays they pass.
 
 Shapes are in trailing comments. Token ids are int32, logits float32, probabilities in 0..1.
 """
@@ -137,4 +137,24 @@ class Drafter(Protocol):
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """The text grew by `emitted`; `logits` (len(tree), n_vocab) are valid during the call."""
+        ...
+
+
+class Pricing(Protocol):
+    """What calls cost: a cost.CostModel, or a tracker.CostTracker that refines one."""
+
+    def row(self, context: int) -> Sequence[float]:
+        """Seconds of a call with 1, 2, … rows at `context` committed tokens."""
+        ...
+
+
+class Prices(Pricing, Protocol):
+    """What calls cost, told what they took."""
+
+    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+        """A call with `n` rows took `seconds`; `explored` if it is larger for `explore`."""
+        ...
+
+    def explore(self, context: int, max_rows: int) -> int | None:
+        """Rows to give the next call, to see what it costs, or None; see CostTracker."""
         ...

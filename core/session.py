@@ -9,35 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from .builder import Builder, Pricing
+from .builder import Builder
 from .calibrate import Calibrator
 from .errors import ContextFull, UsageError
 from .guard import Guarded
 from .pace import Looks, Pace
-from .protocols import Backend, Drafter, Logits
+from .protocols import Backend, Drafter, Logits, Prices
 from .sampling import Sampler
 from .stats import Step
+from .strict import Strict, StrictPrices
 from .tree import DraftTree, Evidence
 from .verify import verify
 
 _PADDING: Evidence = ("padding",)
 _NO_LOGITS = np.empty((1, 0), np.float32)
-
-
-class Prices(Pricing, Protocol):
-    """What calls cost, told what they took: a cost.CostModel or a tracker.CostTracker."""
-
-    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
-        """A call with `n` rows took `seconds`; `explored` if it is larger for `explore`."""
-        ...
-
-    def explore(self, context: int, max_rows: int) -> int | None:
-        """Rows to give the next call, to see what it costs, or None; see CostTracker."""
-        ...
 
 
 class Session:
@@ -54,6 +43,8 @@ class Session:
         pace: says when to ask the drafters; without it they are asked in every step.
         host_s: seconds of host time that each further row costs, see Builder.
         eog: tokens that end a text, see Builder.
+        strict: what calls are padded to; None leaves them as they are. The text may then have as
+            many tokens less than the backend's cells as padding takes.
     """
 
     def __init__(
@@ -68,8 +59,11 @@ class Session:
         pace: Pace | None = None,
         host_s: float = 0.0,
         eog: Container[int] = (),
+        strict: Strict | None = None,
     ) -> None:
         limits = backend.limits
+        if strict is not None and pricing is not None:
+            pricing = StrictPrices(pricing, strict)
         self.tokens: list[int] = []
         self._backend = backend
         self._drafters = tuple([Guarded(drafter, limits.n_vocab) for drafter in drafters])
@@ -78,12 +72,15 @@ class Session:
             self._drafters,
             max_drafts,
             max_leaves=limits.max_leaves,
-            branch=branch and limits.can_branch,
+            branch=branch and limits.can_branch and (strict is None or strict.branch),
             calibrator=calibrator,
             pricing=pricing,
             host_s=host_s,
             eog=eog,
         )
+        self._n_ctx = limits.n_ctx - (strict.slack if strict else 0)
+        self._max_rows = min(limits.max_rows, strict.largest) if strict else limits.max_rows
+        self._strict = strict
         self._pricing = pricing
         self._pace = pace
         self._looks = [Looks() for _ in self._drafters]
@@ -99,7 +96,7 @@ class Session:
 
         Raises UsageError if there are no tokens, ContextFull if they do not fit.
         """
-        limit = self._backend.limits.n_ctx
+        limit = self._n_ctx
         if not tokens:
             raise UsageError("the prompt is empty", "give at least one character")
         if len(tokens) > limit:
@@ -107,6 +104,8 @@ class Session:
                 f"the prompt of {len(tokens)} tokens exceeds the available context size of {limit}",
                 "use a larger context (-c) or a shorter prompt",
             )
+        if self._strict:
+            self._settle(self._strict)
         cached = self.tokens[: self._backend.length]
         reused = self._backend.rewind(_common_prefix(cached, tokens[:-1]))
         self.tokens = list(tokens)
@@ -140,7 +139,7 @@ class Session:
         """
         sampler.begin(self.tokens)
         self._prefill(None)  # for a cache that a failed step left behind the text
-        limit = self._backend.limits.n_ctx
+        limit = self._n_ctx
         left = limit + 1 if max_tokens is None else max_tokens
         while left > 0:
             if len(self.tokens) > limit:
@@ -158,9 +157,11 @@ class Session:
         """One target call: draft, score, verify, commit, learn. Emits 1..`limit` tokens."""
         start = perf_counter()
         backend = self._backend
+        limit = min(limit, self._n_ctx + 1 - len(self.tokens))  # padding may be right, too
         *lead, root = self.tokens[backend.length :]
         asks = self._pace is None or self._pace.asks()
-        tree = self._draft(root, len(lead), limit - 1) if asks else DraftTree.root(root)
+        guesses = self._draft(root, len(lead), limit - 1) if asks else DraftTree.root(root)
+        tree = self._padded(guesses, len(lead), explore=asks)
         drafted = perf_counter()
         logits = backend.score(tree, lead)
         scored = perf_counter()
@@ -170,7 +171,10 @@ class Session:
             kept = len(lead) + 1 + _accepted_on_main(tree, verdict.path)
             self.tokens += verdict.tokens
             if asks:
-                call = _Call(len(lead) + len(tree), backend.length, scored - drafted)
+                n_lead = len(lead)
+                call = _Call(
+                    n_lead + len(tree), n_lead + len(guesses), backend.length, scored - drafted
+                )
                 self._learn(call, tree, logits, verdict.tokens, drafted - start)
             else:
                 self._unseen += verdict.tokens
@@ -187,19 +191,45 @@ class Session:
         )
 
     def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
-        """The next tree, padded where its size is worth trying."""
+        """The next tree."""
         self._catch_up()
-        limits, context = self._backend.limits, self._backend.length
-        room = min(limits.max_rows - n_lead - 1, limits.n_ctx - len(self.tokens), self._max_drafts)
-        tree = self._builder.build(root, room, depth, context=context, n_lead=n_lead)
-        if self._pricing is None:
-            return tree
-        size = self._pricing.explore(context, n_lead + 1 + room)
-        missing = 0 if size is None else size - n_lead - len(tree)
-        if not 0 < missing <= len(self.tokens):
+        room, context = self._room(n_lead), self._backend.length
+        return self._builder.build(root, room, depth, context=context, n_lead=n_lead)
+
+    def _room(self, n_lead: int) -> int:
+        """Most guesses of the next tree."""
+        free = self._n_ctx - len(self.tokens)
+        return min(self._max_rows - n_lead - 1, free, self._max_drafts)
+
+    def _padded(self, tree: DraftTree, n_lead: int, *, explore: bool) -> DraftTree:
+        """The tree with as many rows as an exact class wants, or as are worth trying."""
+        n = n_lead + len(tree)
+        size: int | None = n
+        if self._strict:
+            size = self._strict.padded(n)
+        elif explore and self._pricing is not None:
+            size = self._pricing.explore(self._backend.length, n_lead + 1 + self._room(n_lead))
+        if size is None or size <= n:
             return tree
         # Text, not one token over and over: the experts of a mixture would be the same ones.
-        return tree.extended(self.tokens[-missing:], _PADDING)
+        return tree.extended(self._filler(size - n), _PADDING)
+
+    def _filler(self, n: int) -> Sequence[int]:
+        """The last `n` tokens of the text, which is repeated where it is shorter."""
+        return (self.tokens[-n:] * n)[:n]
+
+    def _settle(self, strict: Strict) -> None:
+        """Bring pending tokens but the last into the cache, in calls of the exact class.
+
+        How many are pending depends on the drafts, and what is done with them must not.
+        """
+        backend = self._backend
+        while backend.length and (pending := self.tokens[backend.length : -1][: strict.largest]):
+            n = len(pending)
+            filler = self._filler(strict.padded(n) - n)
+            chain = DraftTree.from_parents((*pending, *filler), range(-1, n + len(filler) - 1))
+            backend.score(chain, ())
+            backend.commit(n)
 
     def _catch_up(self) -> None:
         """Show the drafters what was emitted in steps that did not ask them."""
@@ -220,8 +250,8 @@ class Session:
                 drafter.observe(emitted, tree, logits)
             self._builder.learn(emitted)
             return
-        is_padded = _PADDING in tree.evidence[-1]
-        pricing.observe(call.n_rows, call.context, call.seconds, explored=is_padded)
+        is_explored = self._strict is None and call.n_rows > call.n_wanted
+        pricing.observe(call.n_rows, call.context, call.seconds, explored=is_explored)
         row = pricing.row(call.context)
         for drafter, looks in zip(self._drafters, self._looks, strict=True):
             if looks.affordable(row[0]):
@@ -233,7 +263,7 @@ class Session:
         self._builder.learn(emitted)
         if self._pace is not None:
             host_s = draft_s + perf_counter() - start
-            cost_s = row[0] if is_padded else row[call.n_rows - 1]
+            cost_s = row[call.n_wanted - 1]
             self._pace.settle(row[0], len(emitted) * row[0] - cost_s - host_s)
 
 
@@ -241,6 +271,7 @@ class _Call(NamedTuple):
     """What a target call took."""
 
     n_rows: int
+    n_wanted: int  # rows without padding
     context: int
     seconds: float
 

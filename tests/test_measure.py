@@ -11,7 +11,7 @@ import pytest
 
 from specgen.core.config import EngineConfig
 from specgen.core.errors import BackendError, ModelError
-from specgen.core.exact import exact_classes
+from specgen.core.exact import exact_branches, exact_classes
 from specgen.core.llama import (
     ContextConfig,
     LlamaBackend,
@@ -212,7 +212,7 @@ def test_exact_classes() -> None:
     """Widths are in a class if a text decoded in either has the same logits all along."""
     subject = RoundingBackend().subject()
     widths = (1, 8, 4, 2, 16, 3, 6, 5, 24)
-    # 8 leaves a half group at the end of no text: 16 and 24 are cut off after 12 rows.
+    # 8 leaves a half group at the end of no text: the second call of 24 is cut off after 8 rows.
     assert exact_classes(subject, 8, 1e6, widths) == ((1, 2, 3), (4, 8, 16, 24), (5,), (6,))
     assert exact_classes(subject, 64, 1e6, widths)[:2] == ((1,), (2, 3))
     assert subject.backend.length == 64
@@ -221,6 +221,27 @@ def test_exact_classes() -> None:
 def test_exact_classes_in_time() -> None:
     """The first width is always there; what was not compared is in no class."""
     assert exact_classes(TimedBackend().subject(), 8, 0.1, (4, 8, 1)) == ((4,),)
+
+
+def test_exact_branches() -> None:
+    """A width is exact if its side branches round as a chain does, wherever they are tried."""
+
+    class Branching(TimedBackend):
+        """From 6 rows on side branches round otherwise, with 8 rows only at one place."""
+
+        def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+            logits = super().score(tree, lead).copy()
+            if len(tree) >= 6 and (len(tree) != 8 or self.length == 16):
+                logits[tree.n_main :] += np.float32(1e-3)
+            return logits
+
+    subject = Branching().subject()
+    assert exact_branches(subject, 8, 1e6, (3, 4, 5, 6, 8, 12)) == (3, 4, 5)
+    assert subject.backend.length == 8
+    assert exact_branches(Branching().subject(), 40, 1e6, (3, 8)) == (3, 8)
+    assert exact_branches(Branching().subject(), 8, 0.0, (3, 4)) == (3,)
+    chains = TimedBackend(fake_limits(16, branch=False)).subject()
+    assert exact_branches(chains, 8, 1e6) == ()
 
 
 def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
@@ -331,6 +352,7 @@ def test_exact_classes_of_llama_cpp(tiny_model: TinyModel) -> None:
     backend = LlamaBackend(model, ContextConfig(256, threads=1, flash_attention=True))
     try:
         assert exact_classes(Subject(backend, TEXT), 16, 60.0, (1, 2, 5, 8)) == ((1, 2, 5, 8),)
+        assert exact_branches(Subject(backend, TEXT), 16, 60.0, (3, 4, 8)) == (3, 4, 8)
     finally:
         backend.close()
         model.close()

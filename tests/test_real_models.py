@@ -16,13 +16,19 @@ import pytest
 
 from specgen.core.host import default_threads
 from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.logprobs import RecordingSampler, TokenLogprobs
+from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
+from specgen.drafters.prompt_lookup import PromptLookup
 
 from .guessers import Oracle
 
 MAX_GAP = 2.0  # logits; kernels that round differently were seen 0.6 to 1.5 apart
+# With flash attention and less than 512 tokens, several rows are the same bits as one on the CPU.
+# This leaves room for the last bits of a float32 logit, not for kernels that round differently.
+MAX_LOGPROB_GAP = 1e-5
 
 PROMPTS = (
     "The lighthouse keeper climbed the stairs every evening, and",
@@ -103,6 +109,16 @@ class Target:
         same = len(tokens) - (tokens[-1] != truth[len(tokens) - 1])
         return same, sum(len(step.path) for step in steps)
 
+    def logprobs(
+        self, prompt: Sequence[int], drafters: Sequence[Drafter], n_tokens: int
+    ) -> tuple[list[TokenLogprobs], int]:
+        """Decode greedily; what the model said of each token, and how many were guessed right."""
+        session = Session(self.backend, drafters, 11)
+        session.feed(prompt)
+        sampler = RecordingSampler(SamplingParams(temperature=0), self.n_vocab, 5)
+        steps = list(session.generate(sampler, n_tokens, lambda _: False))
+        return sampler.recorded, sum(len(step.path) for step in steps)
+
 
 @pytest.fixture(scope="module")
 def target(default_model: Path) -> Iterator[Target]:
@@ -150,6 +166,25 @@ def test_greedy_text_beyond_512_tokens_differs_only_at_near_ties(
 ) -> None:
     """One long text: from 512 tokens on, one row alone takes another kernel than several."""
     assert_equal_but_for_ties(target, PROMPTS[3], decoys, n_tokens=800)
+
+
+@pytest.mark.model
+def test_log_probabilities_are_those_of_plain_decoding(target: Target) -> None:
+    """Of accepted tokens as well, within MAX_LOGPROB_GAP; none is 0 that is not so plainly."""
+    text = "one two three one two three one two three one two"
+    prompt = target.model.vocab.tokenize(text, add_bos=True, special=False)
+    target.backend.rewind(0)
+    plain, _ = target.logprobs(prompt, [], 60)
+    target.backend.rewind(0)
+    drafted, n_accepted = target.logprobs(prompt, [PromptLookup()], 60)
+    assert n_accepted > 30
+    assert len(plain) == len(drafted) == 60
+    for ours, expected in zip(drafted, plain, strict=True):
+        pairs = [(ours.token, ours.logprob), *ours.top]
+        truth = [(expected.token, expected.logprob), *expected.top]
+        assert [token for token, _ in pairs] == [token for token, _ in truth]
+        assert [p for _, p in pairs] == pytest.approx([p for _, p in truth], abs=MAX_LOGPROB_GAP)
+        assert ours.logprob != 0 or expected.logprob == 0
 
 
 @pytest.mark.gemma
