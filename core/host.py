@@ -1,9 +1,11 @@
-"""What this machine lets us use: CPU threads that do not collapse under a quota."""
+"""What this machine lets us use: CPU threads that do not collapse under a quota, and memory."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,6 +21,46 @@ def default_threads() -> int:
     if quota is not None:
         bounds.append(int(quota))
     return max(1, min(bounds))
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, or None where the system does not tell."""
+    return _bytes_in(Path("/proc/meminfo"), "MemAvailable")
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory of this process since `reset_peak_memory`; 0 where it is not known.
+
+    Without a reset, or where there is none (not Linux), since the process began. Mapped files
+    count as far as they are resident, and so do weights.
+    """
+    # First, because getrusage knows no reset, and starts with the peak of the parent process.
+    peak = _bytes_in(Path("/proc/self/status"), "VmHWM")
+    return _peak_by_getrusage() if peak is None else peak
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` begin anew at what is resident now, where the system can do so."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_by_getrusage() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _bytes_in(path: Path, key: str) -> int | None:
+    """The value of a line such as "VmHWM:  1696 kB", in bytes."""
+    for line in (_read(path) or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return 1024 * int(value.split()[0])
+    return None
 
 
 def _affinity() -> frozenset[int]:

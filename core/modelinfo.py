@@ -132,8 +132,13 @@ def read_model(path: str | Path) -> ModelInfo:
 
     Raises ModelError as `read_header` does, and for a later or a missing part.
     """
+    return ModelInfo.from_headers(read_headers(path))
+
+
+def read_headers(path: str | Path) -> tuple[Header, ...]:
+    """The header of the GGUF file at `path`, and of all its parts. Raises as `read_model` does."""
     header = read_header(path)
-    return ModelInfo.from_headers([header, *map(read_header, _other_parts(header))])
+    return (header, *map(read_header, _other_parts(header)))
 
 
 def _other_parts(header: Header) -> list[Path]:

@@ -1,0 +1,49 @@
+"""Making the card of this machine, a model and the settings in use."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from specgen import __version__
+
+from .bandwidth import measure_bandwidth
+from .card import Card, read_bytes
+from .llama import device_names, library_version
+from .modelinfo import ModelInfo, read_headers
+
+
+def card_of(
+    path: Path,
+    *,
+    threads: int,
+    flash_attention: bool | None,
+    n_ctx: int,
+    now: datetime,
+    bandwidth: float | None = None,
+) -> Card:
+    """The card of the model at `path`, run as the other arguments say. Raises ModelError.
+
+    Args:
+        path: a GGUF file, or the first of its parts.
+        now: with a time zone, or in local time.
+        bandwidth: bytes per second; None measures it, which takes more than a second.
+    """
+    headers = read_headers(path)
+    info = ModelInfo.from_headers(headers)
+    return Card(
+        date=now.astimezone(UTC).isoformat(timespec="seconds"),
+        model=path.name,
+        architecture=info.architecture,
+        quantization=info.quantization,
+        n_params=info.n_params,
+        weight_bytes=info.weight_bytes,
+        read_bytes=read_bytes(headers),
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        bandwidth=measure_bandwidth(threads) if bandwidth is None else bandwidth,
+        threads=threads,
+        flash_attention=flash_attention,
+        n_ctx=n_ctx,
+        devices=device_names(),
+        build=f"specgen {__version__}, {library_version()}",
+    )
