@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specgen.core.errors import UsageError
 
 from .options import MachineOptions, ModelArgument, Verbosity, grouped
+from .progress import shown_progress
+from .streams import note
+from .tables import print_table
 
 if TYPE_CHECKING:
     from specgen.core.config import EngineConfig
-    from specgen.core.profile import Profile, Progress
+    from specgen.core.profile import Profile
 
 _BREAK_EVEN = (4, 8, 16)
 
@@ -58,7 +59,7 @@ def calibrate(
     if curve_out and not curve_out.parent.is_dir():
         raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")
     path, config = ensure_model(model), engine.config()
-    with _shown() as progress:
+    with shown_progress() as progress:
         profile = measure_profile(path, config, seconds, progress)
     kept = keep_profile(path, config, profile)
     if curve_out:
@@ -79,8 +80,8 @@ def ensure_profile(path: Path, config: EngineConfig) -> Profile:
 
     profile = find_profile(path, config)
     if profile is None:
-        _note(f"measuring {path.name} on this machine, once")
-        with _shown() as progress:
+        note(f"specgen: measuring {path.name} on this machine, once")
+        with shown_progress() as progress:
             profile = measure_profile(path, config, on_progress=progress)
         keep_profile(path, config, profile)
     return profile
@@ -141,18 +142,12 @@ def _record(profile: Profile) -> dict[str, Any]:
 
 def _print(profile: Profile, kept: Path | None) -> None:
     """The figures as a table and a few lines."""
-    heads, rows = _table(profile)
-    if _is_terminal(sys.stdout):
-        _print_rich(heads, rows)
-    else:
-        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-        for row in (heads, *rows):
-            typer.echo("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+    print_table(*_table(profile))
     typer.echo("")
     for line in _lines(profile, kept):
         typer.echo(line)
     if profile.is_noisy:
-        _note("the machine was busy with something else; measure again when it is not")
+        note("specgen: the machine was busy with something else; measure again when it is not")
 
 
 def _table(profile: Profile) -> tuple[list[str], list[list[str]]]:
@@ -192,44 +187,3 @@ def _flash_attention(profile: Profile) -> str:
         f"flash attention: {chosen}; without it steps take {comparison.steps[1]:.2f} times as long"
         f" at {contexts} tokens, prompts {comparison.prefill[1]:.2f} times"
     )
-
-
-def _print_rich(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in heads:
-        table.add_column(head, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-@contextlib.contextmanager
-def _shown() -> Iterator[Progress]:
-    """Progress on stderr: a bar on a terminal, else a line for each stage."""
-    if not _is_terminal(sys.stderr):
-        stages: set[str] = set()
-
-        def tell(stage: str, share: float) -> None:
-            if stage not in stages:
-                _note(stage)
-            stages.add(stage)
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    with Bars(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=1.0)
-        yield lambda stage, share: bars.update(task, description=stage, completed=share)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty()
-
-
-def _note(line: str) -> None:
-    typer.echo(f"specgen: {line}", err=True)

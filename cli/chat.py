@@ -123,8 +123,9 @@ class Repl:
 
     def _answer(self, prompt: list[int]) -> None:
         from .interrupt import Interrupts
-        from .output import stats_line, write
+        from .output import stats_line
         from .run import start, stream
+        from .streams import write
 
         with Interrupts() as interrupts:
             generation = start(self._job, self._engine, prompt, self._sampler, interrupts)
@@ -174,7 +175,7 @@ class Repl:
         self._note(stats_line(self._last) if self._last else "there is no answer yet")
 
     def _note(self, text: str) -> None:
-        from .output import note
+        from .streams import note
 
         width = shutil.get_terminal_size().columns
         for line in text.split("\n"):

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from specgen import __version__
 from specgen.core.errors import SpecgenError
 
-from . import bench, calibrate, models
+from . import bench, calibrate, models, verify
 from .chat import chat
 from .generate import generate
 
@@ -109,6 +109,7 @@ app.command("chat")(chat)
 models.register(app)
 calibrate.register(app)
 bench.register(app)
+verify.register(app)
 
 
 def main() -> None:

@@ -13,20 +13,10 @@ from specgen.core.errors import SpecgenError
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.protocols import Vocab
 
+from .streams import write
+
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
 _FINISH = {"eog": "stop", "stop": "stop", "length": "length", "context": "length", None: "abort"}
-
-
-def write(text: str) -> None:
-    """Text to stdout at once, as UTF-8 whatever the locale says."""
-    if text:
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-        sys.stdout.buffer.flush()
-
-
-def note(line: str) -> None:
-    """A line on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class PromptProgress:

@@ -28,8 +28,9 @@ from .calibrate import ensure_profile
 from .interrupt import Interrupted, Interrupts
 from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
-from .output import PromptProgress, note, stats_line, write, write_json
+from .output import PromptProgress, stats_line, write_json
 from .prompt import read_file
+from .streams import note, write
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,16 +90,44 @@ class Engine:
         """Free the context and the weights."""
         self._open.close()
 
-    def renew(self, drafters: Sequence[Drafter], learned: Learned | None = None) -> None:
-        """Begin anew with other drafters: the cache is empty, and nothing is known of any text."""
+    @property
+    def can_branch(self) -> bool:
+        """Whether drafts may have side branches here."""
+        limits, strict = self.backend.limits, self.strict
+        return limits.can_branch and (strict is None or strict.branch)
+
+    def renew(
+        self,
+        drafters: Sequence[Drafter],
+        learned: Learned | None = None,
+        *,
+        tree: bool | None = None,
+        strict: bool | None = None,
+    ) -> None:
+        """Begin anew with other drafters: the cache is empty, and nothing is known of any text.
+
+        `tree` and `strict` are those of the configuration, unless given.
+
+        Raises UsageError for strict decoding where the model was not measured.
+        """
         self.backend.rewind(0)
         self._learned = learned
-        self.session = self._session(drafters, learned)
+        padding = self.strict
+        if strict is not None:
+            padding = _strict(self.profile) if strict else None
+        branch = (self.config.tree if tree is None else tree) is not False
+        self.session = self._session(drafters, learned, padding, branch=branch)
 
-    def _session(self, drafters: Sequence[Drafter], learned: Learned | None) -> Session:
+    def _session(
+        self,
+        drafters: Sequence[Drafter],
+        learned: Learned | None,
+        strict: Strict | None,
+        *,
+        branch: bool,
+    ) -> Session:
         """A single drafter drafts as it likes; several are judged by what their guesses cost."""
         config, profile, eog = self.config, self.profile, self.vocab.eog
-        branch = config.tree is not False
         if len(drafters) < 2:
             return Session(
                 self.backend,
@@ -107,7 +135,7 @@ class Engine:
                 config.max_drafts,
                 branch=branch,
                 eog=eog,
-                strict=self.strict,
+                strict=strict,
             )
         return Session(
             self.backend,
@@ -119,7 +147,7 @@ class Engine:
             pace=Pace(),
             host_s=_HOST_S,
             eog=eog,
-            strict=self.strict,
+            strict=strict,
         )
 
     def tokenize(self, text: str) -> list[int]:

@@ -17,9 +17,10 @@ from .protocols import Logits
 from .tree import DraftTree
 
 Classes: TypeAlias = tuple[tuple[int, ...], ...]  # widths, rising
+Branching: TypeAlias = dict[int, bool]  # by width: whether side branches round as chains do
 
 WIDTHS: Final = (4, 8, 1, 2, 16, 12, 3, 6, 5, 7, 32, 24)  # most important first
-BRANCHED: Final = (4, 8, 3, 16, 6, 12)  # widths that trees are tried in
+_BRANCHED: Final = (4, 8, 3, 16, 6, 12)  # widths that trees are tried in
 _WANTED: Final = 4  # widths, for which the deadline may be late by _GRACE times itself
 _GRACE: Final = 2.0
 _TOKENS: Final = 32  # decoded in every width: different sums can be the same bits by chance
@@ -63,28 +64,27 @@ def _decode(subject: Subject, width: int) -> tuple[bytes, ...]:
 
 
 def exact_branches(
-    subject: Subject, context: int, deadline_s: float, widths: Sequence[int] = BRANCHED
-) -> tuple[int, ...]:
-    """Widths, rising, in which rows of a side branch are the bits that those of a chain are.
+    subject: Subject, context: int, deadline_s: float, widths: Sequence[int] = _BRANCHED
+) -> Branching:
+    """Of each width that there is time for: are rows of a side branch the bits of a chain's rows?
 
-    None where the backend cannot branch, or time does not suffice for one width.
+    None are tried where the backend cannot branch.
     """
     limits = subject.backend.limits
     if not (limits.can_branch and limits.can_rewind):
-        return ()
+        return {}
     end = subject.clock() + deadline_s
-    found: list[int] = []
+    found: Branching = {}
     longest_s = 0.0
     for width in subject.sizes(widths):
         start = subject.clock()
-        if start + longest_s > end:
+        if found and start + longest_s > end:
             break
         places = range(context, context + width * _n_places(width), width)
-        if all(_branches_alike(subject, place, width) for place in places):
-            found.append(width)
+        found[width] = all(_branches_alike(subject, place, width) for place in places)
         longest_s = max(longest_s, subject.clock() - start)
     subject.go_to(context)
-    return tuple(sorted(found))
+    return found
 
 
 def _n_main(width: int) -> int:

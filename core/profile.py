@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .cost import MAX_ROWS, CostModel
 from .errors import BackendError, ModelError
-from .exact import WIDTHS, Classes, exact_branches, exact_classes
+from .exact import WIDTHS, Branching, Classes, exact_branches, exact_classes
 from .host import default_threads
 from .llama import ContextConfig, LlamaBackend, LlamaModel, device_names, library_version
 from .measure import (
@@ -71,7 +71,7 @@ class Profile:
         flash_attention: the setting that it holds for; the faster one, where both were tried.
         comparison: what made it so, with flash attention first; None if it was not ours to say.
         classes: by context: widths that give bit-identical rows.
-        branching: by context: widths in which rows of side branches do, too.
+        branching: by context and width: whether rows of side branches do, too.
         noise: by what factor times of the same call differed; 1.0 is a quiet machine.
     """
 
@@ -79,7 +79,7 @@ class Profile:
     flash_attention: bool
     comparison: Comparison | None
     classes: Mapping[int, Classes]
-    branching: Mapping[int, tuple[int, ...]]
+    branching: Mapping[int, Branching]
     noise: float
 
     @property
@@ -100,7 +100,7 @@ class Profile:
             "flash_attention": self.flash_attention,
             "comparison": c and [list(c.steps), list(c.prefill), list(c.contexts)],
             "classes": {str(k): [list(widths) for widths in v] for k, v in self.classes.items()},
-            "branching": {str(k): list(widths) for k, widths in self.branching.items()},
+            "branching": {str(k): _by_text(known) for k, known in self.branching.items()},
             "noise": round(self.noise, 3),
         }
 
@@ -115,11 +115,15 @@ class Profile:
                 bool(record["flash_attention"]),
                 comparison and Comparison(*(tuple(part) for part in comparison)),
                 {int(k): tuple(tuple(widths) for widths in v) for k, v in classes},
-                {int(k): tuple(widths) for k, widths in branching},
+                {int(k): {int(n): bool(same) for n, same in v.items()} for k, v in branching},
                 float(record["noise"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a profile: {error}") from error
+
+
+def _by_text(known: Branching) -> dict[str, bool]:
+    return {str(width): same for width, same in known.items()}  # JSON has no other keys
 
 
 def find_profile(path: Path, config: EngineConfig) -> Profile | None:
@@ -213,12 +217,12 @@ def measure_profile(
 
 def _measure(
     subject: Subject, left_s: float, deadline_s: float, on_progress: Progress
-) -> tuple[Measurement, dict[int, tuple[Classes, tuple[int, ...]]]]:
+) -> tuple[Measurement, dict[int, tuple[Classes, Branching]]]:
     """The curve, and exact widths on both sides of where kernels change."""
     end = subject.clock() + left_s
     share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
     reachable = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
-    exact: dict[int, tuple[Classes, tuple[int, ...]]] = {}
+    exact: dict[int, tuple[Classes, Branching]] = {}
 
     def find_exact(context: int) -> None:
         exact[context] = (

@@ -183,6 +183,7 @@ class Session:
         return Step(
             verdict.tokens,
             tree,
+            len(lead) + len(tree),
             verdict.path,
             verdict.finished,
             draft_s=drafted - start,

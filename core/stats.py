@@ -19,6 +19,7 @@ class Step:
     Attributes:
         tokens: emitted tokens, one or more.
         tree: what was verified.
+        n_rows: rows of the call: pending tokens ahead of the tree, and its nodes.
         path: accepted nodes below the root.
         finished: the text has ended (see verify.Verdict).
         draft_s: time to build the tree.
@@ -28,6 +29,7 @@ class Step:
 
     tokens: tuple[int, ...]
     tree: DraftTree
+    n_rows: int
     path: tuple[int, ...]
     finished: bool
     draft_s: float
@@ -37,20 +39,31 @@ class Step:
 
 @dataclass(slots=True)
 class GenerationStats:
-    """Sums over the steps of one generation."""
+    """Sums over the steps of one generation.
+
+    Attributes:
+        nodes: scored, roots included.
+        sizes: how many steps had a tree of so many nodes.
+        offered: how many steps had a tree so deep.
+        reached: how many steps accepted so many guesses in a row.
+        drafted_by, accepted_by: guesses by drafter; one made by several counts for each of them.
+    """
 
     steps: int = 0
     tokens: int = 0
-    nodes: int = 0  # scored nodes, roots included
+    nodes: int = 0
     accepted: int = 0
     draft_s: float = 0.0
     score_s: float = 0.0
     total_s: float = 0.0
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[int] = field(default_factory=Counter)
+    offered: Counter[int] = field(default_factory=Counter)
+    reached: Counter[int] = field(default_factory=Counter)
 
     def add(self, step: Step) -> None:
-        """Count one step. A node proposed by several drafters counts for each of them."""
+        """Count one step."""
         self.steps += 1
         self.tokens += len(step.tokens)
         self.nodes += len(step.tree)
@@ -58,6 +71,9 @@ class GenerationStats:
         self.draft_s += step.draft_s
         self.score_s += step.score_s
         self.total_s += step.total_s
+        self.sizes[len(step.tree)] += 1
+        self.offered[step.tree.depth] += 1
+        self.reached[len(step.path)] += 1
         if len(step.tree) > 1:
             self.drafted_by.update(sources(step.tree, range(1, len(step.tree))))
             self.accepted_by.update(sources(step.tree, step.path))

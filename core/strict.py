@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .cost import MAX_ROWS, CostModel, Row
-from .exact import BRANCHED, Classes
+from .exact import Branching, Classes
 from .protocols import Prices
 
 # Tokens per step rise by this with each doubling of the rows: recorded answers of 7B and 8B
@@ -52,13 +52,13 @@ ONE_ROW = Strict((1,), branch=False)  # one token a call: exact wherever nothing
 
 
 def strict_widths(
-    classes: Mapping[int, Classes], branching: Mapping[int, Sequence[int]], curve: CostModel
+    classes: Mapping[int, Classes], branching: Mapping[int, Branching], curve: CostModel
 ) -> Strict:
     """The exact class that is likely to be the fastest, or ONE_ROW if there is none.
 
     Args:
         classes: by context, widths that give bit-identical rows.
-        branching: by context, widths in which that holds for side branches.
+        branching: by context and width, whether that holds for side branches.
         curve: what calls cost.
     """
     groups = [group for group in _everywhere(list(classes.values())) if group[-1] > 1]
@@ -66,9 +66,8 @@ def strict_widths(
         return ONE_ROW
     row = curve.row(0)
     best = max(groups, key=lambda group: max(_speed(row, width) for width in group))
-    tried = [width for width in best if width in BRANCHED]
-    branch = bool(tried) and all(width in known for known in branching.values() for width in tried)
-    return Strict(best, branch)
+    tried = [[known[width] for width in best if width in known] for known in branching.values()]
+    return Strict(best, branch=bool(tried) and all(known and all(known) for known in tried))
 
 
 def _everywhere(classes: Sequence[Classes]) -> list[tuple[int, ...]]:

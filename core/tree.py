@@ -67,6 +67,12 @@ class DraftTree:
             depths[node] = depths[self.parents[node]] + 1
         return tuple(depths)
 
+    @property
+    def depth(self) -> int:
+        """Most guesses in a row."""
+        n = len(self.parents)
+        return n - 1 if self.n_main == n else max(self.depths)
+
     @cached_property
     def leaves(self) -> tuple[int, ...]:
         """Nodes without children, in order."""

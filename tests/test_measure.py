@@ -236,12 +236,14 @@ def test_exact_branches() -> None:
             return logits
 
     subject = Branching().subject()
-    assert exact_branches(subject, 8, 1e6, (3, 4, 5, 6, 8, 12)) == (3, 4, 5)
+    assert exact_branches(subject, 8, 1e6, (3, 4, 5, 6, 8, 12)) == {
+        3: True, 4: True, 5: True, 6: False, 8: False, 12: False
+    }  # fmt: skip
     assert subject.backend.length == 8
-    assert exact_branches(Branching().subject(), 40, 1e6, (3, 8)) == (3, 8)
-    assert exact_branches(Branching().subject(), 8, 0.0, (3, 4)) == (3,)
+    assert exact_branches(Branching().subject(), 40, 1e6, (3, 8)) == {3: True, 8: True}
+    assert exact_branches(Branching().subject(), 8, 0.0, (6, 4)) == {6: False}
     chains = TimedBackend(fake_limits(16, branch=False)).subject()
-    assert exact_branches(chains, 8, 1e6) == ()
+    assert exact_branches(chains, 8, 1e6) == {}
 
 
 def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_exact_classes_of_llama_cpp(tiny_model: TinyModel) -> None:
     backend = LlamaBackend(model, ContextConfig(256, threads=1, flash_attention=True))
     try:
         assert exact_classes(Subject(backend, TEXT), 16, 60.0, (1, 2, 5, 8)) == ((1, 2, 5, 8),)
-        assert exact_branches(Subject(backend, TEXT), 16, 60.0, (3, 4, 8)) == (3, 4, 8)
+        assert exact_branches(Subject(backend, TEXT), 16, 60.0, (3, 8)) == {3: True, 8: True}
     finally:
         backend.close()
         model.close()

@@ -180,12 +180,14 @@ def test_branches_are_exact_in_every_width_tried() -> None:
     """One width whose side branches round otherwise is enough for chains."""
     classes = {128: ((1, 2, 4, 8),), 1024: ((1, 2, 4, 8),)}
 
-    def branch(at_128: tuple[int, ...], at_1024: tuple[int, ...]) -> bool:
+    def branch(at_128: dict[int, bool], at_1024: dict[int, bool]) -> bool:
         return strict_widths(classes, {128: at_128, 1024: at_1024}, STEEP).branch
 
-    assert branch((4, 8), (3, 4, 8))
-    assert not branch((4, 8), (4,))
-    assert not branch((), ())
+    assert branch({4: True, 8: True}, {4: True, 16: False})
+    assert not branch({4: True, 8: True}, {4: True, 8: False})
+    assert not branch({4: True}, {16: True})
+    assert not branch({}, {})
+    assert not strict_widths(classes, {}, STEEP).branch
 
 
 def test_prices_are_those_of_padded_calls() -> None:
