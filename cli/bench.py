@@ -1,33 +1,155 @@
-"""`specgen bench`: what drafters are worth on recorded conversations, without running a model."""
+"""`specgen bench`: what drafters are worth, live or on recorded conversations."""
 
 from __future__ import annotations
 
-import json
-import sys
-from enum import StrEnum
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import UsageError
+from specgen.drafters import create
 
-from .options import ModelArgument
+from .bench_format import Format
+from .options import MachineOptions, ModelArgument, Verbosity, grouped
 
-if TYPE_CHECKING:
-    from specgen.core.cost import CostModel
-    from specgen.core.protocols import Drafter
-    from specgen.core.replay import Recording, Tally
-
-ALL = "all"  # the group of all groups
-MAX_DRAFTS = 63
+_LIVE = "Live"
+_REPLAY = "Replay"
+_SAVED = "Saved results"
 
 
-class Format(StrEnum):
-    """How results are printed."""
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    """What is measured on the model."""
 
-    table = "table"
-    jsonl = "jsonl"
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts in Spec-Bench's or MT-Bench's format, instead of our own.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = None
+    per_task: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="2",
+            help="Prompts of each task; 0 takes all.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = None
+    n_predict: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--predict",
+            "--n-predict",
+            min=1,
+            show_default="128",
+            help="Most tokens of an answer.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = None
+    repetitions: Annotated[
+        int,
+        typer.Option(
+            "-r", "--repetitions", min=1, help="How often all is measured.", rich_help_panel=_LIVE
+        ),
+    ] = 3
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="One prompt of each task, 24 tokens each.", rich_help_panel=_LIVE
+        ),
+    ] = False
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warm",
+            help="Measure drafters that learn from one prompt to the next, too.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Measure what strict decoding costs.", rich_help_panel=_LIVE),
+    ] = False
+    draft_max: Annotated[
+        int,
+        typer.Option(min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_LIVE),
+    ] = DEFAULT_MAX_DRAFTS
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """Recorded conversations, and what calls cost there."""
+
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Conversations to replay without running the model: JSON lines with `turns` and"
+            " `answers`, or a plain text.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = None
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE[,…]",
+            help="What calls cost: cpu2, mi50, flat, or a saved curve.",
+            show_default="cpu2",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = None
+    learn_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R/M",
+            help="First learn, as earlier runs would have, from the conversations whose question_id"
+            " leaves R when divided by M. What is learnt from others is dropped.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = None
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R/M", help="Measure those conversations only.", rich_help_panel=_REPLAY
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedOptions:
+    """Results in files."""
+
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep the results, with all runs.", rich_help_panel=_SAVED
+        ),
+    ] = None
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg|png|html", help="Draw the results.", rich_help_panel=_SAVED),
+    ] = None
+    load: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Show saved results, and measure nothing.", rich_help_panel=_SAVED
+        ),
+    ] = None
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A B",
+            help="Show how fast saved results B are, relative to A.",
+            rich_help_panel=_SAVED,
+        ),
+    ] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -35,154 +157,103 @@ def register(app: typer.Typer) -> None:
     app.command("bench")(bench)
 
 
+@grouped
 def bench(
     model: ModelArgument = None,
-    recording: Annotated[
-        Path,
-        typer.Option(
-            "--replay",
-            metavar="FILE",
-            help="Conversations: JSON lines with `turns` and `answers`, or a plain text.",
-        ),
-    ] = ...,  # type: ignore[assignment]
-    curve: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE[,…]", help="What calls cost: cpu2, mi50, flat, or a saved curve."
-        ),
-    ] = "cpu2",
     drafter: Annotated[
         str,
         typer.Option(metavar="NAME[,NAME]", help="Drafters, each measured by itself, or auto."),
     ] = "auto",
-    learn_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R/M",
-            help="First learn, as earlier runs would have, from the conversations whose question_id"
-            " leaves R when divided by M. What is learnt from others is dropped.",
-        ),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="R/M", help="Measure those conversations only."),
-    ] = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="How to print.")] = Format.table,
+    verbose: Verbosity = 0,
+    *,
+    live: LiveOptions,
+    replay: ReplayOptions,
+    saved: SavedOptions,
+    engine: MachineOptions,
 ) -> None:
-    """Replay recorded answers through drafters: tokens and rows per step, speed under a curve.
+    """Measure plain decoding against drafters, prompt by prompt in turns, on a loaded model.
 
-    Of MODEL only the vocabulary is used. The figures are the same on every machine.
+    Everything that was drafted or learnt is dropped between two runs. With --replay the model is
+    not run, and the figures are the same on every machine.
     """
-    from specgen.core.cost import load_curve
-    from specgen.core.replay import load_recordings
-    from specgen.drafters import create
+    from .run import set_up_logging
 
-    from .models import ensure_model
-
+    set_up_logging(verbose)
     names = [name.strip() for name in drafter.split(",")]
     for name in names:
         create(name)  # before the long work: an unknown name ends here
-    curves = {name.strip(): load_curve(name.strip()) for name in curve.split(",")}
-    learnt, measured = _part(learn_on, "--learn-on"), _part(only, "--only")
-    recordings = load_recordings(recording, _tokenizer(ensure_model(model)))
-    past = [r for r in recordings if learnt is None or r.question % learnt[1] == learnt[0]]
-    subject = [r for r in recordings if measured is None or r.question % measured[1] == measured[0]]
-    if not subject:
-        raise UsageError(f"--only {only} leaves nothing of {recording} to measure")
-    results = []
-    for label, cost in curves.items():
-        for name in names:
-            tallies = _replay(subject, past if learnt else None, name, cost)
-            for group, tally in tallies.items():
-                figures = _figures(tally)
-                results.append({"drafter": name, "curve": label, "group": group, **figures})
-    if output == Format.jsonl:
-        for result in results:
-            typer.echo(json.dumps(result))
+    if saved.compare:
+        _refuse("--compare", live, replay, engine, replace(saved, compare=None))
+        _compare(saved.compare, output)
+    elif saved.load:
+        _refuse("--load", live, replay, engine, replace(saved, load=None, plot=None))
+        _show_saved(saved.load, saved.plot, output)
+    elif replay.replay:
+        _refuse("--replay", live, engine, saved)
+        from .bench_replay import run_replay
+
+        curve = replay.curve or "cpu2"
+        run_replay(model, replay.replay, names, curve, replay.learn_on, replay.only, output)
     else:
-        _print(results)
+        _refuse("a benchmark without --replay", replay)
+        _measure(model, names, output, live, saved, engine)
 
 
-def _tokenizer(path: Path) -> Any:
-    from specgen.core.llama import open_vocab
+def _measure(
+    model: str | None,
+    names: list[str],
+    output: Format,
+    live: LiveOptions,
+    saved: SavedOptions,
+    engine: MachineOptions,
+) -> None:
+    from .bench_live import LiveJob, run_live
+    from .run import require_model
 
-    vocab = open_vocab(path)
-    return lambda text: vocab.tokenize(text, add_bos=False, special=False)
-
-
-def _part(text: str | None, option: str) -> tuple[int, int] | None:
-    """R and M of "R/M". Raises UsageError."""
-    if text is None:
-        return None
-    rest, _, modulus = text.partition("/")
-    if rest.isdecimal() and modulus.isdecimal() and int(rest) < int(modulus):
-        return int(rest), int(modulus)
-    raise UsageError(f"{option} is '{text}'; it must be R/M with R below M", "such as 0/4")
-
-
-def _replay(
-    recordings: list[Recording], past: list[Recording] | None, name: str, cost: CostModel
-) -> dict[str, Tally]:
-    """Tallies by group, all together first.
-
-    Without `past` the calibrator goes on from one conversation to the next; with it, each begins
-    with what was learnt there. Drafters are new each time.
-    """
-    from specgen.core.calibrate import experienced
-    from specgen.core.replay import Tally, learn, replay
-    from specgen.drafters import create, with_past
-
-    def drafters(answers: Any) -> tuple[Drafter, ...]:
-        return with_past(create(name), answers)
-
-    learned = calibrator = None
-    if len(create(name)) > 1:
-        if past is None:
-            calibrator = experienced()
-        else:
-            _show(f"{name}: learning")
-            learned = learn(past, drafters, cost, MAX_DRAFTS, experienced())
-    tallies = {ALL: Tally()}
-    for number, recording in enumerate(recordings, start=1):
-        _show(f"{name}: {number}/{len(recordings)}")
-        if learned:
-            calibrator = learned.calibrator.copy()
-        made = replay(
-            recording, drafters(learned.answers if learned else ()), cost, calibrator, MAX_DRAFTS
+    require_model(model)
+    per_task, n_predict = (1, 24) if live.quick else (2, 128)
+    run_live(
+        LiveJob(
+            model=model,
+            config=replace(engine.config(), strict=live.strict, max_drafts=live.draft_max),
+            names=names,
+            data=live.data,
+            per_task=per_task if live.per_task is None else live.per_task,
+            n_predict=live.n_predict or n_predict,
+            repetitions=live.repetitions,
+            warm=live.warm,
+            save=saved.save,
+            plot=saved.plot,
+            format=output,
         )
-        for group, tally in made.items():
-            tallies.setdefault(group, Tally()).add(tally)
-            tallies[ALL].add(tally)
-    _show("")
-    return dict(sorted(tallies.items(), key=lambda item: (item[0] != ALL, item[0])))
-
-
-def _show(progress: str) -> None:
-    """In place of what was shown before."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
-
-
-def _figures(tally: Tally) -> dict[str, Any]:
-    return {
-        "tokens": tally.tokens,
-        "steps": tally.steps,
-        "tokens_per_step": round(tally.tokens_per_step, 4),
-        "nodes_per_step": round(tally.nodes_per_step, 4),
-        "speedup": round(tally.speedup, 4),
-        "accepted": dict(tally.accepted_by.most_common()),
-    }
-
-
-def _print(results: list[dict[str, Any]]) -> None:
-    typer.echo(
-        f"{'curve':<8}{'drafter':<15}{'group':<24}{'tokens/step':>12}{'rows/step':>11}{'speed':>8}"
     )
-    for r in results:
-        typer.echo(
-            f"{r['curve'][:7]:<8}{r['drafter']:<15}{r['group'][:23]:<24}"
-            f"{r['tokens_per_step']:>12.3f}{r['nodes_per_step']:>11.2f}{r['speedup']:>7.3f}x"
-        )
-        if r["group"] == ALL and r["accepted"]:
-            shares = [f"{name} {100 * n / r['tokens']:.0f}" for name, n in r["accepted"].items()]
-            typer.echo(f"{'':<8}of 100 tokens guessed by {', '.join(shares)}")
+
+
+def _compare(paths: tuple[Path, Path], output: Format) -> None:
+    from specgen.core.runs import load_results
+
+    from .bench_report import write_comparison
+
+    a, b = map(load_results, paths)
+    write_comparison(a, b, (str(paths[0]), str(paths[1])), output)
+
+
+def _show_saved(path: Path, plot: Path | None, output: Format) -> None:
+    from specgen.core.runs import load_results
+
+    from .bench_live import show
+    from .bench_plot import check_plot
+
+    if plot:
+        check_plot(plot)
+    show(load_results(path), output, None, plot)
+
+
+def _refuse(what: str, *groups: Any) -> None:
+    """Raise UsageError for an option that has no meaning in `what`."""
+    for group in groups:
+        for field in fields(group):
+            if getattr(group, field.name) != field.default:
+                option = "--" + field.name.replace("_", "-")
+                raise UsageError(f"{option} does nothing in {what}", "leave one of them out")

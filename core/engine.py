@@ -91,6 +91,11 @@ class Engine:
         self._open.close()
 
     @property
+    def n_ctx(self) -> int:
+        """Tokens that a text may have."""
+        return self.backend.limits.n_ctx - (self.strict.slack if self.strict else 0)
+
+    @property
     def can_branch(self) -> bool:
         """Whether drafts may have side branches here."""
         limits, strict = self.backend.limits, self.strict

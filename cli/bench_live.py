@@ -1,0 +1,166 @@
+"""`specgen bench`: plain decoding against drafters, in turns, on a loaded model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from specgen.core.bandwidth import measure_bandwidth
+from specgen.core.benchmark import Arm, Plan, measure_arms
+from specgen.core.config import EngineConfig
+from specgen.core.engine import Engine
+from specgen.core.errors import UsageError
+from specgen.core.host import default_threads
+from specgen.core.machine import card_of
+from specgen.core.profile import Profile
+from specgen.core.protocols import Drafter, Tokens, Vocab
+from specgen.core.runs import PLAIN, Results, Run
+from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
+from specgen.drafters import create, with_past
+from specgen.drafters.predicted import Predicted
+
+from .bench_format import Format
+from .bench_plot import check_plot, plot
+from .bench_report import write
+from .calibrate import ensure_profile
+from .interrupt import Interrupted, Interrupts
+from .models import ensure_model
+from .progress import shown_progress
+
+
+@dataclass(frozen=True, slots=True)
+class LiveJob:
+    """What to measure, and what to do with the results.
+
+    Attributes:
+        names: of drafters.
+        data: questions; None takes our own.
+        per_task: prompts of each task; 0 takes all.
+        warm: whether to measure drafters that go on learning, too.
+        save, plot: files to write, or None.
+    """
+
+    model: str | None
+    config: EngineConfig
+    names: Sequence[str]
+    data: Path | None
+    per_task: int
+    n_predict: int
+    repetitions: int
+    warm: bool
+    save: Path | None
+    plot: Path | None
+    format: Format
+
+    def check(self) -> None:
+        """Raise UsageError for what would fail at the end of the long work."""
+        if self.save:
+            check_folder(self.save)
+        if self.plot:
+            check_plot(self.plot)
+
+
+def check_folder(path: Path) -> None:
+    """Raise UsageError if there is no folder to write `path` into."""
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def run_live(job: LiveJob) -> None:
+    """Measure, print, save and plot. An interrupt ends it with what there is.
+
+    Raises SpecgenError, and typer.Exit(128 + signal) after an interrupt.
+    """
+    job.check()
+    prompts = load_prompts(job.data) if job.data else own_prompts()
+    if job.per_task:
+        prompts = sampled(prompts, job.per_task)
+    path = ensure_model(job.model)
+    profile = ensure_profile(path, job.config)
+    bandwidth = measure_bandwidth(job.config.threads or default_threads())
+    with Engine(path, (), job.config, profile=profile) as engine, Interrupts() as interrupts:
+        arms = list(_arms(job, engine.vocab))
+        plan = Plan(prompts, arms, job.repetitions, job.n_predict)
+        runs = _measure(engine, plan, interrupts)
+        results = _results(engine, profile, bandwidth, runs)
+    if runs:
+        show(results, job.format, job.save, job.plot)
+    if interrupts.signal is not None:
+        raise typer.Exit(interrupts.exit_code)
+
+
+def show(results: Results, format: Format, save: Path | None, plot_to: Path | None) -> None:
+    """Print the results, and write the files that are asked for. Raises UsageError."""
+    write(results, format)
+    if save:
+        _save(results, save)
+    if plot_to:
+        plot(results, plot_to)
+
+
+def _measure(engine: Engine, plan: Plan, interrupts: Interrupts) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    with shown_progress() as progress:
+        try:
+            for run in measure_arms(engine, plan, interrupts.check):
+                runs.append(run)
+                stage = f"round {run.repetition + 1} of {plan.repetitions}"
+                progress(stage, len(runs) / plan.n_turns)
+        except Interrupted:
+            pass
+    return tuple(runs)
+
+
+def _results(engine: Engine, profile: Profile, bandwidth: float, runs: tuple[Run, ...]) -> Results:
+    config = engine.config
+    card = card_of(
+        engine.path,
+        threads=config.threads or default_threads(),
+        flash_attention=config.flash_attention,
+        n_ctx=engine.n_ctx,
+        now=datetime.now(UTC),
+        bandwidth=bandwidth,
+    )
+    return Results(card, profile.curve, runs)
+
+
+def _arms(job: LiveJob, vocab: Vocab) -> Iterator[Arm]:
+    """Plain decoding, then each drafter: cold, and warm where asked for."""
+    strict = job.config.strict
+    yield Arm(PLAIN, lambda prompt, answers: ())
+    if strict and PLAIN not in job.names:
+        yield Arm(f"{PLAIN} strict", lambda prompt, answers: (), strict=True)
+    for name in job.names:
+        label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
+        make = partial(_drafters, name, vocab)
+        yield Arm(label, make, strict=strict)
+        if job.warm and len(create(name)) > 1:  # a single one learns nothing that is kept
+            yield Arm(f"{label} warm", make, warm=True, strict=strict)
+
+
+def _drafters(name: str, vocab: Vocab, prompt: Prompt, answers: Tokens) -> Sequence[Drafter]:
+    """Drafters as `generate` has them. A single one is compared as its paper describes it."""
+    drafters = tuple(create(name))
+    if len(drafters) < 2:
+        return drafters
+    if prompt.predicted is not None:
+        predicted = vocab.tokenize(prompt.predicted, add_bos=False, special=False)
+        drafters = (*drafters, Predicted(predicted))
+    return with_past(drafters, answers)
+
+
+def _save(results: Results, path: Path) -> None:
+    """Write beside, then rename: a file is whole or not there."""
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        beside.write_text(json.dumps(results.record()) + "\n", "utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
