@@ -6,6 +6,7 @@
 PYTHON ?= python3
 PROMPT ?= Once upon a time, in a small village by the sea, there lived
 PYTEST_ARGS ?=
+BENCH_ARGS ?= --drafter auto,prompt-lookup,recycle --warm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run dev check lint format types test test-fast gemma bench docs clean
+.PHONY: help run dev check lint format types test test-fast gemma bench verify host docs clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | \
@@ -53,7 +54,19 @@ gemma: $(DEVELOPED) ## Accept the terms of gemma-3-270m, fetch it, run its tests
 	$(BIN)/specgen pull gemma-3-270m --accept-license
 	$(BIN)/python -m pytest -m gemma $(PYTEST_ARGS)
 
-bench: $(DEVELOPED) ## Measure the time that a step spends outside llama.cpp.
+RESULT := benchmarks/results/$(shell date -u +%Y-%m-%d)
+
+bench: $(DEVELOPED) ## Measure the default model into benchmarks/results: 12 quiet minutes.
+	mkdir -p benchmarks/results
+	$(BIN)/specgen bench $(BENCH_ARGS) -o md --save $(RESULT).json --plot $(RESULT).svg >$(RESULT).part
+	mv $(RESULT).part $(RESULT).md
+	cat $(RESULT).md
+
+verify: $(DEVELOPED) ## Prove that drafts leave the default model's text alone.
+	$(BIN)/specgen verify
+	$(BIN)/specgen verify --strict
+
+host: $(DEVELOPED) ## Measure the time that a step spends outside llama.cpp.
 	$(BIN)/python benchmarks/host_overhead.py
 
 docs: $(DEVELOPED) ## Write docs/cli.md anew.

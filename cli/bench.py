@@ -10,7 +10,7 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import UsageError
-from specgen.drafters import create
+from specgen.drafters import AUTO, create
 
 from .bench_format import Format
 from .options import MachineOptions, ModelArgument, Verbosity, grouped
@@ -18,6 +18,7 @@ from .options import MachineOptions, ModelArgument, Verbosity, grouped
 _LIVE = "Live"
 _REPLAY = "Replay"
 _SAVED = "Saved results"
+_HINT = "`specgen bench --help` says what goes together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ class LiveOptions:
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="One prompt of each task, 24 tokens each.", rich_help_panel=_LIVE
+            "--quick",
+            help="One prompt of each task, 24 tokens each, unless told otherwise.",
+            rich_help_panel=_LIVE,
         ),
     ] = False
     warm: Annotated[
@@ -75,7 +78,11 @@ class LiveOptions:
     ] = False
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Measure what strict decoding costs.", rich_help_panel=_LIVE),
+        typer.Option(
+            "--strict",
+            help="Decode strictly, with drafters and without, against plain decoding that is not.",
+            rich_help_panel=_LIVE,
+        ),
     ] = False
     draft_max: Annotated[
         int,
@@ -129,7 +136,9 @@ class SavedOptions:
     save: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Keep the results, with all runs.", rich_help_panel=_SAVED
+            metavar="FILE",
+            help="Keep the results with all runs, for --load and --compare.",
+            rich_help_panel=_SAVED,
         ),
     ] = None
     plot: Annotated[
@@ -162,7 +171,10 @@ def bench(
     model: ModelArgument = None,
     drafter: Annotated[
         str,
-        typer.Option(metavar="NAME[,NAME]", help="Drafters, each measured by itself, or auto."),
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Drafters, each measured by itself; auto is all of them together.",
+        ),
     ] = "auto",
     output: Annotated[Format, typer.Option("-o", "--output", help="How to print.")] = Format.table,
     verbose: Verbosity = 0,
@@ -172,32 +184,41 @@ def bench(
     saved: SavedOptions,
     engine: MachineOptions,
 ) -> None:
-    """Measure plain decoding against drafters, prompt by prompt in turns, on a loaded model.
+    """Measure what drafters are worth: with a loaded model, or on recorded answers with --replay.
 
-    Everything that was drafted or learnt is dropped between two runs. With --replay the model is
-    not run, and the figures are the same on every machine.
+    Each prompt is answered plainly and with drafters, in turns. Nothing is carried to the next.
     """
     from .run import set_up_logging
 
     set_up_logging(verbose)
-    names = [name.strip() for name in drafter.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in drafter.split(",")))
     for name in names:
         create(name)  # before the long work: an unknown name ends here
+    asked = _Asked(model, None if drafter == AUTO else drafter)
     if saved.compare:
-        _refuse("--compare", live, replay, engine, replace(saved, compare=None))
+        _refuse("with --compare", asked, live, replay, engine, replace(saved, compare=None))
         _compare(saved.compare, output)
     elif saved.load:
-        _refuse("--load", live, replay, engine, replace(saved, load=None, plot=None))
+        others = replace(saved, load=None, plot=None)
+        _refuse("with --load", asked, live, replay, engine, others)
         _show_saved(saved.load, saved.plot, output)
     elif replay.replay:
-        _refuse("--replay", live, engine, saved)
+        _refuse("with --replay", live, engine, saved)
         from .bench_replay import run_replay
 
         curve = replay.curve or "cpu2"
         run_replay(model, replay.replay, names, curve, replay.learn_on, replay.only, output)
     else:
-        _refuse("a benchmark without --replay", replay)
+        _refuse("without --replay", replay)
         _measure(model, names, output, live, saved, engine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was asked for besides the groups of options."""
+
+    model: str | None = None
+    drafter: str | None = None
 
 
 def _measure(
@@ -212,6 +233,11 @@ def _measure(
     from .run import require_model
 
     require_model(model)
+    if live.warm and all(len(create(name)) < 2 for name in names):
+        raise UsageError(
+            f"--warm does nothing with {', '.join(names)}: what is learnt is used by auto only",
+            "add auto to --drafter",
+        )
     per_task, n_predict = (1, 24) if live.quick else (2, 128)
     run_live(
         LiveJob(
@@ -250,10 +276,11 @@ def _show_saved(path: Path, plot: Path | None, output: Format) -> None:
     show(load_results(path), output, None, plot)
 
 
-def _refuse(what: str, *groups: Any) -> None:
-    """Raise UsageError for an option that has no meaning in `what`."""
+def _refuse(where: str, *groups: Any) -> None:
+    """Raise UsageError for what was given and has no meaning there."""
     for group in groups:
         for field in fields(group):
             if getattr(group, field.name) != field.default:
-                option = "--" + field.name.replace("_", "-")
-                raise UsageError(f"{option} does nothing in {what}", "leave one of them out")
+                name = field.name.replace("_", "-")
+                option = "MODEL" if name == "model" else f"--{name}"
+                raise UsageError(f"{option} does nothing {where}", _HINT)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,7 @@ from specgen.core.bandwidth import measure_bandwidth
 from specgen.core.benchmark import Arm, Plan, measure_arms
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
-from specgen.core.errors import UsageError
+from specgen.core.errors import ContextFull
 from specgen.core.host import default_threads
 from specgen.core.machine import card_of
 from specgen.core.profile import Profile
@@ -30,9 +30,11 @@ from .bench_format import Format
 from .bench_plot import check_plot, plot
 from .bench_report import write
 from .calibrate import ensure_profile
+from .files import check_place, write_whole
 from .interrupt import Interrupted, Interrupts
 from .models import ensure_model
 from .progress import shown_progress
+from .streams import note
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,9 @@ class LiveJob:
     def check(self) -> None:
         """Raise UsageError for what would fail at the end of the long work."""
         if self.save:
-            check_folder(self.save)
+            check_place(self.save)
         if self.plot:
             check_plot(self.plot)
-
-
-def check_folder(path: Path) -> None:
-    """Raise UsageError if there is no folder to write `path` into."""
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def run_live(job: LiveJob) -> None:
@@ -90,19 +86,32 @@ def run_live(job: LiveJob) -> None:
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
         runs = _measure(engine, plan, interrupts)
         results = _results(engine, profile, bandwidth, runs)
+    left_out = 0 if interrupts.signal else plan.n_turns - len(runs)
     if runs:
         show(results, job.format, job.save, job.plot)
+    elif left_out:
+        raise ContextFull(
+            f"no prompt and its answer fit the context of {engine.n_ctx} tokens",
+            "use a larger context (-c) or shorter answers (-n)",
+        )
+    if left_out:
+        answers = "1 answer is" if left_out == 1 else f"{left_out} answers are"
+        note(f"specgen: {answers} left out: they did not fit the context of {engine.n_ctx} tokens")
     if interrupts.signal is not None:
         raise typer.Exit(interrupts.exit_code)
 
 
 def show(results: Results, format: Format, save: Path | None, plot_to: Path | None) -> None:
-    """Print the results, and write the files that are asked for. Raises UsageError."""
-    write(results, format)
-    if save:
-        _save(results, save)
-    if plot_to:
-        plot(results, plot_to)
+    """Print the results, and write the files that are asked for. Raises UsageError.
+
+    Whatever of it fails, the rest is done: measuring takes minutes.
+    """
+    with ExitStack() as others:
+        if plot_to:
+            others.callback(plot, results, plot_to)
+        if save:
+            others.callback(_save, results, save)
+        write(results, format)
 
 
 def _measure(engine: Engine, plan: Plan, interrupts: Interrupts) -> tuple[Run, ...]:
@@ -157,10 +166,4 @@ def _drafters(name: str, vocab: Vocab, prompt: Prompt, answers: Tokens) -> Seque
 
 
 def _save(results: Results, path: Path) -> None:
-    """Write beside, then rename: a file is whole or not there."""
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        beside.write_text(json.dumps(results.record()) + "\n", "utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    write_whole(path, f"{json.dumps(results.record())}\n".encode())

@@ -5,9 +5,7 @@ matplotlib draws it; it is imported only here, and only when it is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import html
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from specgen.core.runs import PLAIN, Results
 from specgen.core.summary import ALL, LARGEST, Row, summarize
 
 from .bench_format import shortened
+from .files import check_place, write_whole
 from .model_card import clean
 
 if TYPE_CHECKING:
@@ -86,10 +85,7 @@ def check_plot(path: Path) -> None:
         raise UsageError(
             f"cannot plot to {path}: its name must end with {', '.join(others)} or {last}"
         )
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder")
+    check_place(path)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -105,21 +101,7 @@ def plot(results: Results, path: Path) -> None:
     data = _drawn(results, "png" if suffix == ".png" else "svg")
     if suffix == ".html":
         data = _page(_title(results), data)
-    _replace(path, data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the file and rename, so that there is all of it or what was there before."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        try:
-            beside.write_bytes(data)
-            os.replace(beside, path)
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    write_whole(path, data)
 
 
 def _page(title: str, svg: bytes) -> bytes:
@@ -288,7 +270,7 @@ def _draw_depths(axes: Axes, results: Results, looks: Mapping[str, _Look]) -> No
             markersize=5,
         )
     axes.set_xlim(0.5, deepest + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not drawn:
         _say(axes, f"less than {LEAST_STEPS} steps had a draft")
 

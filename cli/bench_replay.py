@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ALL = "all"  # the group of all groups
 MAX_DRAFTS = 63
 
-_HEADS = ("group", "drafter", "curve", "tokens\n/step", "rows\n/step", "speed")
+_HEADS = ("group", "drafter", "curve", "tokens\n/step", "nodes\n/step", "speed")
 
 
 def run_replay(

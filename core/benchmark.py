@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from .calibrate import experienced
 from .engine import Engine, Generation
 from .errors import ContextFull
@@ -74,10 +76,10 @@ def measure_arms(
     A conversation that fills the context ends there, without its last answer.
     """
     for arm in (plan.arms[0], plan.arms[-1]):
-        for _ in _converse(engine, replace(plan, n_predict=_WARM_UP), 0, arm, 0, _nothing(), check):
+        for _ in _converse(engine, replace(plan, n_predict=_WARM_UP), 0, arm, 0, None, check):
             break
     for repetition in range(plan.repetitions):
-        learned = [_nothing() for _ in plan.arms]
+        learned = [Learned(experienced()) if arm.warm else None for arm in plan.arms]
         for number in range(len(plan.prompts)):
             for i in range(len(plan.arms)):
                 turn = (i + number + repetition) % len(plan.arms)
@@ -86,25 +88,19 @@ def measure_arms(
                 )
 
 
-def _nothing() -> Learned:
-    """What is known before the first run."""
-    return Learned(experienced())
-
-
 def _converse(
     engine: Engine,
     plan: Plan,
     number: int,
     arm: Arm,
     repetition: int,
-    learned: Learned,
+    learned: Learned | None,
     check: Callable[[], None],
 ) -> Iterator[Run]:
     """All turns of one prompt with one arm."""
     prompt = plan.prompts[number]
-    known = learned if arm.warm else None
-    answers = (known or _nothing()).answers
-    engine.renew(arm.drafters(prompt, answers), known, strict=arm.strict)
+    answers = learned.answers if learned else np.zeros(0, np.int32)
+    engine.renew(arm.drafters(prompt, answers), learned, strict=arm.strict)
     params = replace(prompt.sampling, seed=number * _SEEDS + repetition)
     sampler = Sampler(params, engine.vocab.n_vocab)
     ask = _asking(engine)

@@ -6,10 +6,12 @@ All tables and plots are made from this, so a saved file can be looked at in eve
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, TypeVar
 
 from .card import Card
 from .cost import CostModel
@@ -100,33 +102,64 @@ class Results:
             "version": _VERSION,
             "card": self.card.record(),
             "curve": self.curve and self.curve.record(),
-            "runs": [asdict(run) for run in self.runs],
+            "runs": [_record(run) for run in self.runs],
         }
 
     @classmethod
     def from_record(cls, record: Any) -> Results:
         """The results in `record`. Raises ValueError if there are none in it."""
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise ValueError("no results of specgen bench are in it")
+        if record.get("version") != _VERSION:
+            version = record.get("version")
+            raise ValueError(f"results of version {version!r}, and only {_VERSION} can be read")
         try:
-            if record["format"] != _FORMAT or record["version"] != _VERSION:
-                raise ValueError(f"not results of specgen bench, version {_VERSION}")
             curve = record["curve"]
             return cls(
-                Card.from_record(record["card"]),
+                _checked(Card.from_record(record["card"])),
                 None if curve is None else CostModel.from_record(curve),
                 tuple([_run(run) for run in record["runs"]]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not results of specgen bench: {error!r}") from error
+        except KeyError as error:
+            raise ValueError(f"damaged results: there is no {error}") from error
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise ValueError(f"damaged results: {error}") from error
 
 
 _COUNTS: Final = ("sizes", "reached", "offered")  # keys are numbers, which JSON has not
+_KINDS: Final[Mapping[str, Any]] = {  # what values of a type may be in JSON
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool | None": (bool, NoneType),
+}
+_Values = TypeVar("_Values", Card, Run)
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """A run as JSON; its counts may be of any kind of mapping."""
+    values = {field.name: getattr(run, field.name) for field in fields(Run)}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
 
 
 def _run(record: Mapping[str, Any]) -> Run:
     values = {field.name: record[field.name] for field in fields(Run)}
     for name in _COUNTS:
         values[name] = {int(key): int(count) for key, count in values[name].items()}
-    return Run(**values)
+    by = values["accepted_by"].items()
+    return _checked(Run(**values | {"accepted_by": {str(name): int(n) for name, n in by}}))
+
+
+def _checked(values: _Values) -> _Values:
+    """What was read from a file, if all is of its type and no number is negative or endless."""
+    for field in fields(values):
+        value, kind = getattr(values, field.name), _KINDS.get(str(field.type))
+        right = kind is None or isinstance(value, kind)
+        if right and isinstance(value, int | float):
+            right = 0 <= value < math.inf
+        if not right:
+            raise ValueError(f"{field.name} is {value!r}")
+    return values
 
 
 def load_results(path: Path) -> Results:
@@ -137,4 +170,5 @@ def load_results(path: Path) -> Results:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         reason = "not JSON" if isinstance(error, json.JSONDecodeError) else error
-        raise UsageError(f"{path}: {reason}", "give a file of `specgen bench --save`") from None
+        hint = "give a file that `specgen bench --save` wrote"
+        raise UsageError(f"cannot read {path}: {reason}", hint) from None

@@ -112,11 +112,13 @@ class Row:
 
 def summarize(results: Results) -> list[Row]:
     """A row for each task and drafter, all tasks together first."""
-    samples = {name: _samples(_pairs(results.runs, name)) for name in results.drafters}
+    names = results.drafters
+    samples = {name: _samples(_pairs(results.runs, name)) for name in names if name != PLAIN}
     rows = []
     for task in (ALL, *results.tasks):
-        for drafter in results.drafters:
-            runs = _of(results.runs, task, drafter)
+        of_task = [run for run in results.runs if task in (ALL, run.task)]
+        for drafter in names:
+            runs = _of(of_task, task, drafter)
             if runs:
                 ratio = None if drafter == PLAIN else _ratio(samples[drafter], task)
                 rows.append(_row(task, drafter, runs, ratio, results.curve))

@@ -23,10 +23,11 @@ from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
 
+from .command import run
 from .guessers import Oracle
 
 MAX_GAP = 2.0  # logits; kernels that round differently were seen 0.6 to 1.5 apart
-# With flash attention and less than 512 tokens, several rows are the same bits as one on the CPU.
+# With flash attention and up to 256 tokens, several rows are the same bits as one on the CPU.
 # This leaves room for the last bits of a float32 logit, not for kernels that round differently.
 MAX_LOGPROB_GAP = 1e-5
 
@@ -210,3 +211,15 @@ def assert_equal_but_for_ties(target: Target, text: str, decoys: int, n_tokens: 
             print(f"token {start}: the two best are {plain.gaps[start]:.3f} logits apart")
             assert plain.gaps[start] < MAX_GAP
             start += 1
+
+
+@pytest.mark.model
+def test_strict_texts_are_the_same_to_the_last_byte(default_model: Path) -> None:
+    """Short and long contexts, greedy and sampled, with side branches and without."""
+    words = ("--strict", "--prompts", "4", "-n", "40", "--drafter", "auto,recycle")
+    outcome = run("verify", default_model, *words, "--draws", "100", "--json")
+    assert outcome.code == 0
+    record = outcome.record
+    assert record["answers"] == record["identical"] == 16
+    assert record["tokens"] > 500
+    assert record["distribution"]["fits"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -101,7 +103,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 def test_the_command_prints_a_record_per_drafter_curve_and_group(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    """`bench --replay` with the tiny model's vocabulary, as JSON lines and as a table."""
+    """`bench --replay` with the tiny model's vocabulary, in every format."""
     path = tmp_path / "x.jsonl"
     answer = "the one that was not there " * 6
     path.write_text(json.dumps({"task": "t", "turns": ["say it"], "answers": [answer]}))
@@ -122,8 +124,35 @@ def test_the_command_prints_a_record_per_drafter_curve_and_group(
         n_accepted = r["tokens"] - r["steps"]
         assert all(0 < n <= n_accepted for n in r["accepted"].values())
         assert sum(r["accepted"].values()) >= n_accepted  # those that agree all count
-    table = run(*words).out
-    assert "auto" in table and "tokens/step" in table
+    both = ("--curve", "cpu2,flat")
+    whole = run(*words, *both, "-o", "json").record
+    assert whole["replay"] == records
+    rows = list(csv.DictReader(io.StringIO(run(*words, *both, "-o", "csv").out)))
+    assert [(row["curve"], row["drafter"], row["group"]) for row in rows] == keys
+    assert [float(row["speedup"]) for row in rows] == [r["speedup"] for r in records]
+    md = run(*words, *both, "-o", "md").out.splitlines()
+    assert "| group | drafter | curve | tokens/step | nodes/step | speed |" in md
+    assert sum(line.startswith("|") for line in md) == 2 + len(records)
+
+
+@pytest.mark.llama
+def test_the_table_of_a_replay(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The recording, a line for each group, who guessed, and what the speed means."""
+    path = tmp_path / "x.txt"
+    path.write_text("the one that was not there " * 20)
+    outcome = run("bench", tiny_model(), "--replay", path, "--drafter", "suffix, none,suffix")
+    assert (outcome.code, outcome.err) == (0, "")
+    above, table, guessed, legend = outcome.out.split("\n\n")
+    assert " ".join(above.split()) == f"recording {path}"
+    upper, lower, *rows = table.splitlines()
+    assert [upper.split(), lower.split()] == [
+        ["tokens", "nodes"],
+        ["group", "drafter", "curve", "/step", "/step", "speed"],
+    ]
+    assert [row.split()[-5] for row in rows] == ["suffix"] * 2 + ["none"] * 2  # each but once
+    assert [row.split()[-1] for row in rows[2:]] == ["1.000x"] * 2
+    assert guessed.startswith("suffix, cpu2: of 100 tokens guessed by suffix ")
+    assert legend.startswith("speed: relative to plain decoding")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +161,11 @@ def test_the_command_prints_a_record_per_drafter_curve_and_group(
         (("--replay", "nowhere.jsonl"), "cannot read the recording nowhere.jsonl"),
         (("--replay", "x", "--drafter", "psychic"), "there is no drafter named 'psychic'"),
         (("--replay", "x", "--curve", "bell"), "bell"),
-        ((), "--replay"),
+        (("--replay", "x", "--warm"), "--warm does nothing with --replay"),
+        (("--replay", "x", "-t", "1"), "--threads does nothing with --replay"),
+        (("--replay", "x", "--save", "y"), "--save does nothing with --replay"),
+        (("--curve", "flat"), "--curve does nothing without --replay"),
+        (("--learn-on", "0/2"), "--learn-on does nothing without --replay"),
     ],
 )
 def test_bad_input(tiny_model: TinyModel, words: tuple[str, ...], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ from specgen.core.summary import ALL, LEAST_PAIRS, Change, Ratio, Row, compare, 
 
 from .made_up import CARD, TASKS, results, run, timed
 
-SIMULATED = 300
-# Of 300 benchmarks whose noise is as stated 285 are right, and more than 273 in 99.8 % of cases.
-RIGHT = 0.91
+SIMULATED = 60  # benchmarks of a kind
 NEARLY_ALL = 0.98
+
+
+def least_right(n: int) -> float:
+    """95 % shall be right, and 92.5 % is allowed in loud kinds: chance leaves more than this."""
+    return 0.925 * n - 2.9 * math.sqrt(n * 0.925 * 0.075)
 
 
 def row(of: Results, drafter: str = "x", task: str = ALL) -> Row:
@@ -63,30 +67,49 @@ def _label(noise: dict[str, Any]) -> str:
     return "-".join(f"{name}{value:g}" for name, value in noise.items())
 
 
-@pytest.mark.parametrize("prompts", [33, 11])
-@pytest.mark.parametrize("noise", NOISES, ids=_label)
-def test_nothing_is_found_where_nothing_is(noise: dict[str, Any], prompts: int) -> None:
-    """Plain decoding against itself is 1.00 within the noise that is stated, of all and of each."""
-    rng = random.Random(f"{_label(noise)} {prompts}")
+@cache
+def of_itself(kind: int, prompts: int) -> tuple[int, list[bool]]:
+    """How often plain decoding against itself is 1.00 within the noise, of all tasks and of each.
+
+    `kind` is the place in NOISES.
+    """
+    rng = random.Random(100 * kind + prompts)
     right, of_tasks = 0, []
     for _ in range(SIMULATED):
         of_all, *others = [
             r.ratio
-            for r in summarize(timed(rng, prompts=prompts, **noise)[0])
+            for r in summarize(timed(rng, prompts=prompts, **NOISES[kind])[0])
             if r.drafter == "x" and r.ratio
         ]
         right += abs(of_all.value - 1) <= of_all.noise
         of_tasks += [abs(one.value - 1) <= one.noise for one in others]
-    assert right >= RIGHT * SIMULATED
+    return right, of_tasks
+
+
+@pytest.mark.parametrize("prompts", [33, 11])
+@pytest.mark.parametrize("kind", range(len(NOISES)), ids=lambda kind: _label(NOISES[kind]))
+def test_nothing_is_found_where_nothing_is(kind: int, prompts: int) -> None:
+    """Plain decoding against itself is 1.00 within the noise that is stated, of all and of each."""
+    right, of_tasks = of_itself(kind, prompts)
+    assert right >= least_right(SIMULATED)
     assert len(of_tasks) == len(TASKS) * SIMULATED
-    assert sum(of_tasks) >= RIGHT * len(of_tasks)
+    # Tasks of one benchmark share their estimate of the noise: they are worth half as many.
+    assert sum(of_tasks) >= 2 * least_right(len(of_tasks) // 2)
+
+
+def test_nothing_is_found_in_all_of_them_together() -> None:
+    """So many benchmarks leave less to chance, and show a noise that is stated too large, too."""
+    found = [of_itself(kind, prompts) for kind in range(len(NOISES)) for prompts in (33, 11)]
+    n = SIMULATED * len(found)
+    assert 0.93 <= sum(right for right, _ in found) / n <= 0.97
+    assert 0.93 <= sum(sum(of_tasks) for _, of_tasks in found) / (n * len(TASKS)) <= 0.97
 
 
 def test_the_noise_is_no_larger_than_it_must_be() -> None:
     """With normal noise and without bursts it is that of a mean: nothing better can be had."""
     noise, prompts = 0.03, 33
     rng = random.Random(1)
-    stated = [ratio(timed(rng, noise=noise)[0]).noise for _ in range(50)]
+    stated = [ratio(timed(rng, noise=noise)[0]).noise for _ in range(40)]
     # Prompts take 2 to 8 seconds, so the larger count for more.
     weights = (2**2 + 2 * 8 + 8**2) / 3 / ((2 + 8) / 2) ** 2
     least = 1.96 * noise * math.sqrt(2 / (3 * prompts) * weights)
@@ -95,11 +118,11 @@ def test_the_noise_is_no_larger_than_it_must_be() -> None:
 
 def test_bursts_hardly_make_it_larger() -> None:
     """They are left out, so a benchmark is worth nearly as much as on a quiet machine."""
-    quiet = [ratio(timed(random.Random(seed), noise=0.03)[0]) for seed in range(50)]
-    loud = [ratio(timed(random.Random(seed), noise=0.03, bursts=0.05)[0]) for seed in range(50)]
+    quiet = [ratio(timed(random.Random(seed), noise=0.03)[0]) for seed in range(30)]
+    loud = [ratio(timed(random.Random(seed), noise=0.03, bursts=0.05)[0]) for seed in range(30)]
     assert sum(r.noise for r in loud) < 1.4 * sum(r.noise for r in quiet)
     assert min(r.pairs for r in quiet) >= 95
-    assert 80 < sum(r.pairs for r in loud) / 50 < 95
+    assert 80 < sum(r.pairs for r in loud) / 30 < 95
 
 
 @pytest.mark.parametrize(
@@ -124,16 +147,16 @@ def test_prompts_that_gain_differently(others: dict[str, Any]) -> None:
         made, truth = timed(rng, speedup=lambda i: (0.8, 1.0, 1.2, 1.9, 2.6)[i % 5], **others)
         of_all = ratio(made)
         right += abs(of_all.value - truth) <= of_all.noise
-    assert right >= RIGHT * SIMULATED
+    assert right >= least_right(SIMULATED)
 
 
 def test_few_repetitions_make_a_careful_noise() -> None:
     """One prompt, three times: what repetitions differ by is hardly known, and that is counted."""
     rng = random.Random(3)
-    found = [row(timed(rng, prompts=1, noise=0.05)[0]).ratio for _ in range(SIMULATED)]
+    found = [row(timed(rng, prompts=1, noise=0.05)[0]).ratio for _ in range(300)]
     known = [one for one in found if one]
-    assert len(known) >= NEARLY_ALL * SIMULATED
-    assert sum(abs(one.value - 1) <= one.noise for one in known) >= RIGHT * len(known)
+    assert len(known) >= NEARLY_ALL * len(found)
+    assert sum(abs(one.value - 1) <= one.noise for one in known) >= least_right(len(known))
 
 
 # ---- the ratio
@@ -341,9 +364,9 @@ def test_two_benchmarks_of_the_same_machine() -> None:
         of_all, *others = [c.ratio for c in compare(one, other) if c.ratio]
         right += abs(of_all.value - 1) <= of_all.noise
         of_tasks += [abs(c.value - 1) <= c.noise for c in others]
-    assert right >= RIGHT * SIMULATED
+    assert right >= least_right(SIMULATED)
     assert len(of_tasks) == (2 * len(TASKS) + 1) * SIMULATED
-    assert sum(of_tasks) >= RIGHT * len(of_tasks)
+    assert 0.925 <= sum(of_tasks) / len(of_tasks) <= 0.97
 
 
 def _noisy(seed: float, rng: random.Random) -> Results:
