@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
-from specgen.core.errors import UsageError
+from specgen.core.errors import ContextFull, UsageError
 from specgen.drafters import AUTO, REGISTRY, create
 
 from .options import MachineOptions, ModelArgument, OnOffAuto, Verbosity, grouped
@@ -29,6 +32,7 @@ DIFFERENT = 7  # exit code
 
 _PLAIN = "none"
 _LONG = 600  # tokens of a long question: kernels change with the context
+_SPARE = 8  # prompts that only make others longer
 _SHOWN = 20  # differences
 _GREEDY_IN_TURN = 2  # questions that are answered greedily, then as many sampled
 
@@ -101,17 +105,23 @@ def verify(
     config = replace(engine.config(), max_drafts=draft_max, strict=strict)
     profile = ensure_profile(path, config)
     with Engine(path, (), config, profile=profile) as opened, Interrupts() as interrupts:
-        questions = _questions(opened, asked, prompts)
         settings = _settings(names, tree.choice, branch=opened.can_branch)
+        room = opened.n_ctx - n_predict - profile.strict.slack  # padding takes some of the context
+        questions = _questions(opened, asked, prompts, room)
         findings = _ask(opened, questions, settings, n_predict, interrupts)
         fit = None
-        if draws and interrupts.signal is None:
-            fit = _fit(opened, questions, draws)
+        if draws and interrupts.signal is None and profile.strict.largest > 1:
+            fit = _fit(opened, questions[0], draws, interrupts)
         bound = 0.0 if strict else gap
         if as_json:
             typer.echo(json.dumps(_record(findings, fit, bound)))
         else:
-            _print(opened, findings, settings, fit, bound)
+            _print(opened, findings, fit, bound)
+            if draws and profile.strict.largest == 1:
+                typer.echo("the distribution was not tested: no two widths of calls round alike")
+            if interrupts.signal is not None:
+                n_all = len(questions) * len(settings)
+                typer.echo(f"stopped after {len(findings)} of {n_all} answers")
         if interrupts.signal is not None:
             raise typer.Exit(interrupts.exit_code)
     if _faults(findings, bound) or (fit and not fit.is_good):
@@ -123,20 +133,34 @@ def _all_drafters() -> str:
     return ",".join([AUTO, *REGISTRY])
 
 
-def _questions(engine: Engine, prompts: Sequence[Prompt], count: int) -> list[Question]:
-    """`count` questions; every second one long, and of each four two sampled."""
+def _questions(engine: Engine, prompts: Sequence[Prompt], count: int, room: int) -> list[Question]:
+    """`count` questions; every second one long, and of each four two sampled.
+
+    Prompts of more than `room` tokens are passed over. Raises ContextFull if all are.
+    """
     from specgen.core.audit import Question
     from specgen.core.sampling import SamplingParams
 
+    asked = (prompt.turns[0] for prompt in prompts)
+    fitting = (text for text in asked if len(_ask_tokens(engine, text)) <= room)
+    texts = list(islice(fitting, count + _SPARE))
+    if not texts:
+        raise ContextFull(
+            "no question leaves room for an answer in the available context size of"
+            f" {engine.n_ctx}",
+            "use a larger context (-c) or shorter answers (-n)",
+        )
     questions = []
     for i in range(count):
-        text = prompts[i % len(prompts)].turns[0]
+        others = islice(cycle(texts), i, None)
+        text = next(others)
         tokens = _ask_tokens(engine, text)
-        others = i
         while i % 2 and len(tokens) < _LONG:
-            others += 1
-            text = f"{prompts[others % len(prompts)].turns[0]}\n\n{text}"
-            tokens = _ask_tokens(engine, text)
+            text = f"{next(others)}\n\n{text}"
+            longer = _ask_tokens(engine, text)
+            if not len(tokens) < len(longer) <= room:
+                break
+            tokens = longer
         greedy = i // _GREEDY_IN_TURN % 2 == 0
         params = SamplingParams(temperature=0.0) if greedy else SamplingParams(seed=i)
         questions.append(Question(tuple(tokens), params))
@@ -162,15 +186,14 @@ def _settings(names: Sequence[str], tree: bool | None, *, branch: bool) -> list[
     settings = []
     for name in names:
         make = partial(create, name)
-        if branch and tree is not False and name != _PLAIN:
+        if name == _PLAIN:
+            settings.append(Setting(f"{name}, again", make, tree=False))
+            continue
+        if branch and tree is not False:
             settings.append(Setting(name, make, tree=True))
         if tree is not True:
-            settings.append(Setting(_chains(name), make, tree=False))
+            settings.append(Setting(f"{name}, chains", make, tree=False))
     return settings
-
-
-def _chains(name: str) -> str:
-    return f"{name}, again" if name == _PLAIN else f"{name}, chains"
 
 
 def _ask(
@@ -183,26 +206,36 @@ def _ask(
     """The findings so far when it ends or is interrupted."""
     from specgen.core.audit import audit
 
+    from .interrupt import Interrupted
+
     findings: list[Finding] = []
     total = len(questions) * len(settings)
-    with shown_progress() as progress:
-        for finding in audit(engine, questions, settings, n_predict):
+    with shown_progress() as progress, suppress(Interrupted):
+        for finding in audit(engine, questions, settings, n_predict, interrupts.check):
             findings.append(finding)
             progress(f"question {finding.question + 1} of {len(questions)}", len(findings) / total)
-            if interrupts.signal is not None:
-                break
     return findings
 
 
-def _fit(engine: Engine, questions: Sequence[Question], draws: int) -> Fit:
-    """The distribution of first tokens, with the drafter that guesses most of them."""
+def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> Fit | None:
+    """The distribution of first tokens, with the drafter that guesses most of them.
+
+    None when it is interrupted.
+    """
     from specgen.core.audit import Question, first_tokens
     from specgen.core.sampling import SamplingParams
 
-    with shown_progress() as progress:
-        progress(f"distribution of {draws} sampled answers", 0.0)
-        question = Question(questions[0].tokens, SamplingParams(temperature=1.0))
-        return first_tokens(engine, question, create("recycle"), draws)
+    from .interrupt import Interrupted
+
+    sampled = Question(question.tokens, SamplingParams(temperature=1.0))
+    with shown_progress() as progress, suppress(Interrupted):
+
+        def on_draw(n: int) -> None:
+            interrupts.check()
+            progress(f"distribution of {draws} sampled answers", n / draws)
+
+        return first_tokens(engine, sampled, create("recycle"), draws, on_draw)
+    return None
 
 
 def _faults(findings: Sequence[Finding], bound: float) -> list[Finding]:
@@ -218,43 +251,52 @@ def _record(findings: Sequence[Finding], fit: Fit | None, bound: float) -> dict[
     return {
         "answers": len(findings),
         "tokens": sum(f.n_tokens for f in findings),
+        "accepted": sum(f.n_accepted for f in findings),
         "identical": sum(f.difference is None for f in findings),
         "ties": sum(f.difference is not None for f in findings) - len(faults),
         "faults": len(faults),
         "gap": bound,
         "differences": [
             {"question": f.question, "setting": f.setting, "tie": f not in faults}
-            | asdict(f.difference)
+            | _finite(asdict(f.difference))
             for f in findings
             if f.difference
         ],
-        "distribution": fit and asdict(fit) | {"fits": fit.is_good},
+        "distribution": fit and _finite(asdict(fit)) | {"fits": fit.is_good},
     }
 
 
-def _print(
-    engine: Engine,
-    findings: Sequence[Finding],
-    settings: Sequence[Setting],
-    fit: Fit | None,
-    bound: float,
-) -> None:
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for what is infinite, which JSON does not know."""
+    return {name: None if value == math.inf else value for name, value in record.items()}
+
+
+def _print(engine: Engine, findings: Sequence[Finding], fit: Fit | None, bound: float) -> None:
     """A row for each setting, a line for each difference, and what follows."""
-    print_table(
-        ("setting", "answers", "tokens", "identical", "ties", "faults", "largest gap"),
-        [_row(setting.name, findings, bound) for setting in settings],
-        n_left=1,
+    heads = (
+        "setting",
+        "answers",
+        "tokens",
+        "accepted",
+        "identical",
+        "ties",
+        "faults",
+        "largest gap",
     )
+    names = dict.fromkeys(finding.setting for finding in findings)
+    print_table(heads, [_row(name, findings, bound) for name in names], n_left=1)
     typer.echo("")
     different = [finding for finding in findings if finding.difference]
     for finding in different[:_SHOWN]:
-        typer.echo(_difference(engine, finding, bound))
+        for line in _difference(engine, finding, bound):
+            typer.echo(line)
     if len(different) > _SHOWN:
         typer.echo(f"and {len(different) - _SHOWN} more; --json has them all")
     for line in _verdict(findings, fit, bound):
         typer.echo(line)
     if engine.strict:
-        typer.echo(f"calls had {' or '.join(map(str, engine.strict.widths))} rows")
+        widths = ", ".join(map(str, engine.strict.widths))
+        typer.echo(f"each call had one of these numbers of rows: {widths}")
 
 
 def _row(setting: str, findings: Sequence[Finding], bound: float) -> list[str]:
@@ -264,25 +306,29 @@ def _row(setting: str, findings: Sequence[Finding], bound: float) -> list[str]:
     counts = (
         len(of),
         sum(f.n_tokens for f in of),
+        sum(f.n_accepted for f in of),
         len(of) - len(differences),
         ties,
         len(differences) - ties,
     )
-    gap = f"{max(d.worst for d in differences):.3f}" if differences else "-"
+    gap = f"{max(d.worst for d in differences):.2g}" if differences else "-"
     return [setting, *map(str, counts), gap]
 
 
-def _difference(engine: Engine, finding: Finding, bound: float) -> str:
+def _difference(engine: Engine, finding: Finding, bound: float) -> Iterator[str]:
     difference = finding.difference
     assert difference is not None
     plain, other = (_token_text(engine, token) for token in difference.tokens)
     kind = "a tie" if _is_tie(difference, bound) else "a FAULT"
-    return (
-        f"question {finding.question + 1}, {finding.setting}, token {difference.position + 1}"
-        f" (context {difference.context}): {other} for {plain}, {difference.gap:.3f} logits behind,"
-        f" {difference.worst:.3f} at most later; calls of {difference.widths[0]} and"
-        f" {difference.widths[1]} rows; {kind}"
+    yield (
+        f"{kind}: question {finding.question + 1}, {finding.setting}, token"
+        f" {difference.position + 1}: {other} in place of {plain}"
     )
+    gaps = f"{difference.gap:.2g} logits behind, the worst of its answer {difference.worst:.2g}"
+    if math.isinf(difference.gap):
+        gaps = "not by rounding"
+    widths = f"calls of {difference.widths[1]} and {difference.widths[0]} rows"
+    yield f"  {gaps}; {widths}, after {difference.context} tokens"
 
 
 def _token_text(engine: Engine, token: int | None) -> str:
@@ -297,12 +343,12 @@ def _verdict(findings: Sequence[Finding], fit: Fit | None, bound: float) -> Iter
     if n_faults:
         yield f"drafts show: {n_faults} of {len(findings)} answers are not the target's own"
     elif n_different:
-        yield (
-            f"{n_different} of {len(findings)} answers differ by ties below {bound:g} logits: calls"
-            " of other widths round otherwise (--strict avoids it); all else is identical"
-        )
-    else:
+        yield f"{n_different} of {len(findings)} answers differ by ties, the others are identical"
+        yield "calls of other widths round otherwise; --strict avoids it"
+    elif findings:
         yield f"all {len(findings)} answers are identical"
+    if findings and not any(finding.n_accepted for finding in findings):
+        yield "no guess was accepted, so this proves little"
     if fit:
         fits = "fit" if fit.is_good else "do NOT fit"
         yield (

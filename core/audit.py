@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,16 @@ from .engine import Engine
 from .errors import ContextFull
 from .fit import LEAST_EXPECTED, Fit, chi_square
 from .protocols import Drafter
-from .sampling import Sampler, SamplingParams
+from .sampling import Sampler, SamplingParams, top_k_ids, typical_ids
+
+Check: TypeAlias = Callable[..., None]  # called again and again; may raise to stop
 
 TIE: Final = 1.0  # logits that a token of a tie may be behind the one that plain decoding chooses
 
-_NEVER: Final = 1e-12  # a probability that stands for 0, whose log-odds are not finite
+_AHEAD: Final = 8  # tokens that drafts may reach for where two are counted
+_FARTHEST: Final = 1e9  # logits; beyond them no token is looked for
+_HALVINGS: Final = 24
+_LEAST_TEMPERATURE: Final = 1e-3  # below it a draw is as good as greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +63,12 @@ class Answer:
     Attributes:
         tokens: of the answer.
         widths: (n,) rows of the call that each token was sampled from.
+        n_accepted: guesses among the tokens.
     """
 
     tokens: tuple[int, ...]
     widths: tuple[int, ...]
+    n_accepted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,8 @@ class Difference:
         context: tokens before it in all.
         tokens: the plain one and the other; None where a text has ended.
         widths: rows of the calls that they come from.
-        gap: logits by which the other token is behind the plain one, scored one at a time.
+        gap: logits by which the other token is behind the plain one, scored one at a time;
+            infinite where one text has ended and the other has not.
         worst: the largest such gap in all of the other text.
     """
 
@@ -86,26 +95,44 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of one question in one setting."""
+    """What became of one question in one setting.
+
+    Attributes:
+        n_accepted: guesses among the tokens of the answer; without any it proves little.
+    """
 
     question: int
     setting: str
     n_tokens: int
+    n_accepted: int
     difference: Difference | None
 
 
+def _never(*_: object) -> None:
+    """Go on."""
+
+
 def audit(
-    engine: Engine, questions: Sequence[Question], settings: Sequence[Setting], n_predict: int
+    engine: Engine,
+    questions: Sequence[Question],
+    settings: Sequence[Setting],
+    n_predict: int,
+    check: Check = _never,
 ) -> Iterator[Finding]:
-    """Answer each question plainly and in each setting; a finding for each setting."""
+    """Answer each question plainly and in each setting; a finding for each setting.
+
+    Raises ContextFull for a question that does not fit.
+    """
     for number, question in enumerate(questions):
-        plain = answer(engine, question, (), n_predict)
+        plain = answer(engine, question, (), n_predict, check=check)
         for setting in settings:
-            other = answer(engine, question, setting.drafters(), n_predict, tree=setting.tree)
+            other = answer(
+                engine, question, setting.drafters(), n_predict, tree=setting.tree, check=check
+            )
             difference = None
             if other.tokens != plain.tokens:
                 difference = _explain(engine, question, plain, other)
-            yield Finding(number, setting.name, len(other.tokens), difference)
+            yield Finding(number, setting.name, len(other.tokens), other.n_accepted, difference)
 
 
 def answer(
@@ -115,33 +142,41 @@ def answer(
     n_predict: int,
     *,
     tree: bool | None = None,
+    check: Check = _never,
 ) -> Answer:
-    """The answer of at most `n_predict` tokens, from an empty cache."""
+    """The answer of at most `n_predict` tokens, from an empty cache.
+
+    Raises ContextFull if the question does not fit; that the answer does not is an end like others.
+    """
     engine.renew(drafters, tree=tree)
     sampler = Sampler(question.params, engine.vocab.n_vocab)
     tokens: list[int] = []
     widths: list[int] = []
-    try:
-        engine.session.feed(question.tokens)
+    n_accepted = 0
+    engine.session.feed(question.tokens, check)
+    with suppress(ContextFull):
         for step in engine.session.generate(sampler, n_predict, engine.vocab.eog.__contains__):
             tokens += step.tokens
             widths += [step.n_rows] * len(step.tokens)
-    except ContextFull:  # an end like others
-        pass
-    return Answer(tuple(tokens), tuple(widths))
+            n_accepted += len(step.path)
+            check()
+    return Answer(tuple(tokens), tuple(widths), n_accepted)
 
 
 def _explain(engine: Engine, question: Question, plain: Answer, other: Answer) -> Difference:
     pairs = list(zip_longest(plain.tokens, other.tokens))
     position = next(i for i, (a, b) in enumerate(pairs) if a != b)
-    gaps = gaps_of(engine, question, other.tokens)
+    gap = worst = math.inf
+    if None not in pairs[position]:  # both texts end at the same token, or else it is no rounding
+        gaps = gaps_of(engine, question, other.tokens)
+        gap, worst = gaps[position], max(gaps)
     return Difference(
         position=position,
         context=len(question.tokens) + position,
         tokens=pairs[position],
         widths=(_at(plain.widths, position), _at(other.widths, position)),
-        gap=gaps[position] if position < len(gaps) else 0.0,
-        worst=max(gaps, default=0.0),
+        gap=gap,
+        worst=worst,
     )
 
 
@@ -191,36 +226,106 @@ class Judge(Sampler):
         return token
 
     def _gap(self, row: NDArray[np.float32], token: int) -> float:
-        """By how much logits must differ for the random number to choose `token`.
-
-        A draw falls into the part of 0..1 that belongs to a token. If logits move by d in all, the
-        odds of its borders change by the factor exp(d / temperature) at most.
-        """
+        """By how much logits must differ, at least, for the random number to choose `token`."""
         ids, weights = self._weighted(row)
-        cumulative = weights.cumsum() / weights.sum()
+        cumulative = weights.cumsum()
         draw = self._rng.random()
-        at = int(ids.searchsorted(token))
-        known = at < len(ids) and int(ids[at]) == token
-        low = float(cumulative[at - 1]) if at else 0.0
-        high = float(cumulative[at]) if known else low
-        missing = 0.0 if known else max(0.0, float(row[ids].min() - row[token]))
-        above, below = _log_odds(low) - _log_odds(draw), _log_odds(draw) - _log_odds(high)
-        return max(missing, max(above, below, 0.0) * self.params.temperature)
+        at = int(cumulative.searchsorted(draw * cumulative[-1], side="right"))
+        if int(ids[at]) == token:
+            return 0.0
+        if math.isinf(row[token]):
+            return math.inf
+        leeway = _Leeway(row, self.params, token)
+        low, high = 0.0, 1.0
+        while not leeway.chooses(draw, high):
+            low, high = high, 2 * high
+            if high > _FARTHEST:
+                return math.inf
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if leeway.chooses(draw, middle) else (middle, high)
+        return high
 
 
-def _log_odds(p: float) -> float:
-    p = min(max(p, _NEVER), 1 - _NEVER)
-    return math.log(p / (1 - p))
+class _Leeway:
+    """What a sampler could do if the logits moved, each by at most d against any other.
+
+    A draw falls into the part of 0..1 that belongs to a token. Of the borders of that part, the
+    odds change by the factor exp(d / temperature) at most, and by the candidates that pass the
+    filters only after the move, or only before it. All that is taken at its best, so a gap is
+    never too large; with few candidates on the edge it is hardly too small. What typical
+    sampling leaves out is taken as it is.
+
+    Args:
+        row: logits after penalties.
+        params: of a sampler that is not greedy.
+        token: the one to be chosen.
+    """
+
+    def __init__(self, row: NDArray[np.float32], params: SamplingParams, token: int) -> None:
+        n = len(row)
+        k = params.top_k if 0 < params.top_k < n else n
+        self._row = row.astype(np.float64)
+        if params.typical_p < 1:
+            best = np.sort(top_k_ids(row, k))
+            kept = best[typical_ids(row[best], params.typical_p)]
+            self._row[~np.isin(np.arange(n), [*kept, token])] = -math.inf
+        self._token = token
+        self._ranked = np.sort(self._row)[::-1]
+        self._temperature = max(params.temperature, _LEAST_TEMPERATURE)
+        weights = np.exp(self._ranked[:k] - self._ranked[0])
+        after = weights[::-1].cumsum()[::-1]
+        self._k = k
+        with np.errstate(divide="ignore"):
+            # Of each candidate: log-odds of all that are likelier; top-p keeps it below a bound.
+            self._log_odds = np.log(after[0] - after) - np.log(after)
+            self._top_p = np.log(params.top_p) - np.log1p(-params.top_p)
+            self._floor = self._ranked[0] + np.log(params.min_p)
+
+    def chooses(self, draw: float, d: float) -> bool:
+        """Whether the number `draw` may choose the token where logits moved by `d`."""
+        row, token = self._row, self._token
+        may = row >= max(self._ranked[self._n_kept(d) - 1], self._floor) - d
+        if not may[token]:
+            return False
+        n_kept = self._n_kept(-d)
+        next_best = self._ranked[n_kept] if n_kept < len(row) else -math.inf
+        must = (row > next_best + d) & (row >= self._floor + d)
+        logs = row / self._temperature
+        shift = d / self._temperature
+        below, above = slice(token), slice(token + 1, None)
+        low = _log_sum(logs[below][must[below]]) - _log_sum(logs[token:][may[token:]]) - shift
+        high = _log_sum(logs[: token + 1][may[: token + 1]]) - _log_sum(logs[above][must[above]])
+        odds = math.log(draw) - math.log1p(-draw) if draw else -math.inf
+        return bool(low <= odds <= high + shift)
+
+    def _n_kept(self, d: float) -> int:
+        """How many candidates pass top-k and top-p where `d` is in their favour."""
+        if math.isinf(self._top_p) and self._top_p > 0:
+            return self._k
+        return max(1, int(self._log_odds.searchsorted(self._top_p + d)))
+
+
+def _log_sum(logs: NDArray[np.float64]) -> float:
+    """Logarithm of the sum of the exponentials."""
+    if not len(logs) or math.isinf(peak := float(logs.max())):
+        return -math.inf
+    return peak + math.log(np.exp(logs - peak).sum())
 
 
 def first_tokens(
-    engine: Engine, question: Question, drafters: Sequence[Drafter], n_draws: int
+    engine: Engine,
+    question: Question,
+    drafters: Sequence[Drafter],
+    n_draws: int,
+    on_draw: Callable[[int], None] = _never,
 ) -> Fit:
     """Do the first two tokens of answers, sampled with drafts, have the target's distribution?
 
     `n_draws` answers with seeds of their own are counted, by both tokens. The drafters go on from
-    one to the next, so that they know well what may come. Where strict decoding is possible it is
-    used, so that rounding does not count.
+    one to the next, so that they know well what may come, and reach further than two tokens, so
+    that paths of their trees share tokens. Where strict decoding is possible it is used, so that
+    rounding does not count. `on_draw` is told how many were counted; it may raise.
     """
     exact = engine.profile is not None
     engine.renew((), strict=exact)
@@ -230,8 +335,13 @@ def first_tokens(
     for seed in range(n_draws):
         engine.session.feed(question.tokens)
         sampler = Sampler(replace(question.params, seed=seed), engine.vocab.n_vocab)
-        steps = engine.session.generate(sampler, 2, engine.vocab.eog.__contains__)
-        draws.append(tuple(token for step in steps for token in step.tokens))
+        tokens: list[int] = []
+        for step in engine.session.generate(sampler, _AHEAD, engine.vocab.eog.__contains__):
+            tokens += step.tokens
+            if len(tokens) >= 2:
+                break
+        draws.append(tuple(tokens[:2]))
+        on_draw(len(draws))
     return chi_square(draws, expected)
 
 

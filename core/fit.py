@@ -6,14 +6,16 @@ the tree, not once per node, gives guessed tokens several chances, and is found 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 LEAST_P: Final = 1e-4  # less likely draws are held to be of another distribution
 LEAST_EXPECTED: Final = 5.0  # counts of a cell; rarer ones are taken together
+
+_ROUNDING: Final = 1e-9  # of a sum of probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Fit:
         draws: counted.
         cells: that they were counted in.
         statistic: sum of (count - expected)^2 / expected.
-        p: probability of counts that fit as badly or worse, if the distribution is right.
+        p: probability of counts that fit as badly or worse, if the distribution is right; about.
     """
 
     draws: int
@@ -41,21 +43,40 @@ class Fit:
 def chi_square(draws: Iterable[Hashable], probabilities: Mapping[Hashable, float]) -> Fit:
     """The fit of `draws` to `probabilities`; what these do not mention shares what is left of 1.
 
-    Rare outcomes are taken together until enough draws are expected of them.
+    Rare outcomes are taken together until enough draws are expected of them. Where too few are
+    even so, the test would not see too many of them, so these are tested alone, too. A draw that
+    is impossible fits nothing.
     """
     counts = Counter(draws)
     n = counts.total()
+    left = 1 - math.fsum(probabilities.values())
+    left = left if left > _ROUNDING else 0.0
+    impossible = [outcome for outcome in counts if probabilities.get(outcome, left) == 0]
     cells: list[tuple[float, int]] = []  # expected, counted
+    rare = n * left
     for outcome, p in probabilities.items():
         if p * n >= LEAST_EXPECTED:
             cells.append((p * n, counts.pop(outcome, 0)))
-    rest = n - sum(expected for expected, _ in cells), counts.total()
-    if rest[0] >= LEAST_EXPECTED or not cells:
-        cells.append(rest)
+        else:
+            rare += p * n
+    if impossible:
+        return Fit(n, len(cells), math.inf, 0.0)
+    p_rare = 1.0
+    n_rare = counts.total()
+    if rare >= LEAST_EXPECTED or not cells:
+        cells.append((rare, n_rare))
     else:
-        cells.append(tuple(map(sum, zip(cells.pop(), rest, strict=True))))  # type: ignore[arg-type]
-    statistic = sum((count - expected) ** 2 / expected for expected, count in cells)
-    return Fit(n, len(cells), statistic, _exceeds(statistic, len(cells) - 1))
+        p_rare = _as_many(n_rare, rare)
+        expected, count = cells.pop()
+        cells.append((expected + rare, count + n_rare))
+    statistic = sum((count - expected) ** 2 / expected for expected, count in cells if expected)
+    return Fit(n, len(cells), statistic, min(p_rare, _exceeds(statistic, len(cells) - 1)))
+
+
+def _as_many(count: int, expected: float) -> float:
+    """P(`count` or more events, where few are `expected`), by Poisson's distribution."""
+    fewer = math.fsum(expected**k / math.factorial(k) for k in range(min(count, 99)))
+    return max(0.0, 1 - math.exp(-expected) * fewer)
 
 
 def _exceeds(statistic: float, freedom: int) -> float:
@@ -67,4 +88,4 @@ def _exceeds(statistic: float, freedom: int) -> float:
         return 1.0
     spread = 2 / (9 * freedom)
     z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5
-    return NormalDist().cdf(-z)
+    return math.erfc(z * 0.5**0.5) / 2
