@@ -1,6 +1,6 @@
 """The README's table of speeds, from a file that `specgen bench --save` wrote.
 
-A row for each task: plain decoding in tokens per second, then how many times as fast each drafter is.
+A row for each task: plain decoding in tokens per second, then how many times as fast each is.
 
     python benchmarks/readme_table.py benchmarks/results/DATE.json
 """

@@ -13,6 +13,7 @@ from specgen.core.calibrate import Calibrator, experienced
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.learned import MOST_ANSWERS, Learned, recall
+from specgen.core.profile import Profile
 from specgen.core.protocols import Drafter
 from specgen.core.store import cache_folder
 
@@ -184,9 +185,10 @@ def test_past_answers_are_drafted_from(endless: Path, monkeypatch: pytest.Monkey
             drafters: Sequence[Drafter],
             config: EngineConfig,
             learned: Learned | None = None,
+            profile: Profile | None = None,
         ) -> None:
             seen.append([drafter.name for drafter in drafters])
-            super().__init__(path, drafters, config, learned)
+            super().__init__(path, drafters, config, learned, profile)
 
     monkeypatch.setattr("specgen.cli.run.Engine", Spy)
     options = ("-p", LOOP, "--greedy", "-n", "20", "--drafter", "suffix,copyspec")
