@@ -13,7 +13,8 @@ from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, create
 
 from .bench_format import Format
-from .options import MachineOptions, ModelArgument, Verbosity, grouped
+from .grouping import grouped
+from .options import MachineOptions, ModelArgument, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"
@@ -55,11 +56,16 @@ class LiveOptions:
         ),
     ] = None
     repetitions: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "-r", "--repetitions", min=1, help="How often all is measured.", rich_help_panel=_LIVE
+            "-r",
+            "--repetitions",
+            min=1,
+            show_default="3, or 2 with --quick",
+            help="How often all is measured.",
+            rich_help_panel=_LIVE,
         ),
-    ] = 3
+    ] = None
     quick: Annotated[
         bool,
         typer.Option(
@@ -247,7 +253,7 @@ def _measure(
             data=live.data,
             per_task=per_task if live.per_task is None else live.per_task,
             n_predict=live.n_predict or n_predict,
-            repetitions=live.repetitions,
+            repetitions=live.repetitions or (2 if live.quick else 3),
             warm=live.warm,
             save=saved.save,
             plot=saved.plot,

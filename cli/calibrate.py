@@ -11,7 +11,8 @@ import typer
 
 from specgen.core.errors import UsageError
 
-from .options import MachineOptions, ModelArgument, Verbosity, grouped
+from .grouping import grouped
+from .options import MachineOptions, ModelArgument, Verbosity
 from .progress import shown_progress
 from .streams import note
 from .tables import print_table

@@ -14,6 +14,7 @@ import typer
 
 from specgen.core.errors import SpecgenError
 
+from .grouping import grouped
 from .options import (
     EngineOptions,
     ModelArgument,
@@ -23,7 +24,6 @@ from .options import (
     TemplateFile,
     TextOptions,
     Verbosity,
-    grouped,
 )
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Repl:
                 self._conversation.answer(generation.text, prompt, generation.tokens)
                 self._last = generation
                 if self._job.output.stats:
-                    self._note(stats_line(generation))
+                    self._note(stats_line(generation, self._engine.planned))
                 self._engine.keep(generation)
             else:
                 self._conversation.drop_question()
@@ -172,7 +172,10 @@ class Repl:
     def _show_stats(self) -> None:
         from .output import stats_line
 
-        self._note(stats_line(self._last) if self._last else "there is no answer yet")
+        line = "there is no answer yet"
+        if self._last:
+            line = stats_line(self._last, self._engine.planned)
+        self._note(line)
 
     def _note(self, text: str) -> None:
         from .streams import note

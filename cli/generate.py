@@ -8,6 +8,7 @@ import typer
 
 from specgen.core.errors import UsageError
 
+from .grouping import grouped
 from .options import (
     EngineOptions,
     ModelArgument,
@@ -17,7 +18,6 @@ from .options import (
     TemplateFile,
     TextOptions,
     Verbosity,
-    grouped,
 )
 
 

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from specgen import __version__
 from specgen.core.errors import SpecgenError
 
-from . import bench, calibrate, models, verify
+from . import bench, calibrate, models, plan, verify
 from .chat import chat
 from .generate import generate
 
@@ -110,6 +110,7 @@ models.register(app)
 calibrate.register(app)
 bench.register(app)
 verify.register(app)
+plan.register(app)
 
 
 def main() -> None:

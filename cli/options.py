@@ -6,13 +6,10 @@ llama.cpp's names are the canonical ones.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -78,6 +75,17 @@ TemplateFile = Annotated[
     Path | None,
     typer.Option(
         "--chat-template-file", metavar="FILE", help="A Jinja template instead of the model's."
+    ),
+]
+
+
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE|PCT",
+        show_default="85% of what is available",
+        help="Memory to stay within, such as 400M, 2G or 60%.",
+        rich_help_panel=_MODEL,
     ),
 ]
 
@@ -279,6 +287,8 @@ class MachineOptions:
 class EngineOptions(MachineOptions):
     """How the model runs, and how drafts are made."""
 
+    memory_budget: MemoryBudget = None
+
     drafter: Annotated[
         str,
         typer.Option(
@@ -348,42 +358,3 @@ def _gpu_layers(text: str) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto' or 'all'")
     return min(int(text), _ALL_LAYERS)
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Show Typer the fields of each dataclass parameter of `command` as its own options.
-
-    Typer reads a command's signature; this one lists the fields, and the call puts the
-    dataclasses together again.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    shown: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name in groups:
-            shown += _parameters(groups[name])
-        else:
-            shown.append(parameter.replace(annotation=hints[name], kind=_KEYWORD))
-
-    @functools.wraps(command)
-    def call(**values: Any) -> None:
-        whole = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
-        }
-        command(**values, **whole)
-
-    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    return call
-
-
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
-
-
-def _parameters(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(f.name, _KEYWORD, default=f.default, annotation=hints[f.name])
-        for f in fields(group)
-    ]

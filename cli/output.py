@@ -10,9 +10,12 @@ from typing import Any
 from specgen import __version__
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
+from specgen.core.host import peak_memory_bytes
 from specgen.core.logprobs import RecordingSampler
+from specgen.core.memory import MemoryPlan
 from specgen.core.protocols import Vocab
 
+from .model_card import size_text
 from .streams import write
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
@@ -33,8 +36,8 @@ class PromptProgress:
             sys.stderr.flush()
 
 
-def stats_line(generation: Generation) -> str:
-    """One line about a generation, in llama.cpp's terms."""
+def stats_line(generation: Generation, planned: MemoryPlan | None = None) -> str:
+    """One line about a generation, in llama.cpp's terms; `planned` is the memory it may take."""
     stats = generation.stats
     n_prompt = len(generation.prompt) - generation.reused
     speed = n_prompt / generation.prefill_s if generation.prefill_s else 0.0
@@ -50,6 +53,9 @@ def stats_line(generation: Generation) -> str:
         for name, drafted in sorted(stats.drafted_by.items())
     ]
     parts.append(f"seed {generation.sampler.seed}")
+    if planned:
+        peak = size_text(peak_memory_bytes())
+        parts.append(f"memory {peak} of {size_text(planned.total)} planned")
     return "[specgen] " + " | ".join(parts)
 
 
@@ -98,6 +104,10 @@ def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
             "seed": generation.sampler.seed,
             "load_ms": _ms(engine.load_s),
             "first_token_ms": _ms(generation.first_token_s),
+            "memory": {
+                "planned": engine.planned and engine.planned.total,
+                "peak": peak_memory_bytes(),
+            },
             "steps": stats.steps,
             "tokens_per_step": round(stats.tokens_per_step, 3),
             "host_ms_per_step": _ms(stats.host_s_per_step),

@@ -19,6 +19,7 @@ from specgen.core.gguf import read_header
 from specgen.core.learned import recall
 from specgen.core.llama import open_vocab
 from specgen.core.logprobs import RecordingSampler
+from specgen.core.profile import Profile, find_profile
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.drafters import with_past
@@ -26,6 +27,7 @@ from specgen.drafters.predicted import Predicted
 
 from .calibrate import ensure_profile
 from .interrupt import Interrupted, Interrupts
+from .memory import fitted
 from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, stats_line, write_json
@@ -45,6 +47,8 @@ class Job:
     drafters: tuple[Drafter, ...]
     predicted: Path | None = None  # a file
     learn: bool = False
+    drafter: str = "none"
+    memory_budget: str | None = None
 
     @classmethod
     def of(
@@ -65,22 +69,31 @@ class Job:
             engine.drafters(),
             engine.predicted_output,
             engine.learn,
+            engine.drafter,
+            engine.memory_budget,
         )
 
     def open(self) -> Engine:
         """The model, fetched first if need be, and measured for --strict. Raises SpecgenError."""
         path = ensure_model(self.model)
-        profile = ensure_profile(path, self.config) if self.config.strict else None
+        strict = self.config.strict
+        profile = (ensure_profile if strict else find_profile)(path, self.config)
+        fit = fitted(path, self.config, self.drafter, self.memory_budget, profile)
+        engine = self._engine(path, fit.config, profile)
+        engine.planned = fit.plan
+        return engine
+
+    def _engine(self, path: Path, config: EngineConfig, profile: Profile | None) -> Engine:
         drafters = self.drafters
         if self.predicted:
             text = read_file(self.predicted, "predicted output")
             tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
         if not self.learn or len(drafters) < 2:  # a single one drafts as its paper says
-            return Engine(path, drafters, self.config, profile=profile)
+            return Engine(path, drafters, config, profile=profile)
         learned = recall(path)
         past = with_past(drafters, learned.answers)
-        return Engine(path, past, self.config, learned, profile)
+        return Engine(path, past, config, learned, profile)
 
 
 def require_model(model: str | None) -> None:
@@ -124,7 +137,7 @@ def complete(job: Job, prompt: Prompt) -> None:
         elif sys.stdout.isatty():
             write("\n")
         if job.output.stats:
-            note(stats_line(generation))
+            note(stats_line(generation, engine.planned))
         engine.keep(generation)
     if error:
         raise error

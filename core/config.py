@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .errors import UsageError
 
 # Longest context that is taken unasked: its cache costs memory whether it is used or not.
 DEFAULT_CONTEXT = 8192
 
 DEFAULT_MAX_DRAFTS = 16
+
+_MOST_ROWS = 64
+_MOST_LEAVES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class EngineConfig:
         tree: whether drafts have side branches; None where the model can have them, and True is
             an error where it cannot.
         strict: give every call a width of one exact class, see strict.Strict.
+        chunk: tokens of the prompt in one call.
+        kv_type: of the cache: "f16", "q8_0" or "q4_0".
     """
 
     n_ctx: int | None = None
@@ -34,3 +41,33 @@ class EngineConfig:
     max_drafts: int = DEFAULT_MAX_DRAFTS
     tree: bool | None = None
     strict: bool = False
+    chunk: int = 512
+    kv_type: str = "f16"
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the largest call but for prompts: a tree, and as many tokens pending."""
+        return min(_MOST_ROWS, 2 * self.max_drafts + 1)
+
+    @property
+    def max_leaves(self) -> int:
+        """Leaves of the largest tree."""
+        return max(1, min(_MOST_LEAVES, self.max_drafts))
+
+    def with_flash_attention(self, setting: bool) -> EngineConfig:
+        """The same with flash attention on or off."""
+        return replace(self, flash_attention=setting)
+
+    def context(self, n_ctx_train: int) -> int:
+        """Tokens of context with a model that was trained for so many. Raises UsageError."""
+        if self.n_ctx is None:
+            return min(n_ctx_train, DEFAULT_CONTEXT)
+        if self.n_ctx == 0:
+            return n_ctx_train
+        if self.n_ctx > n_ctx_train:
+            raise UsageError(
+                f"a context of {self.n_ctx} tokens is more than the {n_ctx_train} that the model"
+                " was trained for",
+                f"use -c {n_ctx_train} or less",
+            )
+        return self.n_ctx

@@ -10,12 +10,13 @@ from pathlib import Path
 from time import perf_counter
 
 from .calibrate import experienced
-from .config import DEFAULT_CONTEXT, EngineConfig
+from .config import EngineConfig
 from .conversation import Conversation
 from .errors import ContextFull, UsageError
 from .host import default_threads
 from .learned import Learned
 from .llama import ContextConfig, LlamaBackend, LlamaModel
+from .memory import MemoryPlan
 from .pace import Pace
 from .profile import Profile, find_profile
 from .protocols import Drafter
@@ -42,6 +43,9 @@ class Engine:
         learned: what earlier runs left; None neither uses nor keeps any of it.
         profile: what was measured of the model; None takes what is stored.
 
+    Attributes:
+        planned: the memory that it was said to take, for who opened it to say.
+
     Raises ModelError, BackendError or UsageError.
     """
 
@@ -54,13 +58,14 @@ class Engine:
         profile: Profile | None = None,
     ) -> None:
         self.path = path
+        self.planned: MemoryPlan | None = None
         self._open = ExitStack()
         start = perf_counter()
         try:
             profile = profile or find_profile(path, config)
             if profile and config.flash_attention is None:
                 config = replace(config, flash_attention=profile.flash_attention)
-            self.strict = _strict(profile) if config.strict else None
+            self.strict = _strict(profile, config) if config.strict else None
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
             self.backend = LlamaBackend(
@@ -119,7 +124,7 @@ class Engine:
         self._learned = learned
         padding = self.strict
         if strict is not None:
-            padding = _strict(self.profile) if strict else None
+            padding = _strict(self.profile, self.config) if strict else None
         branch = (self.config.tree if tree is None else tree) is not False
         self.session = self._session(drafters, learned, padding, branch=branch)
 
@@ -272,35 +277,28 @@ class Generation:
         return piece
 
 
-def _strict(profile: Profile | None) -> Strict:
+def _strict(profile: Profile | None, config: EngineConfig) -> Strict:
     """What calls are padded to. Raises UsageError where the model was not measured."""
     if profile is None:
         raise UsageError(
             "which widths of calls round alike was not measured for this model and machine",
             "run `specgen calibrate` on it once",
         )
-    return profile.strict
+    return profile.strict.within(config.max_rows)
 
 
 def _context_config(
     model: LlamaModel, config: EngineConfig, strict: Strict | None
 ) -> ContextConfig:
-    n_ctx = config.n_ctx
-    if n_ctx is None:
-        n_ctx = min(model.n_ctx_train, DEFAULT_CONTEXT)
-    elif n_ctx == 0:
-        n_ctx = model.n_ctx_train
-    elif n_ctx > model.n_ctx_train:
-        raise UsageError(
-            f"a context of {n_ctx} tokens is more than the {model.n_ctx_train} that the model"
-            " was trained for",
-            f"use -c {model.n_ctx_train} or less",
-        )
     return ContextConfig(
-        n_ctx=n_ctx + (strict.slack if strict else 0),
+        n_ctx=config.context(model.n_ctx_train) + (strict.slack if strict else 0),
         threads=config.threads or default_threads(),
+        max_rows=max(config.max_rows, strict.widths[0] if strict else 1),
+        max_leaves=config.max_leaves,
+        chunk=config.chunk,
         flash_attention=config.flash_attention,
         swa_full=config.swa_full,
+        kv_type=config.kv_type,
     )
 
 

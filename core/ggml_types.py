@@ -49,3 +49,9 @@ def stored_bytes(shape: tuple[int, ...], type_id: int) -> int | None:
 def type_name(type_id: int) -> str:
     """The type's name such as "Q4_1", or "type 99" for one that we do not know."""
     return BLOCKS[type_id].name if type_id in BLOCKS else f"type {type_id}"
+
+
+def type_id(name: str) -> int:
+    """The number of a type, by its name in small or capital letters. Raises KeyError."""
+    numbers = {block.name: number for number, block in BLOCKS.items()}
+    return numbers[name.upper()]

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+_N = TypeVar("_N")
 
 
 def default_threads() -> int:
@@ -24,8 +27,15 @@ def default_threads() -> int:
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping, or None where the system does not tell."""
-    return _bytes_in(Path("/proc/meminfo"), "MemAvailable")
+    """Memory that can be had without swapping, or None where the system does not tell.
+
+    A container's or a service's limit counts (cgroups, v2 and v1), less what is in use there
+    and could not be dropped.
+    """
+    free = _bytes_in(Path("/proc/meminfo"), "MemAvailable")
+    left = _cgroup_memory(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    known = [n for n in (free, left) if n is not None]
+    return max(0, min(known)) if known else None
 
 
 def peak_memory_bytes() -> int:
@@ -88,7 +98,38 @@ def _cgroup_cpus(membership: Path, root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _quotas_above(root: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
+def _cgroup_memory(membership: Path, root: Path) -> int | None:
+    """Bytes that the tightest cgroup (v2 or v1) above this process still allows, or None."""
+    left: list[int] = []
+    for line in (_read(membership) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            left += _quotas_above(root, path, _v2_memory)
+        elif "memory" in controllers.split(","):
+            left += _quotas_above(root / "memory", path, _v1_memory)
+    return min(left, default=None)
+
+
+def _v2_memory(folder: Path) -> int | None:
+    return _left(folder, "memory.max", "memory.current", "inactive_file")
+
+
+def _v1_memory(folder: Path) -> int | None:
+    names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    return _left(folder, *names)
+
+
+def _left(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
+    """What a group's limit leaves, given the names of its files and of what it could drop."""
+    most, used = _read(folder / limit), _read(folder / usage)
+    if not (most and used and most.isdecimal() and used.isdecimal()):  # "max", or no such group
+        return None
+    lines = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
+    stat = {words[0]: int(words[1]) for words in lines if len(words) == 2}
+    return int(most) - int(used) + stat.get(droppable, 0)
+
+
+def _quotas_above(root: Path, path: str, read: Callable[[Path], _N | None]) -> list[_N]:
     """Quotas of the group at `path` and of all groups above it, as mounted at `root`."""
     group = root / path.strip("/")
     groups = [group, *group.parents]

@@ -18,6 +18,7 @@ from typing import Any
 
 from .batch import Batch
 from .errors import BackendError, ContextFull, ModelError
+from .ggml_types import type_id
 from .layout import Layout, lay_out
 from .outputs import Outputs
 from .protocols import Limits, Logits, Tokens
@@ -192,6 +193,7 @@ class ContextConfig:
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, which trees and rewinding need.
         snapshots: states that hybrid and recurrent models keep to roll back, where they can.
+        kv_type: of the cache, such as "q8_0".
     """
 
     n_ctx: int
@@ -202,6 +204,7 @@ class ContextConfig:
     flash_attention: bool | None = None
     swa_full: bool = True
     snapshots: int = 8
+    kv_type: str = "f16"
 
 
 class LlamaBackend:
@@ -243,6 +246,7 @@ class LlamaBackend:
         if config.flash_attention is not None:
             params.flash_attn_type = int(config.flash_attention)
         params.swa_full = config.swa_full
+        params.type_k = params.type_v = type_id(config.kv_type)
         params.kv_unified = True
         return params
 

@@ -91,7 +91,7 @@ class ModelInfo:
 
         Raises ModelError where the metadata lack what a model must have.
         """
-        fields = _Fields(headers[0])
+        fields = Fields(headers[0])
         architecture = fields.architecture()
         tensors = [tensor for header in headers for tensor in header.tensors]
         causal = fields.get("attention.causal") is not False
@@ -118,7 +118,7 @@ class ModelInfo:
             kv_heads=fields.kv_heads(),
             kv_bytes_per_token=_kv_bytes_per_token(fields),
             chat_template=fields.text("tokenizer.chat_template") or None,
-            sliding_window=_sliding_window(fields),
+            sliding_window=fields.window(),
             is_recurrent=architecture in architectures.RECURRENT,
             is_hybrid=architecture in architectures.HYBRID,
             has_snapshots=architecture in architectures.SNAPSHOTS,
@@ -160,8 +160,8 @@ def _other_parts(header: Header) -> list[Path]:
     return [header.path.with_name(part_name) for part_name in names]
 
 
-class _Fields:
-    """Metadata by key, with the type that is asked for or nothing."""
+class Fields:
+    """A header's metadata by key, with the type that is asked for or nothing."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
@@ -196,6 +196,7 @@ class _Fields:
         return _integer(self._header.metadata.get(key))
 
     def number(self, key: str, default: int = 0) -> int:
+        """A count under the architecture's own prefix."""
         value = _integer(self.get(key))
         return default if value is None else value
 
@@ -210,9 +211,22 @@ class _Fields:
         return layers[0] if len(set(layers)) == 1 else layers
 
     def kv_heads(self) -> PerLayer:
+        """Heads of keys and values; as many as of queries unless the file says so."""
         return self.per_layer("attention.head_count_kv", self.per_layer("attention.head_count"))
 
+    def window(self) -> int:
+        """Tokens of the sliding window that llama.cpp will use, 0 for none.
+
+        Phi-3 states one, which llama.cpp ignores.
+        """
+        if self._prefix not in architectures.SLIDING:
+            return 0
+        usual = dict(architectures.WINDOW).get(self._prefix, 0)
+        stated = self.number("attention.sliding_window", usual)
+        return usual if usual and stated and self._prefix != "gemma2" else stated
+
     def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
         tokens = self._header.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, ArrayInfo):
             return tokens.length
@@ -226,7 +240,7 @@ def _integer(value: Value | None) -> int | None:
     return None
 
 
-def _quantization(fields: _Fields, tensors: Sequence[TensorInfo]) -> str:
+def _quantization(fields: Fields, tensors: Sequence[TensorInfo]) -> str:
     file_type = fields.plain("general.file_type")
     if file_type is not None and file_type & ~_GUESSED in _FILE_TYPES:
         return _FILE_TYPES[file_type & ~_GUESSED]
@@ -236,17 +250,7 @@ def _quantization(fields: _Fields, tensors: Sequence[TensorInfo]) -> str:
     return max(n_bytes, key=lambda name: n_bytes[name], default="unknown")
 
 
-def _sliding_window(fields: _Fields) -> int:
-    """The window that llama.cpp will use. Phi-3 states one, which llama.cpp ignores."""
-    architecture = fields.text("general.architecture")
-    if architecture not in architectures.SLIDING:
-        return 0
-    usual = dict(architectures.WINDOW).get(architecture, 0)
-    stated = fields.number("attention.sliding_window", usual)
-    return usual if usual and stated and architecture != "gemma2" else stated
-
-
-def _kv_bytes_per_token(fields: _Fields) -> int:
+def _kv_bytes_per_token(fields: Fields) -> int:
     """f16 bytes of one token's keys and values, over the layers that keep a cache."""
     heads = fields.per_layer("attention.head_count")
     most = max(heads, default=0) if isinstance(heads, tuple) else heads
@@ -258,7 +262,7 @@ def _kv_bytes_per_token(fields: _Fields) -> int:
     return 2 * width * _cached_heads(fields)
 
 
-def _cached_heads(fields: _Fields) -> int:
+def _cached_heads(fields: Fields) -> int:
     """KV heads summed over the layers that keep keys and values of their own."""
     architecture = fields.text("general.architecture")
     if architecture in architectures.RECURRENT:

@@ -159,7 +159,7 @@ def profile_key(path: Path, config: EngineConfig) -> Key:
         "gpu_layers": config.gpu_layers,
         "flash_attention": config.flash_attention,
         "swa_full": config.swa_full,
-        "kv_types": ["f16", "f16"],
+        "kv_types": [config.kv_type, config.kv_type],
     }
 
 
@@ -271,4 +271,5 @@ def _context_config(model: LlamaModel, config: EngineConfig, setting: bool) -> C
         threads=config.threads or default_threads(),
         flash_attention=setting,
         swa_full=config.swa_full,
+        kv_type=config.kv_type,
     )

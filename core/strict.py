@@ -43,6 +43,11 @@ class Strict:
         """Rows that padding adds at most."""
         return max(b - a - 1 for a, b in pairwise((0, *self.widths)))
 
+    def within(self, max_rows: int) -> Strict:
+        """The class without widths that are larger, but for its least one."""
+        first, *others = self.widths
+        return Strict((first, *[n for n in others if n <= max_rows]), self.branch)
+
     def padded(self, n: int) -> int:
         """The least width that holds `n` rows, at most `largest`."""
         return self.widths[bisect_left(self.widths, n)]

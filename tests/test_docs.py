@@ -13,7 +13,7 @@ from docs.generate_cli import PAGE, arguments, commands, names, options, render
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-README_MAX_LINES = 165
+README_MAX_LINES = 180
 COMMANDS = commands()
 SHELL_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")

@@ -141,7 +141,7 @@ def test_the_most_candidates(n: int) -> None:
     assert (find_fault(guesses, "me", 1000) is None) == (n <= 64)
 
 
-@pytest.mark.parametrize("lie", lies("faulty", N_VOCAB), ids=lambda lie: repr(lie)[:40])
+@pytest.mark.parametrize("lie", lies("faulty", N_VOCAB), ids=lambda lie: repr(lie)[:16])
 def test_every_lie_is_found_out(lie: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The answer does not reach the builder, and one line names drafter, call and reason."""
 

@@ -1,0 +1,128 @@
+"""`specgen plan`: the memory that a model will take, term by term, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specgen.core.config import DEFAULT_MAX_DRAFTS
+from specgen.drafters import DEFAULT_DRAFTER, create
+
+from .grouping import grouped
+from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
+from .tables import print_table
+
+if TYPE_CHECKING:
+    from specgen.core.budget import Fit
+    from specgen.core.memory import MemoryPlan
+
+_TERMS = {
+    "weights": "the model file, mapped; the system may drop and read it again",
+    "copies": "weights again, in the layout that the CPU's kernels want",
+    "kv": "keys and values of the context",
+    "cells": "llama.cpp's notes about the cells of the context",
+    "state": "states of recurrent layers",
+    "compute": "llama.cpp's compute buffer",
+    "outputs": "rows of logits",
+    "vocabulary": "tables of tokens",
+    "drafters": "tables of the drafters",
+    "baseline": "Python, NumPy and libraries",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("plan")(plan)
+
+
+@grouped
+def plan(
+    model: ModelArgument = None,
+    memory_budget: MemoryBudget = None,
+    drafter: Annotated[
+        str, typer.Option(metavar="NAME[,NAME]", help="Drafters, for their tables.")
+    ] = DEFAULT_DRAFTER,
+    draft_max: Annotated[
+        int, typer.Option(min=0, max=63, help="Most guesses checked at once.")
+    ] = DEFAULT_MAX_DRAFTS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbosity = 0,
+    *,
+    engine: MachineOptions,
+) -> None:
+    """Show what memory a model will take, and what is given up to fit a budget. Loads nothing."""
+    from specgen.core.budget import fit, full_speed, least, plan_for
+    from specgen.core.profile import find_profile
+
+    from .memory import budget_bytes, subject_of
+    from .models import ensure_model
+    from .run import require_model, set_up_logging
+
+    set_up_logging(verbose)
+    require_model(model)
+    create(drafter)  # an unknown name ends here
+    path = ensure_model(model)
+    config = replace(engine.config(), max_drafts=draft_max)
+    profile = find_profile(path, config)
+    if profile and config.flash_attention is None:
+        config = config.with_flash_attention(profile.flash_attention)
+    subject = subject_of(path, drafter, profile, strict=False)
+    limit = budget_bytes(memory_budget)
+    found = fit(subject, config, 1 << 62 if limit is None else limit)
+    n_ctx = found.config.context(_trained(subject.headers))
+    sizes = {
+        "as asked": plan_for(subject, config).total,
+        "at full speed, with less context": full_speed(subject, config).total,
+        "at least": least(subject, config).total,
+    }
+    if as_json:
+        typer.echo(json.dumps(_record(found, n_ctx, limit, sizes)))
+    else:
+        _print(found, n_ctx, limit, sizes)
+
+
+def _trained(headers: Any) -> int:
+    from specgen.core.modelinfo import ModelInfo
+
+    return ModelInfo.from_headers(headers).n_ctx_train
+
+
+def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> dict[str, Any]:
+    config = asdict(found.config) | {"n_ctx": n_ctx, "max_rows": found.config.max_rows}
+    return {
+        "budget": limit,
+        "plan": found.plan.record(),
+        "settings": config,
+        "concessions": list(found.concessions),
+        "needs": {name.replace(",", "").replace(" ", "_"): n for name, n in sizes.items()},
+    }
+
+
+def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
+    print_table(("memory", "MB", ""), list(_rows(found.plan)), n_left=1)
+    config = found.config
+    typer.echo("")
+    typer.echo(
+        f"context {n_ctx:,} tokens ({config.kv_type}), prompts in calls of {config.chunk} tokens,"
+        f" drafts of at most {config.max_drafts} tokens"
+    )
+    if limit is not None:
+        typer.echo(f"budget: {_mb(limit)} MB")
+    for concession in found.concessions:
+        typer.echo(f"given up to fit it: {concession}")
+    needs = ", ".join(f"{name} {_mb(n)} MB" for name, n in sizes.items())
+    typer.echo(f"needed: {needs}")
+
+
+def _rows(plan: MemoryPlan) -> Any:
+    for name, meaning in _TERMS.items():
+        if n_bytes := getattr(plan, name):
+            yield name, _mb(n_bytes), meaning
+    yield "total", _mb(plan.total), ""
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f}"

@@ -1,0 +1,215 @@
+"""Fitting a generation into a memory budget: what is given up, and in which order.
+
+What is given up first is missed least: speed of prompts, then context that nobody asked for,
+then drafts. What would change the text, a cache of fewer bits, comes last. Strict decoding keeps
+all that rounding depends on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from .config import EngineConfig
+from .errors import MemoryBudgetError
+from .gguf import Header
+from .memory import MemoryPlan, Shape, plan_memory
+from .modelinfo import ModelInfo
+
+SHARE: Final = 0.85  # of what is available, that is taken unless a budget is given
+
+_SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
+_LEAST_CONTEXT: Final = 512
+_MB: Final = 1_000_000
+
+_Step: TypeAlias = tuple[str, Callable[[EngineConfig], EngineConfig]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a plan is made for.
+
+    Attributes:
+        headers: of the model file, or of all its parts.
+        features: of the CPU, see repack.cpu_features.
+        drafters: bytes of the drafters' tables, while there are drafts.
+        padding: tokens of context that strict decoding may pad a call with.
+    """
+
+    headers: Sequence[Header]
+    features: frozenset[str]
+    drafters: int
+    padding: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Settings that fit.
+
+    Attributes:
+        config: as wanted, but for the concessions.
+        plan: the memory that it takes.
+        concessions: what was given up, in words.
+    """
+
+    config: EngineConfig
+    plan: MemoryPlan
+    concessions: tuple[str, ...]
+
+
+def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
+    """The memory that `config` takes. Raises ModelError or UsageError."""
+    info = ModelInfo.from_headers(subject.headers)
+    stateful = info.is_recurrent or info.is_hybrid
+    window = 0 if config.swa_full else info.sliding_window
+    chunk = max(config.chunk, config.max_rows, _SNAPSHOTS + 2)
+    shape = Shape(
+        n_ctx=config.context(info.n_ctx_train) + subject.padding,
+        chunk=chunk,
+        max_rows=config.max_rows,
+        max_leaves=1 if stateful or window else config.max_leaves,
+        kv_type=config.kv_type,
+        flash_attention=config.flash_attention is not False,
+        swa_full=config.swa_full,
+        snapshots=_SNAPSHOTS if stateful else 0,
+        drafters=subject.drafters if config.max_drafts else 0,
+    )
+    return plan_memory(subject.headers, shape, subject.features)
+
+
+def fit(subject: Subject, config: EngineConfig, budget: int) -> Fit:
+    """`config`, with as few concessions as bring it below `budget` bytes.
+
+    Raises MemoryBudgetError if none do, saying what would fit.
+    """
+    steps = list(_steps(subject, config))
+    made: list[_Step] = []
+    plan = plan_for(subject, config)
+    for step in steps:
+        if plan.total <= budget:
+            break
+        made.append(step)
+        plan = plan_for(subject, _apply(config, made))
+    if plan.total > budget:
+        raise MemoryBudgetError(
+            f"{subject.headers[0].path.name} needs {_text(plan.total)} at least, and the memory"
+            f" budget is {_text(budget)}",
+            f"use --memory-budget {-(-plan.total // _MB)}M or more, or a smaller model",
+        )
+    for step in made[-2::-1]:  # some may not be needed after the last; most missed first
+        others = [other for other in made if other is not step]
+        if plan_for(subject, _apply(config, others)).total <= budget:
+            made = others
+    chosen = _apply(config, made)
+    return Fit(chosen, plan_for(subject, chosen), tuple(_told(made)))
+
+
+def least(subject: Subject, config: EngineConfig) -> MemoryPlan:
+    """The memory that is needed after all concessions."""
+    return plan_for(subject, _apply(config, list(_steps(subject, config))))
+
+
+def full_speed(subject: Subject, config: EngineConfig) -> MemoryPlan:
+    """The least memory in which neither prompts nor drafts are slower; only context is less."""
+    contexts = [step for step in _steps(subject, config) if step[0].startswith(_CONTEXT)]
+    return plan_for(subject, _apply(config, contexts))
+
+
+_CONTEXT: Final = "context of"
+
+
+def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
+    """What can be given up, least missed first. A later step of a kind includes the earlier."""
+    n_ctx = config.context(ModelInfo.from_headers(subject.headers).n_ctx_train)
+    if not config.strict:
+        yield from _chunks(config)
+    contexts = [] if config.n_ctx else list(_contexts(n_ctx))
+    yield from contexts[:2]
+    yield from _drafts(config, (8,))
+    yield from contexts[2:]
+    yield from _drafts(config, (4, 0))
+    if not config.strict and config.flash_attention is not False:
+        for kv_type in ("q8_0", "q4_0"):
+            name = f"cache of type {kv_type}, which rounds"
+            yield name, _setter(kv_type=kv_type, flash_attention=True)
+
+
+def _chunks(config: EngineConfig) -> Iterator[_Step]:
+    for chunk in (256, 128, 64):
+        if chunk < config.chunk:
+            yield f"prompts in calls of {chunk} tokens", _setter(chunk=chunk)
+
+
+def _contexts(n_ctx: int) -> Iterator[_Step]:
+    while n_ctx // 2 >= _LEAST_CONTEXT:
+        n_ctx //= 2
+        yield f"{_CONTEXT} {n_ctx:,} tokens", _setter(n_ctx=n_ctx)
+
+
+def _drafts(config: EngineConfig, sizes: Sequence[int]) -> Iterator[_Step]:
+    for size in sizes:
+        if size < config.max_drafts:
+            name = f"drafts of at most {size} tokens" if size else "no drafts: plain decoding"
+            yield name, _setter(max_drafts=size)
+
+
+def _setter(**changes: int | str | bool) -> Callable[[EngineConfig], EngineConfig]:
+    return lambda config: replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _apply(config: EngineConfig, steps: Sequence[_Step]) -> EngineConfig:
+    for _, change in steps:
+        config = change(config)
+    return config
+
+
+def _told(steps: Sequence[_Step]) -> Iterator[str]:
+    """The last of each kind: 64 tokens a call says that it is not 128 either."""
+    last = {name.split()[0]: name for name, _ in steps}
+    last |= {"drafts": last.pop("no")} if "no" in last else {}
+    yield from last.values()
+
+
+def _text(n_bytes: int) -> str:
+    return f"{n_bytes / _MB:,.0f} MB"
+
+
+def parse_budget(text: str, available: int | None) -> int:
+    """Bytes of a budget such as "400M", "1.5G", "300MiB" or "60%" of what is available.
+
+    Raises MemoryBudgetError for what is no budget, or more than is available.
+    """
+    found = _BUDGET.fullmatch(text.strip())
+    if found is None:
+        raise MemoryBudgetError(
+            f"the memory budget is '{text}', which is no size", "give one such as 400M, 2G or 60%"
+        )
+    number, unit = float(found[1]), found[2].lower()
+    if unit == "%":
+        if available is None:
+            raise MemoryBudgetError(
+                "the system does not tell how much memory is available", "give a size such as 2G"
+            )
+        n_bytes = available * number / 100
+    else:
+        n_bytes = number * _UNITS[unit.removesuffix("b")]
+    if available is not None and n_bytes > available:
+        raise MemoryBudgetError(
+            f"the memory budget of {_text(int(n_bytes))} is more than the {_text(available)} that"
+            " are available",
+            "use less, or free some",
+        )
+    if n_bytes < 1:
+        raise MemoryBudgetError(f"the memory budget is '{text}'", "it must be more than nothing")
+    return int(n_bytes)
+
+
+_BUDGET: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(%|[kmgt]i?b?|b?)", re.IGNORECASE)
+_UNITS: Final = MappingProxyType(
+    {"": 1}
+    | {unit: 1000 ** (i + 1) for i, unit in enumerate("kmgt")}
+    | {f"{unit}i": 1024 ** (i + 1) for i, unit in enumerate("kmgt")}
+)

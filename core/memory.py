@@ -1,0 +1,250 @@
+"""The memory that generating takes, worked out from a model's header: nothing is read or allocated.
+
+Exact are the cache, the states and the rows of logits, as llama.cpp lays them out, and the
+weights. llama.cpp's compute buffer depends on how its allocator places the tensors of a graph;
+here it is the largest of the phases that follow each other in that buffer, a little too much
+rather than too little. The rest was measured on Linux, with the CPU backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Final
+
+from .errors import UsageError
+from .gguf import Header
+from .layers import CachedLayer, Layers, read_layers
+from .repack import copied_bytes
+
+_FLOAT: Final = 4  # bytes
+_PADDING: Final = 256  # cells of a cache are a multiple of this
+_KV_BLOCKS: Final = MappingProxyType({"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)})
+
+# Bytes that llama.cpp notes about a cell, about each sequence in it, a token and a merge of
+# the vocabulary (strings, hash tables, what glibc keeps of what was freed).
+_CELL: Final = 96
+_CELL_SEQUENCE: Final = 48
+_TOKEN: Final = 166
+_MERGE: Final = 184
+_INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
+
+# Python, NumPy, specgen and llama.cpp's libraries, and llama.cpp's own notes about a graph.
+_BASELINE: Final = 48 << 20
+
+_MOST: Final = MappingProxyType(
+    {
+        "n_ctx": 1 << 31,
+        "chunk": 1 << 31,
+        "max_rows": 1 << 31,
+        "max_leaves": 256,  # LLAMA_MAX_SEQ
+        "snapshots": 1 << 16,
+        "drafters": 1 << 50,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The settings that memory depends on. Raises UsageError where there can be no such ones.
+
+    Attributes:
+        n_ctx: tokens that the text may have; llama.cpp rounds up to a multiple of 256.
+        chunk: rows of the largest call, of a prompt.
+        max_rows: rows of logits of one call. llama.cpp reserves addresses for as many as it is
+            told; memory is what calls have used.
+        max_leaves: sequences, one for each leaf of a tree.
+        kv_type: of keys and values alike: "f16", "q8_0" or "q4_0".
+        flash_attention: whether scores of a whole chunk are never stored.
+        swa_full: keep all cells of layers with a sliding window.
+        snapshots: older states that recurrent layers keep, where llama.cpp can.
+        drafters: bytes of the drafters' tables.
+    """
+
+    n_ctx: int
+    chunk: int = 512
+    max_rows: int = 64
+    max_leaves: int = 32
+    kv_type: str = "f16"
+    flash_attention: bool = True
+    swa_full: bool = True
+    snapshots: int = 0
+    drafters: int = 0
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            least = 0 if name in ("snapshots", "drafters") else 1
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
+        if self.kv_type not in _KV_BLOCKS:
+            known = ", ".join(_KV_BLOCKS)
+            raise UsageError(f"the cache cannot be of type {self.kv_type!r}", f"use one of {known}")
+        if self.kv_type != "f16" and not self.flash_attention:
+            message = f"a cache of type {self.kv_type} needs flash attention"
+            raise UsageError(message, "turn flash attention on, or use f16")
+
+    @property
+    def cells(self) -> int:
+        """Of a cache that keeps the whole text."""
+        return _pad(self.n_ctx)
+
+    @property
+    def rows(self) -> int:
+        """Of the largest call that fits the context."""
+        return min(self.chunk, self.cells)
+
+    def window_cells(self, window: int) -> int:
+        """Of a cache of layers with a sliding window."""
+        if self.swa_full:
+            return self.cells
+        return _pad(min(self.cells, window * self.max_leaves + self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes at the most that will be resident at once.
+
+    Attributes:
+        weights: the whole file, which is mapped.
+        copies: of weights, in the layout that the CPU's kernels want.
+        kv: keys and values.
+        cells: llama.cpp's notes about who is in which cell, once the context is full.
+        state: of recurrent layers, with snapshots.
+        compute: llama.cpp's compute buffer.
+        outputs: rows of logits.
+        vocabulary: llama.cpp's tables of tokens and merges.
+        drafters: tables of the drafters.
+        baseline: of a process that does nothing yet: Python, NumPy, specgen, libraries.
+    """
+
+    weights: int
+    copies: int
+    kv: int
+    cells: int
+    state: int
+    compute: int
+    outputs: int
+    vocabulary: int
+    drafters: int
+    baseline: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def generation(self) -> int:
+        """All but the weights and the copies of them."""
+        return self.total - self.weights - self.copies
+
+    def record(self) -> dict[str, int]:
+        """As JSON."""
+        return asdict(self) | {"total": self.total}
+
+
+def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str]) -> MemoryPlan:
+    """What generating with the model in one file, or in all its parts, takes on a CPU.
+
+    `features` are the CPU's, as from `repack.cpu_features`. Raises ModelError where the header
+    lacks what a model must have, UsageError where its heads do not fit the cache's type.
+
+    Not counted: indexers of sparse attention, projectors, adapters, and layers on a GPU.
+    """
+    layers = read_layers(headers)
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    return MemoryPlan(
+        weights=sum(header.file_bytes for header in headers),
+        copies=copied_bytes(tensors, features),
+        kv=_kv(layers, shape),
+        cells=_cells(layers, shape),
+        state=_state(layers, shape),
+        compute=_compute(layers, shape),
+        outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
+        vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
+        drafters=shape.drafters,
+        baseline=_BASELINE,
+    )
+
+
+def _kv(layers: Layers, shape: Shape) -> int:
+    """Keys and values of all cells. Without flash attention, values are as wide everywhere."""
+    widest = max((layer.heads * layer.value for layer in layers.cached), default=0)
+    total = 0
+    for layer in layers.cached:
+        _check_blocks(layer, shape)
+        values = layer.heads * layer.value
+        if values and not shape.flash_attention:
+            values = widest
+        cells = shape.window_cells(layers.window) if layer.is_sliding else shape.cells
+        total += cells * _stored(layer.heads * layer.key + values, shape.kv_type)
+    return total
+
+
+def _check_blocks(layer: CachedLayer, shape: Shape) -> None:
+    n_values = _KV_BLOCKS[shape.kv_type][0]
+    for width in (layer.key, layer.value):
+        if width % n_values:
+            message = f"heads of {width} numbers are no whole blocks of {n_values}"
+            raise UsageError(f"{message}, which a cache of type {shape.kv_type} needs", "use f16")
+
+
+def _stored(n: int, kv_type: str) -> int:
+    n_values, n_bytes = _KV_BLOCKS[kv_type]
+    return n // n_values * n_bytes
+
+
+def _cells(layers: Layers, shape: Shape) -> int:
+    """Sliding layers have a cache of their own, with its own notes."""
+    a_cell = _CELL + _CELL_SEQUENCE * shape.max_leaves
+    return a_cell * sum(_caches(layers, shape))
+
+
+def _caches(layers: Layers, shape: Shape) -> Iterable[int]:
+    """Cells of each cache; a model with a window has two."""
+    if layers.cached:
+        yield shape.cells
+    if layers.window:
+        yield shape.window_cells(layers.window)
+
+
+def _state(layers: Layers, shape: Shape) -> int:
+    n_states = 1 + (shape.snapshots if layers.has_snapshots else 0)
+    return _FLOAT * layers.state * shape.max_leaves * n_states
+
+
+def _compute(layers: Layers, shape: Shape) -> int:
+    """The inputs, and the largest of the phases that share the rest of the buffer."""
+    rows = shape.rows
+    mask = rows * sum(_caches(layers, shape)) * (2 if shape.flash_attention else _FLOAT)
+    scores = 0 if shape.flash_attention else layers.heads * shape.cells
+    states = layers.layer_state * shape.max_leaves
+    widest = max(
+        rows * (layers.attention + scores),
+        rows * max(layers.recurrent, _feed_forward(layers)) + states,
+    )
+    return _INPUTS * rows + max(mask + _FLOAT * widest, _logits(layers, shape))
+
+
+def _feed_forward(layers: Layers) -> int:
+    """Width of what is held at once: the hidden layer three times, what it is made from, and,
+    as the allocator leaves gaps, as much as the queries before it."""
+    around = 3 * layers.n_embd + layers.queries
+    dense = 3 * layers.feed_forward
+    if not layers.experts:
+        return dense + around
+    mixed = layers.experts * max(3 * layers.expert, 2 * layers.n_embd)
+    return max(dense, mixed) + layers.n_embd + around
+
+
+def _logits(layers: Layers, shape: Shape) -> int:
+    """Rows of logits behind what the last layer left."""
+    rows = min(shape.rows, shape.max_rows)
+    left = 2 * layers.n_embd * (shape.rows + 2 * rows)
+    return _FLOAT * (rows * layers.n_vocab + left)
+
+
+def _pad(n: int) -> int:
+    return -(-n // _PADDING) * _PADDING
