@@ -14,7 +14,7 @@ from specgen.drafters import AUTO, create
 
 from .bench_format import Format
 from .grouping import grouped
-from .options import MachineOptions, ModelArgument, Verbosity
+from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"
@@ -94,6 +94,7 @@ class LiveOptions:
         int,
         typer.Option(min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_LIVE),
     ] = DEFAULT_MAX_DRAFTS
+    memory_budget: MemoryBudget = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ def _measure(
             n_predict=live.n_predict or n_predict,
             repetitions=live.repetitions or (2 if live.quick else 3),
             warm=live.warm,
+            memory_budget=live.memory_budget,
             save=saved.save,
             plot=saved.plot,
             format=output,

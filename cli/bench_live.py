@@ -32,6 +32,7 @@ from .bench_report import write
 from .calibrate import ensure_profile
 from .files import check_place, write_whole
 from .interrupt import Interrupted, Interrupts
+from .memory import fitted
 from .models import ensure_model
 from .progress import shown_progress
 from .streams import note
@@ -46,6 +47,7 @@ class LiveJob:
         data: questions; None takes our own.
         per_task: prompts of each task; 0 takes all.
         warm: whether to measure drafters that go on learning, too.
+        memory_budget: as it was given, or None.
         save, plot: files to write, or None.
     """
 
@@ -57,6 +59,7 @@ class LiveJob:
     n_predict: int
     repetitions: int
     warm: bool
+    memory_budget: str | None
     save: Path | None
     plot: Path | None
     format: Format
@@ -80,8 +83,10 @@ def run_live(job: LiveJob) -> None:
         prompts = sampled(prompts, job.per_task)
     path = ensure_model(job.model)
     profile = ensure_profile(path, job.config)
+    drafters = [drafter for name in job.names for drafter in create(name)]
+    config = fitted(path, job.config, drafters, job.memory_budget, profile).config
     bandwidth = measure_bandwidth(job.config.threads or default_threads())
-    with Engine(path, (), job.config, profile=profile) as engine, Interrupts() as interrupts:
+    with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
         arms = list(_arms(job, engine.vocab))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
         runs = _measure(engine, plan, interrupts)

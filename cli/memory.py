@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget
@@ -11,6 +12,7 @@ from specgen.core.host import available_memory_bytes
 from specgen.core.llama import system_info
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.profile import Profile
+from specgen.core.protocols import Drafter
 from specgen.core.repack import cpu_features
 from specgen.drafters import table_bytes
 
@@ -19,14 +21,16 @@ from .model_card import size_text
 _log = logging.getLogger("specgen.memory")
 
 
-def subject_of(path: Path, drafter: str, profile: Profile | None, *, strict: bool) -> Subject:
-    """The model at `path` on this machine, drafted for by `drafter`. Raises ModelError."""
+def subject_of(
+    path: Path, drafters: Sequence[Drafter], profile: Profile | None, *, strict: bool
+) -> Subject:
+    """The model at `path` on this machine, and who drafts for it. Raises ModelError."""
     headers = read_headers(path)
     n_vocab = ModelInfo.from_headers(headers).n_vocab
     return Subject(
         headers=headers,
         features=cpu_features(system_info()),
-        drafters=table_bytes(drafter, n_vocab),
+        drafters=table_bytes(drafters, n_vocab),
         padding=profile.strict.slack if profile and strict else 0,
     )
 
@@ -43,7 +47,11 @@ def budget_bytes(text: str | None) -> int | None:
 
 
 def fitted(
-    path: Path, config: EngineConfig, drafter: str, budget: str | None, profile: Profile | None
+    path: Path,
+    config: EngineConfig,
+    drafters: Sequence[Drafter],
+    budget: str | None,
+    profile: Profile | None,
 ) -> Fit:
     """`config`, changed where it must be to fit the budget; each change is told as a warning.
 
@@ -51,7 +59,7 @@ def fitted(
     """
     if profile and config.flash_attention is None:
         config = config.with_flash_attention(profile.flash_attention)
-    subject = subject_of(path, drafter, profile, strict=config.strict)
+    subject = subject_of(path, drafters, profile, strict=config.strict)
     limit = budget_bytes(budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)
     if found.concessions and limit is not None:

@@ -63,13 +63,13 @@ def plan(
 
     set_up_logging(verbose)
     require_model(model)
-    create(drafter)  # an unknown name ends here
+    drafters = create(drafter)
     path = ensure_model(model)
     config = replace(engine.config(), max_drafts=draft_max)
     profile = find_profile(path, config)
     if profile and config.flash_attention is None:
         config = config.with_flash_attention(profile.flash_attention)
-    subject = subject_of(path, drafter, profile, strict=False)
+    subject = subject_of(path, drafters, profile, strict=False)
     limit = budget_bytes(memory_budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)
     n_ctx = found.config.context(_trained(subject.headers))
@@ -102,12 +102,12 @@ def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) ->
 
 
 def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
-    print_table(("memory", "MB", ""), list(_rows(found.plan)), n_left=1)
+    print_table(("memory", "MB", ""), list(_rows(found.plan)), left=(0, 2))
     config = found.config
     typer.echo("")
     typer.echo(
         f"context {n_ctx:,} tokens ({config.kv_type}), prompts in calls of {config.chunk} tokens,"
-        f" drafts of at most {config.max_drafts} tokens"
+        + (f" drafts of at most {config.max_drafts} tokens" if config.max_drafts else " no drafts")
     )
     if limit is not None:
         typer.echo(f"budget: {_mb(limit)} MB")

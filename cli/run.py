@@ -47,7 +47,6 @@ class Job:
     drafters: tuple[Drafter, ...]
     predicted: Path | None = None  # a file
     learn: bool = False
-    drafter: str = "none"
     memory_budget: str | None = None
 
     @classmethod
@@ -69,7 +68,6 @@ class Job:
             engine.drafters(),
             engine.predicted_output,
             engine.learn,
-            engine.drafter,
             engine.memory_budget,
         )
 
@@ -78,7 +76,7 @@ class Job:
         path = ensure_model(self.model)
         strict = self.config.strict
         profile = (ensure_profile if strict else find_profile)(path, self.config)
-        fit = fitted(path, self.config, self.drafter, self.memory_budget, profile)
+        fit = fitted(path, self.config, self.drafters, self.memory_budget, profile)
         engine = self._engine(path, fit.config, profile)
         engine.planned = fit.plan
         return engine

@@ -285,7 +285,7 @@ def _print(engine: Engine, findings: Sequence[Finding], fit: Fit | None, bound: 
         "largest gap",
     )
     names = dict.fromkeys(finding.setting for finding in findings)
-    print_table(heads, [_row(name, findings, bound) for name in names], n_left=1)
+    print_table(heads, [_row(name, findings, bound) for name in names], left=(0,))
     typer.echo("")
     different = [finding for finding in findings if finding.difference]
     for finding in different[:_SHOWN]:

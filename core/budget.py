@@ -1,8 +1,8 @@
 """Fitting a generation into a memory budget: what is given up, and in which order.
 
-What is given up first is missed least: speed of prompts, then context that nobody asked for,
-then drafts. What would change the text, a cache of fewer bits, comes last. Strict decoding keeps
-all that rounding depends on.
+What is given up first is missed least: context that nobody asked for, then speed of prompts, then
+drafts. What would change the text, a cache of fewer bits, comes last. Strict decoding keeps all
+that rounding depends on.
 """
 
 from __future__ import annotations
@@ -124,13 +124,12 @@ _CONTEXT: Final = "context of"
 def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
     n_ctx = config.context(ModelInfo.from_headers(subject.headers).n_ctx_train)
+    contexts = [] if config.n_ctx is not None else list(_contexts(n_ctx))
+    yield from contexts[:-1]
     if not config.strict:
         yield from _chunks(config)
-    contexts = [] if config.n_ctx else list(_contexts(n_ctx))
-    yield from contexts[:2]
-    yield from _drafts(config, (8,))
-    yield from contexts[2:]
-    yield from _drafts(config, (4, 0))
+    yield from contexts[-1:]
+    yield from _drafts(config, (8, 4, 0))
     if not config.strict and config.flash_attention is not False:
         for kv_type in ("q8_0", "q4_0"):
             name = f"cache of type {kv_type}, which rounds"

@@ -72,17 +72,17 @@ def create(names: str) -> list[Drafter]:
     return drafters
 
 
-def table_bytes(names: str, n_vocab: int) -> int:
-    """Bytes that the tables of those drafters take after a long text, see tests/test_memory.py.
+def table_bytes(drafters: Sequence[Drafter], n_vocab: int) -> int:
+    """Bytes that the tables of drafters take after a long text, see tests/test_memory.py.
 
     Measured: what several drafters and their judge hold grows to 24 MB; recycle also has a row of
     64 bytes for each token of the vocabulary.
     """
-    chosen = AUTO_DRAFTERS if names == AUTO else tuple(name.strip() for name in names.split(","))
-    if chosen == ("none",):
+    names = {drafter.name for drafter in drafters}
+    if names <= {"none"}:
         return 0
-    rows = _ROW_BYTES * n_vocab if "recycle" in chosen else 0
-    return rows + (_SEVERAL_BYTES if len(chosen) > 1 else _ONE_BYTES)
+    rows = _ROW_BYTES * n_vocab if "recycle" in names else 0
+    return rows + (_SEVERAL_BYTES if len(names) > 1 else _ONE_BYTES)
 
 
 _ROW_BYTES = 64
