@@ -82,6 +82,8 @@ class Job:
         return engine
 
     def _engine(self, path: Path, config: EngineConfig, profile: Profile | None) -> Engine:
+        if not config.max_drafts:  # their tables would be of no use
+            return Engine(path, (), config, profile=profile)
         drafters = self.drafters
         if self.predicted:
             text = read_file(self.predicted, "predicted output")

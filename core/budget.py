@@ -94,10 +94,11 @@ def fit(subject: Subject, config: EngineConfig, budget: int) -> Fit:
         made.append(step)
         plan = plan_for(subject, _apply(config, made))
     if plan.total > budget:
+        needed = -(-plan.total // _MB)
         raise MemoryBudgetError(
-            f"{subject.headers[0].path.name} needs {_text(plan.total)} at least, and the memory"
-            f" budget is {_text(budget)}",
-            f"use --memory-budget {-(-plan.total // _MB)}M or more, or a smaller model",
+            f"{subject.headers[0].path.name} needs {needed:,} MB at least, and the memory budget is"
+            f" {_text(budget)}",
+            f"use --memory-budget {needed}M or more, or a smaller model",
         )
     for step in made[-2::-1]:  # some may not be needed after the last; most missed first
         others = [other for other in made if other is not step]
