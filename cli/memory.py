@@ -26,11 +26,12 @@ def subject_of(
 ) -> Subject:
     """The model at `path` on this machine, and who drafts for it. Raises ModelError."""
     headers = read_headers(path)
-    n_vocab = ModelInfo.from_headers(headers).n_vocab
+    info = ModelInfo.from_headers(headers)
     return Subject(
         headers=headers,
+        info=info,
         features=cpu_features(system_info()),
-        drafters=table_bytes(drafters, n_vocab),
+        drafters=table_bytes(drafters, info.n_vocab),
         padding=profile.strict.slack if profile and strict else 0,
     )
 
@@ -57,8 +58,8 @@ def fitted(
 
     Raises MemoryBudgetError, ModelError or UsageError.
     """
-    if profile and config.flash_attention is None:
-        config = config.with_flash_attention(profile.flash_attention)
+    if profile:
+        config = profile.settled(config)
     subject = subject_of(path, drafters, profile, strict=config.strict)
     limit = budget_bytes(budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)

@@ -67,12 +67,12 @@ def plan(
     path = ensure_model(model)
     config = replace(engine.config(), max_drafts=draft_max)
     profile = find_profile(path, config)
-    if profile and config.flash_attention is None:
-        config = config.with_flash_attention(profile.flash_attention)
+    if profile:
+        config = profile.settled(config)
     subject = subject_of(path, drafters, profile, strict=False)
     limit = budget_bytes(memory_budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)
-    n_ctx = found.config.context(_trained(subject.headers))
+    n_ctx = found.config.context(subject.info.n_ctx_train)
     sizes = {
         "as asked": plan_for(subject, config).total,
         "at full speed, with less context": full_speed(subject, config).total,
@@ -82,12 +82,6 @@ def plan(
         typer.echo(json.dumps(_record(found, n_ctx, limit, sizes)))
     else:
         _print(found, n_ctx, limit, sizes)
-
-
-def _trained(headers: Any) -> int:
-    from specgen.core.modelinfo import ModelInfo
-
-    return ModelInfo.from_headers(headers).n_ctx_train
 
 
 def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> dict[str, Any]:

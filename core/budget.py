@@ -8,10 +8,10 @@ that rounding depends on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .config import EngineConfig
 from .errors import MemoryBudgetError
@@ -25,7 +25,7 @@ _SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
 _LEAST_CONTEXT: Final = 512
 _MB: Final = 1_000_000
 
-_Step: TypeAlias = tuple[str, Callable[[EngineConfig], EngineConfig]]
+_Step: TypeAlias = tuple[str, dict[str, Any]]  # in words, and as fields of an EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,14 @@ class Subject:
 
     Attributes:
         headers: of the model file, or of all its parts.
+        info: what they say.
         features: of the CPU, see repack.cpu_features.
         drafters: bytes of the drafters' tables, while there are drafts.
         padding: tokens of context that strict decoding may pad a call with.
     """
 
     headers: Sequence[Header]
+    info: ModelInfo
     features: frozenset[str]
     drafters: int
     padding: int = 0
@@ -62,7 +64,7 @@ class Fit:
 
 def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
     """The memory that `config` takes. Raises ModelError or UsageError."""
-    info = ModelInfo.from_headers(subject.headers)
+    info = subject.info
     stateful = info.is_recurrent or info.is_hybrid
     window = 0 if config.swa_full else info.sliding_window
     chunk = max(config.chunk, config.max_rows, _SNAPSHOTS + 2)
@@ -115,17 +117,12 @@ def least(subject: Subject, config: EngineConfig) -> MemoryPlan:
 
 def full_speed(subject: Subject, config: EngineConfig) -> MemoryPlan:
     """The least memory in which neither prompts nor drafts are slower; only context is less."""
-    contexts = [step for step in _steps(subject, config) if step[0].startswith(_CONTEXT)]
-    return plan_for(subject, _apply(config, contexts))
-
-
-_CONTEXT: Final = "context of"
+    return plan_for(subject, _apply(config, list(_contexts(subject, config))))
 
 
 def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
-    n_ctx = config.context(ModelInfo.from_headers(subject.headers).n_ctx_train)
-    contexts = [] if config.n_ctx is not None else list(_contexts(n_ctx))
+    contexts = list(_contexts(subject, config))
     yield from contexts[:-1]
     if not config.strict:
         yield from _chunks(config)
@@ -134,35 +131,35 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     if not config.strict and config.flash_attention is not False:
         for kv_type in ("q8_0", "q4_0"):
             name = f"cache of type {kv_type}, which rounds"
-            yield name, _setter(kv_type=kv_type, flash_attention=True)
+            yield name, {"kv_type": kv_type, "flash_attention": True}
 
 
 def _chunks(config: EngineConfig) -> Iterator[_Step]:
     for chunk in (256, 128, 64):
         if chunk < config.chunk:
-            yield f"prompts in calls of {chunk} tokens", _setter(chunk=chunk)
+            yield f"prompts in calls of {chunk} tokens", {"chunk": chunk}
 
 
-def _contexts(n_ctx: int) -> Iterator[_Step]:
+def _contexts(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
+    """Half of it, and half of that; what was asked for is a promise."""
+    if config.n_ctx is not None:
+        return
+    n_ctx = config.context(subject.info.n_ctx_train)
     while n_ctx // 2 >= _LEAST_CONTEXT:
         n_ctx //= 2
-        yield f"{_CONTEXT} {n_ctx:,} tokens", _setter(n_ctx=n_ctx)
+        yield f"context of {n_ctx:,} tokens", {"n_ctx": n_ctx}
 
 
 def _drafts(config: EngineConfig, sizes: Sequence[int]) -> Iterator[_Step]:
     for size in sizes:
         if size < config.max_drafts:
             name = f"drafts of at most {size} tokens" if size else "no drafts: plain decoding"
-            yield name, _setter(max_drafts=size)
-
-
-def _setter(**changes: int | str | bool) -> Callable[[EngineConfig], EngineConfig]:
-    return lambda config: replace(config, **changes)  # type: ignore[arg-type]
+            yield name, {"max_drafts": size}
 
 
 def _apply(config: EngineConfig, steps: Sequence[_Step]) -> EngineConfig:
-    for _, change in steps:
-        config = change(config)
+    for _, changes in steps:
+        config = replace(config, **changes)
     return config
 
 

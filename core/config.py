@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .errors import UsageError
 
@@ -53,10 +53,6 @@ class EngineConfig:
     def max_leaves(self) -> int:
         """Leaves of the largest tree."""
         return max(1, min(_MOST_LEAVES, self.max_drafts))
-
-    def with_flash_attention(self, setting: bool) -> EngineConfig:
-        """The same with flash attention on or off."""
-        return replace(self, flash_attention=setting)
 
     def context(self, n_ctx_train: int) -> int:
         """Tokens of context with a model that was trained for so many. Raises UsageError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -63,8 +63,8 @@ class Engine:
         start = perf_counter()
         try:
             profile = profile or find_profile(path, config)
-            if profile and config.flash_attention is None:
-                config = replace(config, flash_attention=profile.flash_attention)
+            if profile:
+                config = profile.settled(config)
             self.strict = _strict(profile, config) if config.strict else None
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
@@ -137,27 +137,22 @@ class Engine:
         branch: bool,
     ) -> Session:
         """A single drafter drafts as it likes; several are judged by what their guesses cost."""
-        config, profile, eog = self.config, self.profile, self.vocab.eog
-        if len(drafters) < 2:
-            return Session(
-                self.backend,
-                drafters,
-                config.max_drafts,
-                branch=branch,
-                eog=eog,
-                strict=strict,
-            )
-        return Session(
+        make = partial(
+            Session,
             self.backend,
             drafters,
-            config.max_drafts,
+            self.config.max_drafts,
             branch=branch,
+            eog=self.vocab.eog,
+            strict=strict,
+        )
+        if len(drafters) < 2:
+            return make()
+        return make(
             calibrator=learned.calibrator if learned else experienced(),
-            pricing=CostTracker(profile.curve if profile else None),
+            pricing=CostTracker(self.profile.curve if self.profile else None),
             pace=Pace(),
             host_s=_HOST_S,
-            eog=eog,
-            strict=strict,
         )
 
     def tokenize(self, text: str) -> list[int]:

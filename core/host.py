@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-_N = TypeVar("_N")
+_N = TypeVar("_N", bound=float)
 
 
 def default_threads() -> int:
@@ -88,26 +88,30 @@ def _physical_cores(usable: frozenset[int]) -> int:
 
 def _cgroup_cpus(membership: Path, root: Path) -> float | None:
     """CPUs that the tightest cgroup (v2 or v1) above this process allows, or None."""
-    quotas = []
-    for line in (_read(membership) or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            quotas += _quotas_above(root, path, _v2_quota)
-        elif "cpu" in controllers.split(","):
-            quotas += _quotas_above(root / "cpu", path, _v1_quota)
-    return min(quotas, default=None)
+    return _tightest(membership, root, "cpu", _v2_quota, _v1_quota)
 
 
 def _cgroup_memory(membership: Path, root: Path) -> int | None:
     """Bytes that the tightest cgroup (v2 or v1) above this process still allows, or None."""
-    left: list[int] = []
+    return _tightest(membership, root, "memory", _v2_memory, _v1_memory)
+
+
+def _tightest(
+    membership: Path,
+    root: Path,
+    controller: str,
+    read_v2: Callable[[Path], _N | None],
+    read_v1: Callable[[Path], _N | None],
+) -> _N | None:
+    """The least of what a controller's groups say that this process is in, or None."""
+    limits: list[_N] = []
     for line in (_read(membership) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            left += _quotas_above(root, path, _v2_memory)
-        elif "memory" in controllers.split(","):
-            left += _quotas_above(root / "memory", path, _v1_memory)
-    return min(left, default=None)
+            limits += _quotas_above(root, path, read_v2)
+        elif controller in controllers.split(","):
+            limits += _quotas_above(root / controller, path, read_v1)
+    return min(limits, default=None)
 
 
 def _v2_memory(folder: Path) -> int | None:

@@ -87,6 +87,12 @@ class Profile:
         """Whether something else used the machine, so that the figures may be far off."""
         return self.noise > _NOISY
 
+    def settled(self, config: EngineConfig) -> EngineConfig:
+        """`config` with flash attention as was found best, where it says nothing of it."""
+        if config.flash_attention is not None:
+            return config
+        return replace(config, flash_attention=self.flash_attention)
+
     @property
     def strict(self) -> Strict:
         """What strict decoding pads its calls to."""

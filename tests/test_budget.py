@@ -11,7 +11,7 @@ from specgen.core.budget import Subject, fit, full_speed, least, parse_budget, p
 from specgen.core.config import EngineConfig
 from specgen.core.errors import MemoryBudgetError
 from specgen.core.host import _cgroup_memory
-from specgen.core.modelinfo import read_headers
+from specgen.core.modelinfo import ModelInfo, read_headers
 
 from .conftest import TinyModel
 
@@ -22,7 +22,8 @@ WANTED = EngineConfig(flash_attention=True)
 @pytest.fixture
 def subject(tiny_model: TinyModel) -> Subject:
     """A tiny model, with drafters that take 2 MB."""
-    return Subject(read_headers(tiny_model()), frozenset(), 2 * MB)
+    headers = read_headers(tiny_model())
+    return Subject(headers, ModelInfo.from_headers(headers), frozenset(), 2 * MB)
 
 
 def test_enough_memory_changes_nothing(subject: Subject) -> None:
