@@ -8,11 +8,11 @@ import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .model_card import clean
+from .options import Format
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,16 +24,6 @@ _WIDTH: Final = 100
 _NAMES: Final = 2  # columns; the others are figures
 _LONGEST_TASK: Final = 16
 _LONGEST_DRAFTER: Final = 18
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    table = "table"
-    md = "md"
-    csv = "csv"
-    json = "json"
-    jsonl = "jsonl"
 
 
 @dataclass(frozen=True, slots=True)

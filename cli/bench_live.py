@@ -23,10 +23,9 @@ from specgen.core.profile import Profile
 from specgen.core.protocols import Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
-from specgen.drafters import create, with_past
+from specgen.drafters import create, fewer, names_of, with_past
 from specgen.drafters.predicted import Predicted
 
-from .bench_format import Format
 from .bench_plot import check_plot, plot
 from .bench_report import write
 from .calibrate import ensure_profile
@@ -34,8 +33,11 @@ from .files import check_place, write_whole
 from .interrupt import Interrupted, Interrupts
 from .memory import fitted
 from .models import ensure_model
+from .options import Format
 from .progress import shown_progress
 from .streams import note
+
+_REPORT = 10 << 20  # bytes of Rich and of what is remembered of runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,13 @@ def run_live(job: LiveJob) -> None:
         prompts = sampled(prompts, job.per_task)
     path = ensure_model(job.model)
     profile = ensure_profile(path, job.config)
-    drafters = [drafter for name in job.names for drafter in create(name)]
-    config = fitted(path, job.config, drafters, job.memory_budget, profile).config
+    names = ",".join(dict.fromkeys(n for name in job.names for n in names_of(name)))
+    config = fitted(
+        path, job.config, names, job.memory_budget, profile, past=job.warm, interface=_REPORT
+    ).config
     bandwidth = measure_bandwidth(job.config.threads or default_threads())
     with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
-        arms = list(_arms(job, engine.vocab))
+        arms = list(_arms(job, config, engine.vocab))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
         runs = _measure(engine, plan, interrupts)
         results = _results(engine, profile, bandwidth, runs)
@@ -145,7 +149,7 @@ def _results(engine: Engine, profile: Profile, bandwidth: float, runs: tuple[Run
     return Results(card, profile.curve, runs)
 
 
-def _arms(job: LiveJob, vocab: Vocab) -> Iterator[Arm]:
+def _arms(job: LiveJob, config: EngineConfig, vocab: Vocab) -> Iterator[Arm]:
     """Plain decoding, then each drafter: cold, and warm where asked for."""
     strict = job.config.strict
     yield Arm(PLAIN, lambda prompt, answers: ())
@@ -153,7 +157,7 @@ def _arms(job: LiveJob, vocab: Vocab) -> Iterator[Arm]:
         yield Arm(f"{PLAIN} strict", lambda prompt, answers: (), strict=True)
     for name in job.names:
         label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
-        make = partial(_drafters, name, vocab)
+        make = partial(_drafters, fewer(name) if config.few_drafters else name, vocab)
         yield Arm(label, make, strict=strict)
         if job.warm and len(create(name)) > 1:  # a single one learns nothing that is kept
             yield Arm(f"{label} warm", make, warm=True, strict=strict)

@@ -11,8 +11,9 @@ from specgen.core.cost import load_curve
 from specgen.core.errors import UsageError
 from specgen.core.replay import load_recordings
 
-from .bench_format import Format, Report, render
+from .bench_format import Report, render
 from .models import ensure_model
+from .options import Format
 from .streams import write
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from specgen.core.summary import (
     summarize,
 )
 
-from .bench_format import Format as Format
 from .bench_format import Report, render, shortened
 from .model_card import size_text
+from .options import Format
 from .streams import write as write_text
 
 _LONGEST_NAME: Final = 20

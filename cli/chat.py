@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from specgen.core.engine import Engine, Generation
 
     from .run import Job
+
+_TERMINAL = 12 << 20  # bytes of prompt_toolkit and Jinja
 
 HELP = """\
 /help           show this
@@ -66,7 +69,7 @@ def chat(
     if not sys.stdin.isatty():
         complete(job, as_message(read_prompt(), system, template))
         return
-    with job.open() as opened:
+    with replace(job, interface=_TERMINAL).open() as opened:
         Repl(job, opened, open_conversation(opened, system, template)).run()
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget
 from specgen.core.config import EngineConfig
 from specgen.core.host import available_memory_bytes
-from specgen.core.llama import system_info
+from specgen.core.library import system_info
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.profile import Profile
-from specgen.core.protocols import Drafter
 from specgen.core.repack import cpu_features
-from specgen.drafters import table_bytes
+from specgen.drafters import fewer, table_bytes
 
 from .model_card import size_text
 
@@ -22,17 +20,29 @@ _log = logging.getLogger("specgen.memory")
 
 
 def subject_of(
-    path: Path, drafters: Sequence[Drafter], profile: Profile | None, *, strict: bool
+    path: Path,
+    drafters: str,
+    profile: Profile | None,
+    *,
+    strict: bool = False,
+    past: bool = True,
+    interface: int = 0,
 ) -> Subject:
-    """The model at `path` on this machine, and who drafts for it. Raises ModelError."""
+    """The model at `path` on this machine, and the names of who drafts for it.
+
+    `past` is whether they search answers of earlier runs. Raises ModelError.
+    """
     headers = read_headers(path)
     info = ModelInfo.from_headers(headers)
     return Subject(
         headers=headers,
         info=info,
         features=cpu_features(system_info()),
-        drafters=table_bytes(drafters, info.n_vocab),
+        tables=lambda n_ctx, few: table_bytes(
+            fewer(drafters) if few else drafters, info.n_vocab, n_ctx, past=past and not few
+        ),
         padding=profile.strict.slack if profile and strict else 0,
+        interface=interface,
     )
 
 
@@ -50,9 +60,12 @@ def budget_bytes(text: str | None) -> int | None:
 def fitted(
     path: Path,
     config: EngineConfig,
-    drafters: Sequence[Drafter],
+    drafters: str,
     budget: str | None,
     profile: Profile | None,
+    *,
+    past: bool = True,
+    interface: int = 0,
 ) -> Fit:
     """`config`, changed where it must be to fit the budget; each change is told as a warning.
 
@@ -60,7 +73,9 @@ def fitted(
     """
     if profile:
         config = profile.settled(config)
-    subject = subject_of(path, drafters, profile, strict=config.strict)
+    subject = subject_of(
+        path, drafters, profile, strict=config.strict, past=past, interface=interface
+    )
     limit = budget_bytes(budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)
     if found.concessions and limit is not None:

@@ -15,10 +15,9 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
 from specgen.core.errors import UsageError
-from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, create
+from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, names_of
 
 if TYPE_CHECKING:
-    from specgen.core.protocols import Drafter
     from specgen.core.sampling import SamplingParams
 
 _SAMPLING = "Sampling"
@@ -31,6 +30,30 @@ class OnOff(StrEnum):
 
     on = "on"
     off = "off"
+
+
+class CacheType(StrEnum):
+    """Types of keys and values, as llama.cpp has them."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    q4_1 = "q4_1"
+    iq4_nl = "iq4_nl"
+    q5_0 = "q5_0"
+    q5_1 = "q5_1"
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
 
 
 class OnOffAuto(StrEnum):
@@ -264,6 +287,26 @@ class MachineOptions:
         OnOffAuto,
         typer.Option("-fa", "--flash-attn", rich_help_panel=_MODEL, help="Flash attention."),
     ] = OnOffAuto.auto
+    cache_type_k: Annotated[
+        CacheType | None,
+        typer.Option(
+            "-ctk",
+            "--cache-type-k",
+            show_default="f16, less where memory is short",
+            help="Type of keys in the cache.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    cache_type_v: Annotated[
+        CacheType | None,
+        typer.Option(
+            "-ctv",
+            "--cache-type-v",
+            show_default="f16, less where memory is short",
+            help="Type of values; all but f32, f16 and bf16 need flash attention.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
     swa_full: Annotated[
         OnOff,
         typer.Option(
@@ -280,6 +323,8 @@ class MachineOptions:
             gpu_layers=_gpu_layers(self.gpu_layers),
             flash_attention=self.flash_attn.choice,
             swa_full=self.swa_full == OnOff.on,
+            type_k=self.cache_type_k,
+            type_v=self.cache_type_v,
         )
 
 
@@ -342,9 +387,10 @@ class EngineOptions(MachineOptions):
         config = MachineOptions.config(self)
         return replace(config, max_drafts=self.draft_max, tree=self.tree.choice, strict=self.strict)
 
-    def drafters(self) -> tuple[Drafter, ...]:
-        """New drafters as asked for. Raises UsageError for a name that there is not."""
-        return tuple(create(self.drafter))
+    def drafters(self) -> str:
+        """The drafters' names. Raises UsageError for one that there is not."""
+        names_of(self.drafter)
+        return self.drafter
 
 
 _ALL_LAYERS = 999  # more than any model has

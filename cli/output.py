@@ -10,10 +10,10 @@ from typing import Any
 from specgen import __version__
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
-from specgen.core.host import peak_memory_bytes
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.memory import MemoryPlan
 from specgen.core.protocols import Vocab
+from specgen.core.resident import peak_bytes
 
 from .model_card import size_text
 from .streams import write
@@ -54,7 +54,7 @@ def stats_line(generation: Generation, planned: MemoryPlan | None = None) -> str
     ]
     parts.append(f"seed {generation.sampler.seed}")
     if planned:
-        peak = size_text(peak_memory_bytes())
+        peak = size_text(peak_bytes())
         parts.append(f"memory {peak} of {size_text(planned.total)} planned")
     return "[specgen] " + " | ".join(parts)
 
@@ -106,7 +106,7 @@ def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
             "first_token_ms": _ms(generation.first_token_s),
             "memory": {
                 "planned": engine.planned and engine.planned.total,
-                "peak": peak_memory_bytes(),
+                "peak": peak_bytes(),
             },
             "steps": stats.steps,
             "tokens_per_step": round(stats.tokens_per_step, 3),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
-from specgen.drafters import DEFAULT_DRAFTER, create
+from specgen.drafters import DEFAULT_DRAFTER, names_of
 
 from .grouping import grouped
 from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
@@ -17,6 +17,7 @@ from .tables import print_table
 
 if TYPE_CHECKING:
     from specgen.core.budget import Fit
+    from specgen.core.config import EngineConfig
     from specgen.core.memory import MemoryPlan
 
 _TERMS = {
@@ -63,13 +64,13 @@ def plan(
 
     set_up_logging(verbose)
     require_model(model)
-    drafters = create(drafter)
+    names_of(drafter)
     path = ensure_model(model)
     config = replace(engine.config(), max_drafts=draft_max)
     profile = find_profile(path, config)
     if profile:
         config = profile.settled(config)
-    subject = subject_of(path, drafters, profile, strict=False)
+    subject = subject_of(path, drafter, profile)
     limit = budget_bytes(memory_budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)
     n_ctx = found.config.context(subject.info.n_ctx_train)
@@ -100,7 +101,7 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
     config = found.config
     typer.echo("")
     typer.echo(
-        f"context {n_ctx:,} tokens ({config.kv_type}), prompts in calls of {config.chunk} tokens,"
+        f"context {n_ctx:,} tokens ({_types(config)}), prompts in calls of {config.chunk} tokens,"
         + (f" drafts of at most {config.max_drafts} tokens" if config.max_drafts else " no drafts")
     )
     if limit is not None:
@@ -109,6 +110,11 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
         typer.echo(f"given up to fit it: {concession}")
     needs = ", ".join(f"{name} {_mb(n)} MB" for name, n in sizes.items())
     typer.echo(f"needed: {needs}")
+
+
+def _types(config: EngineConfig) -> str:
+    keys, values = config.cache_types
+    return keys if keys == values else f"keys {keys}, values {values}"
 
 
 def _rows(plan: MemoryPlan) -> Any:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from specgen.core.catalogue import resolve
 from specgen.core.config import EngineConfig
-from specgen.core.conversation import Conversation
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.gguf import read_header
@@ -20,9 +20,8 @@ from specgen.core.learned import recall
 from specgen.core.llama import open_vocab
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.profile import Profile, find_profile
-from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.drafters import with_past
+from specgen.drafters import create, fewer, with_past
 from specgen.drafters.predicted import Predicted
 
 from .calibrate import ensure_profile
@@ -34,6 +33,9 @@ from .output import PromptProgress, stats_line, write_json
 from .prompt import read_file
 from .streams import note, write
 
+if TYPE_CHECKING:
+    from specgen.core.conversation import Conversation
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -44,10 +46,11 @@ class Job:
     output: OutputOptions
     params: SamplingParams
     config: EngineConfig
-    drafters: tuple[Drafter, ...]
+    drafters: str  # names
     predicted: Path | None = None  # a file
     learn: bool = False
     memory_budget: str | None = None
+    interface: int = 0  # bytes that the command takes beyond what `generate` does
 
     @classmethod
     def of(
@@ -76,7 +79,15 @@ class Job:
         path = ensure_model(self.model)
         strict = self.config.strict
         profile = (ensure_profile if strict else find_profile)(path, self.config)
-        fit = fitted(path, self.config, self.drafters, self.memory_budget, profile)
+        fit = fitted(
+            path,
+            self.config,
+            self.drafters,
+            self.memory_budget,
+            profile,
+            past=self.learn,
+            interface=self.interface,
+        )
         engine = self._engine(path, fit.config, profile)
         engine.planned = fit.plan
         return engine
@@ -84,7 +95,8 @@ class Job:
     def _engine(self, path: Path, config: EngineConfig, profile: Profile | None) -> Engine:
         if not config.max_drafts:  # their tables would be of no use
             return Engine(path, (), config, profile=profile)
-        drafters = self.drafters
+        names = fewer(self.drafters) if config.few_drafters else self.drafters
+        drafters = tuple(create(names))
         if self.predicted:
             text = read_file(self.predicted, "predicted output")
             tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
@@ -92,8 +104,9 @@ class Job:
         if not self.learn or len(drafters) < 2:  # a single one drafts as its paper says
             return Engine(path, drafters, config, profile=profile)
         learned = recall(path)
-        past = with_past(drafters, learned.answers)
-        return Engine(path, past, config, learned, profile)
+        if not config.few_drafters:
+            drafters = with_past(drafters, learned.answers)
+        return Engine(path, drafters, config, learned, profile)
 
 
 def require_model(model: str | None) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 from .calibrate import experienced
 from .engine import Engine, Generation
 from .errors import ContextFull
-from .host import peak_memory_bytes, reset_peak_memory
 from .learned import Learned
 from .protocols import Drafter, Tokens
+from .resident import peak_bytes, reset_peak
 from .runs import Run
 from .sampling import Sampler
 from .tasks import Prompt
@@ -106,7 +106,7 @@ def _converse(
     ask = _asking(engine)
     several = len(prompt.turns) > 1
     for turn, text in enumerate(prompt.turns, start=1):
-        reset_peak_memory()
+        reset_peak()
         tokens, keep = ask(text)
         generation = engine.generate(
             tokens, sampler, max_tokens=plan.n_predict, on_chunk=lambda *_: check()
@@ -165,7 +165,7 @@ def _run(generation: Generation, task: str, asked: tuple[int, int, int], arm: st
         accepted=stats.accepted,
         host_s=stats.total_s - stats.score_s,
         context=len(generation.prompt) + stats.tokens // 2,
-        peak_bytes=peak_memory_bytes(),
+        peak_bytes=peak_bytes(),
         accepted_by=dict(stats.accepted_by),
         sizes=dict(stats.sizes),
         reached=dict(stats.reached),

@@ -1,14 +1,14 @@
 """Fitting a generation into a memory budget: what is given up, and in which order.
 
-What is given up first is missed least: context that nobody asked for, then speed of prompts, then
-drafts. What would change the text, a cache of fewer bits, comes last. Strict decoding keeps all
-that rounding depends on.
+What is given up first is missed least: code that has done its work, context that nobody asked for,
+speed of prompts, then drafts. What would change the text, a cache of fewer bits, comes last. Strict
+decoding keeps all that rounding depends on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -23,9 +23,10 @@ SHARE: Final = 0.85  # of what is available, that is taken unless a budget is gi
 
 _SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
 _LEAST_CONTEXT: Final = 512
-_MB: Final = 1_000_000
+_MIB: Final = 1 << 20
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]  # in words, and as fields of an EngineConfig
+_LEAN: Final[_Step] = ("code dropped that only starting needed", {"lean": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,18 @@ class Subject:
         headers: of the model file, or of all its parts.
         info: what they say.
         features: of the CPU, see repack.cpu_features.
-        drafters: bytes of the drafters' tables, while there are drafts.
+        tables: bytes of the drafters' tables while there are drafts, by the tokens of context and
+            by whether only a few drafters are left (see EngineConfig).
         padding: tokens of context that strict decoding may pad a call with.
+        interface: bytes that the command takes beyond what `generate` does.
     """
 
     headers: Sequence[Header]
     info: ModelInfo
     features: frozenset[str]
-    drafters: int
+    tables: Callable[[int, bool], int]
     padding: int = 0
+    interface: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +72,20 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
     stateful = info.is_recurrent or info.is_hybrid
     window = 0 if config.swa_full else info.sliding_window
     chunk = max(config.chunk, config.max_rows, _SNAPSHOTS + 2)
+    n_ctx = config.context(info.n_ctx_train)
     shape = Shape(
-        n_ctx=config.context(info.n_ctx_train) + subject.padding,
+        n_ctx=n_ctx + subject.padding,
         chunk=chunk,
         max_rows=config.max_rows,
         max_leaves=1 if stateful or window else config.max_leaves,
-        kv_type=config.kv_type,
+        type_k=config.cache_types[0],
+        type_v=config.cache_types[1],
         flash_attention=config.flash_attention is not False,
         swa_full=config.swa_full,
         snapshots=_SNAPSHOTS if stateful else 0,
-        drafters=subject.drafters if config.max_drafts else 0,
+        drafters=subject.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
+        lean=config.lean,
+        interface=subject.interface,
     )
     return plan_memory(subject.headers, shape, subject.features)
 
@@ -96,10 +104,10 @@ def fit(subject: Subject, config: EngineConfig, budget: int) -> Fit:
         made.append(step)
         plan = plan_for(subject, _apply(config, made))
     if plan.total > budget:
-        needed = -(-plan.total // _MB)
+        needed = -(-plan.total // _MIB)
         raise MemoryBudgetError(
-            f"{subject.headers[0].path.name} needs {needed:,} MB at least, and the memory budget is"
-            f" {_text(budget)}",
+            f"{subject.headers[0].path.name} needs {needed:,} MiB at least, and the memory"
+            f" budget is {_text(budget)}",
             f"use --memory-budget {needed}M or more, or a smaller model",
         )
     for step in made[-2::-1]:  # some may not be needed after the last; most missed first
@@ -117,25 +125,29 @@ def least(subject: Subject, config: EngineConfig) -> MemoryPlan:
 
 def full_speed(subject: Subject, config: EngineConfig) -> MemoryPlan:
     """The least memory in which neither prompts nor drafts are slower; only context is less."""
-    return plan_for(subject, _apply(config, list(_contexts(subject, config))))
+    return plan_for(subject, _apply(config, [_LEAN, *_contexts(subject, config)]))
 
 
 def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
     contexts = list(_contexts(subject, config))
+    yield _LEAN
     yield from contexts[:-1]
+    if subject.tables(0, True) < subject.tables(0, False):
+        yield "fewer drafters", {"few_drafters": True}
     if not config.strict:
         yield from _chunks(config)
     yield from contexts[-1:]
     yield from _drafts(config, (8, 4, 0))
-    if not config.strict and config.flash_attention is not False:
-        for kv_type in ("q8_0", "q4_0"):
-            name = f"cache of type {kv_type}, which rounds"
-            yield name, {"kv_type": kv_type, "flash_attention": True}
+    is_open = config.type_k is None and config.type_v is None  # else it is a promise
+    if is_open and not config.strict and config.flash_attention is not False:
+        for kind in ("q8_0", "q4_0"):
+            changes = {"type_k": kind, "type_v": kind, "flash_attention": True}
+            yield f"cache of type {kind}, which rounds", changes
 
 
 def _chunks(config: EngineConfig) -> Iterator[_Step]:
-    for chunk in (256, 128, 64):
+    for chunk in (256, 128, 64, 32):
         if chunk < config.chunk:
             yield f"prompts in calls of {chunk} tokens", {"chunk": chunk}
 
@@ -166,16 +178,21 @@ def _apply(config: EngineConfig, steps: Sequence[_Step]) -> EngineConfig:
 def _told(steps: Sequence[_Step]) -> Iterator[str]:
     """The last of each kind: 64 tokens a call says that it is not 128 either."""
     last = {name.split()[0]: name for name, _ in steps}
-    last |= {"drafts": last.pop("no")} if "no" in last else {}
+    if "no" in last:  # drafts, and so it does not matter whose
+        last["drafts"] = last.pop("no")
+        last.pop("fewer", None)
     yield from last.values()
 
 
 def _text(n_bytes: int) -> str:
-    return f"{n_bytes / _MB:,.0f} MB"
+    return f"{n_bytes / _MIB:,.0f} MiB"
 
 
 def parse_budget(text: str, available: int | None) -> int:
-    """Bytes of a budget such as "400M", "1.5G", "300MiB" or "60%" of what is available.
+    """Bytes of a budget such as "400M", "1.5G", "300MB" or "60%" of what is available.
+
+    As memory is counted by containers, services and GNU's tools: M and MiB are 1,024 x 1,024
+    bytes, MB is a million.
 
     Raises MemoryBudgetError for what is no budget, or more than is available.
     """
@@ -192,7 +209,7 @@ def parse_budget(text: str, available: int | None) -> int:
             )
         n_bytes = available * number / 100
     else:
-        n_bytes = number * _UNITS[unit.removesuffix("b")]
+        n_bytes = number * _UNITS[unit]
     if available is not None and n_bytes > available:
         raise MemoryBudgetError(
             f"the memory budget of {_text(int(n_bytes))} is more than the {_text(available)} that"
@@ -206,7 +223,7 @@ def parse_budget(text: str, available: int | None) -> int:
 
 _BUDGET: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(%|[kmgt]i?b?|b?)", re.IGNORECASE)
 _UNITS: Final = MappingProxyType(
-    {"": 1}
-    | {unit: 1000 ** (i + 1) for i, unit in enumerate("kmgt")}
-    | {f"{unit}i": 1024 ** (i + 1) for i, unit in enumerate("kmgt")}
+    {"": 1, "b": 1}
+    | {f"{unit}{end}": 1024**i for i, unit in enumerate("kmgt", 1) for end in ("", "i", "ib")}
+    | {f"{unit}b": 1000**i for i, unit in enumerate("kmgt", 1)}
 )

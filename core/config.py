@@ -11,6 +11,8 @@ DEFAULT_CONTEXT = 8192
 
 DEFAULT_MAX_DRAFTS = 16
 
+DEFAULT_CACHE_TYPE = "f16"
+
 _MOST_ROWS = 64
 _MOST_LEAVES = 32
 
@@ -30,7 +32,10 @@ class EngineConfig:
             an error where it cannot.
         strict: give every call a width of one exact class, see strict.Strict.
         chunk: tokens of the prompt in one call.
-        kv_type: of the cache: "f16", "q8_0" or "q4_0".
+        type_k, type_v: of keys and values in the cache, such as "q8_0"; None is "f16", or less
+            where memory is short.
+        few_drafters: leave out drafters that take more memory than they gain.
+        lean: drop what was needed only to start, see resident.drop_code.
     """
 
     n_ctx: int | None = None
@@ -42,7 +47,15 @@ class EngineConfig:
     tree: bool | None = None
     strict: bool = False
     chunk: int = 512
-    kv_type: str = "f16"
+    type_k: str | None = None
+    type_v: str | None = None
+    few_drafters: bool = False
+    lean: bool = False
+
+    @property
+    def cache_types(self) -> tuple[str, str]:
+        """Of keys and of values."""
+        return self.type_k or DEFAULT_CACHE_TYPE, self.type_v or DEFAULT_CACHE_TYPE
 
     @property
     def max_rows(self) -> int:

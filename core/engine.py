@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from .calibrate import experienced
 from .config import EngineConfig
-from .conversation import Conversation
 from .errors import ContextFull, UsageError
 from .host import default_threads
 from .learned import Learned
@@ -20,13 +20,16 @@ from .memory import MemoryPlan
 from .pace import Pace
 from .profile import Profile, find_profile
 from .protocols import Drafter
+from .resident import drop_code
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
 from .strict import ONE_ROW, Strict
-from .template import ChatTemplate
 from .text import TextStream
 from .tracker import CostTracker
+
+if TYPE_CHECKING:
+    from .conversation import Conversation
 
 _log = logging.getLogger("specgen.engine")
 
@@ -66,6 +69,8 @@ class Engine:
             if profile:
                 config = profile.settled(config)
             self.strict = _strict(profile, config) if config.strict else None
+            if config.lean:
+                drop_code()
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
             self.backend = LlamaBackend(
@@ -80,6 +85,8 @@ class Engine:
         self.config = config
         self.profile = profile
         self.renew(drafters, learned)
+        if config.lean:
+            drop_code()
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
             _log.warning("no two widths of calls round alike here: --strict means one row a call")
@@ -164,6 +171,9 @@ class Engine:
 
         Raises ModelError if the model has none.
         """
+        from .conversation import Conversation  # Jinja is 6 MB, and only chats need it
+        from .template import ChatTemplate
+
         vocab = self.vocab
         source = template if template is not None else self.model.chat_template()
         return Conversation(
@@ -188,7 +198,13 @@ class Engine:
         of the prompt is processed, and may raise to stop.
         """
         return Generation(
-            self.session, TextStream(self.vocab, stop), prompt, sampler, max_tokens, on_chunk
+            self.session,
+            TextStream(self.vocab, stop),
+            prompt,
+            sampler,
+            max_tokens,
+            on_chunk,
+            lean=self.config.lean,
         )
 
     def keep(self, generation: Generation) -> None:
@@ -222,6 +238,8 @@ class Generation:
         sampler: Sampler,
         max_tokens: int | None,
         on_chunk: Callable[[int, int], None] | None,
+        *,
+        lean: bool = False,
     ) -> None:
         self.prompt = tuple(prompt)
         self.sampler = sampler
@@ -236,6 +254,7 @@ class Generation:
         self._stream = stream
         self._max_tokens = max_tokens
         self._on_chunk = on_chunk
+        self._lean = lean
 
     @property
     def stop_string(self) -> str | None:
@@ -247,6 +266,8 @@ class Generation:
         start = perf_counter()
         self.reused = self._session.feed(self.prompt, self._on_chunk)
         self.prefill_s = perf_counter() - start
+        if self._lean:
+            drop_code()
         try:
             for step in self._session.generate(self.sampler, self._max_tokens, self._stream.push):
                 if not self.tokens:
@@ -293,7 +314,7 @@ def _context_config(
         chunk=config.chunk,
         flash_attention=config.flash_attention,
         swa_full=config.swa_full,
-        kv_type=config.kv_type,
+        cache_types=config.cache_types,
     )
 
 

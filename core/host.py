@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+
+from .resident import bytes_in, own_bytes
 
 _N = TypeVar("_N", bound=float)
 
@@ -27,50 +27,15 @@ def default_threads() -> int:
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping, or None where the system does not tell.
+    """Memory that this process can have in all without swapping; None where nobody tells.
 
-    A container's or a service's limit counts (cgroups, v2 and v1), less what is in use there
-    and could not be dropped.
+    What it already has counts, too, unless it could be dropped. A container's or a service's
+    limit counts (cgroups, v2 and v1), less what others use there and could not drop.
     """
-    free = _bytes_in(Path("/proc/meminfo"), "MemAvailable")
+    free = bytes_in(Path("/proc/meminfo"), "MemAvailable")
     left = _cgroup_memory(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     known = [n for n in (free, left) if n is not None]
-    return max(0, min(known)) if known else None
-
-
-def peak_memory_bytes() -> int:
-    """Most resident memory of this process since `reset_peak_memory`; 0 where it is not known.
-
-    Without a reset, or where there is none (not Linux), since the process began. Mapped files
-    count as far as they are resident, and so do weights.
-    """
-    # First, because getrusage knows no reset, and starts with the peak of the parent process.
-    peak = _bytes_in(Path("/proc/self/status"), "VmHWM")
-    return _peak_by_getrusage() if peak is None else peak
-
-
-def reset_peak_memory() -> None:
-    """Let `peak_memory_bytes` begin anew at what is resident now, where the system can do so."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_by_getrusage() -> int:
-    if sys.platform == "win32":
-        return 0
-    import resource  # Windows has none
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _bytes_in(path: Path, key: str) -> int | None:
-    """The value of a line such as "VmHWM:  1696 kB", in bytes."""
-    for line in (_read(path) or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return 1024 * int(value.split()[0])
-    return None
+    return max(0, min(known)) + (own_bytes() or 0) if known else None
 
 
 def _affinity() -> frozenset[int]:
@@ -115,22 +80,25 @@ def _tightest(
 
 
 def _v2_memory(folder: Path) -> int | None:
-    return _left(folder, "memory.max", "memory.current", "inactive_file")
+    return _left(folder, "memory.max", "memory.current", "")
 
 
 def _v1_memory(folder: Path) -> int | None:
-    names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-    return _left(folder, *names)
+    return _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
-def _left(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
-    """What a group's limit leaves, given the names of its files and of what it could drop."""
+def _left(folder: Path, limit: str, usage: str, prefix: str) -> int | None:
+    """What a group's limit leaves, given the names of its files and a prefix in memory.stat.
+
+    Pages of files can be dropped.
+    """
     most, used = _read(folder / limit), _read(folder / usage)
     if not (most and used and most.isdecimal() and used.isdecimal()):  # "max", or no such group
         return None
     lines = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
     stat = {words[0]: int(words[1]) for words in lines if len(words) == 2}
-    return int(most) - int(used) + stat.get(droppable, 0)
+    files = (stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+    return int(most) - int(used) + sum(files)
 
 
 def _quotas_above(root: Path, path: str, read: Callable[[Path], _N | None]) -> list[_N]:

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level API: the only module that imports it.
+"""A model and a context of llama.cpp, through its low-level API (see library.py).
 
 The cache is one sequence (id 0) without holes. A tree needs one more sequence per extra leaf,
 which shares the trunk's cells; it keeps them between steps, because lending a whole trunk costs
@@ -7,118 +7,21 @@ far more than lending what is new of it. Every return code is checked.
 
 from __future__ import annotations
 
-import ctypes
-import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .batch import Batch
+from .config import DEFAULT_CACHE_TYPE
 from .errors import BackendError, ContextFull, ModelError
 from .ggml_types import type_id
 from .layout import Layout, lay_out
+from .library import library
 from .outputs import Outputs
 from .protocols import Limits, Logits, Tokens
 from .tree import DraftTree
 from .vocab import LlamaVocab
-
-_log = logging.getLogger("specgen.llama")
-
-# ggml_log_level -> logging level; 5 continues the line before it.
-_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
-
-
-class _LogBridge:
-    """llama.cpp's log as lines of the `specgen.llama` logger; the last errors kept to quote."""
-
-    def __init__(self) -> None:
-        self.errors: deque[str] = deque(maxlen=4)
-        self._level = logging.DEBUG
-        self._line = ""
-
-    def __call__(self, level: int, text: bytes, _user_data: Any) -> None:
-        self._level = _LEVELS.get(level, self._level)
-        self._line += text.decode("utf-8", errors="replace")
-        if not self._line.endswith("\n"):
-            return
-        line, self._line = self._line.strip(), ""
-        if self._level == logging.ERROR:
-            self.errors.append(line)
-        _log.log(self._level, "%s", line)
-
-    def last_error(self) -> str:
-        """The first of the errors since the last call: later ones only follow from it."""
-        line = self.errors[0] if self.errors else ""
-        self.errors.clear()
-        return line.partition(": ")[2] or line
-
-
-@dataclass(frozen=True)
-class _Library:
-    """The loaded library. llama.cpp has one log callback per process, so there is one of these."""
-
-    api: Any
-    log: _LogBridge
-    log_callback: Any  # ctypes does not keep it alive
-
-
-@cache
-def _library() -> _Library:
-    import llama_cpp
-
-    bridge = _LogBridge()
-    callback = llama_cpp.llama_log_callback(bridge)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return _Library(llama_cpp, bridge, callback)
-
-
-def system_info() -> str:
-    """What llama.cpp was built for and found on this machine."""
-    text: bytes = _library().api.llama_print_system_info()
-    return text.decode().strip()
-
-
-def library_version() -> str:
-    """Everything about the build of llama.cpp that may change its speed or its rounding."""
-    api = _library().api
-    names = ("ggml_version", "ggml_commit")
-    built = [text for name in names if (text := _ggml_text(name)) is not None]
-    return " ".join([f"llama-cpp-python {api.__version__}", *built, system_info()])
-
-
-def device_names() -> tuple[str, ...]:
-    """The devices that llama.cpp found, such as "CPU AMD EPYC"; none where it does not say."""
-    _library()
-    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
-    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    if count is None or get is None:
-        return ()
-    devices = [get(i) for i in range(count())]
-    words = ("ggml_backend_dev_name", "ggml_backend_dev_description")
-    return tuple(" ".join(_ggml_text(word, device) or "" for word in words) for device in devices)
-
-
-def _ggml_function(name: str, result: Any, *arguments: Any) -> Any | None:
-    """A function of ggml that llama-cpp-python does not wrap, or None where it is not found."""
-    try:
-        from llama_cpp._ggml import libggml
-
-        function = libggml[name]  # a new object each time, so its types are ours alone
-    except (ImportError, AttributeError):
-        return None
-    function.restype = result
-    function.argtypes = list(arguments)
-    return function
-
-
-def _ggml_text(name: str, *handles: int) -> str | None:
-    function = _ggml_function(name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
-    text: bytes | None = function(*handles) if function else None
-    return text.decode("utf-8", "replace") if text else None
 
 
 class LlamaModel:
@@ -132,15 +35,14 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
-        library = _library()
-        self._api = api = library.api
+        self._api = api = library().api
         params = api.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
-        library.log.errors.clear()
+        library().log.errors.clear()
         self.handle = api.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
-            reason = library.log.last_error() or "unknown reason"
+            reason = library().log.last_error() or "unknown reason"
             raise ModelError(
                 f"llama.cpp cannot load {path}: {reason}",
                 "check the file with `specgen info`, or fetch it again",
@@ -171,7 +73,7 @@ class LlamaModel:
 
 def open_vocab(path: Path) -> LlamaVocab:
     """The vocabulary of a GGUF file, without its weights, kept for good. Raises ModelError."""
-    api = _library().api
+    api = library().api
     params = api.llama_model_default_params()
     params.vocab_only = True
     handle = api.llama_model_load_from_file(str(path).encode(), params)
@@ -193,7 +95,7 @@ class ContextConfig:
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, which trees and rewinding need.
         snapshots: states that hybrid and recurrent models keep to roll back, where they can.
-        kv_type: of the cache, such as "q8_0".
+        cache_types: of keys and of values, such as "q8_0".
     """
 
     n_ctx: int
@@ -204,7 +106,7 @@ class ContextConfig:
     flash_attention: bool | None = None
     swa_full: bool = True
     snapshots: int = 8
-    kv_type: str = "f16"
+    cache_types: tuple[str, str] = (DEFAULT_CACHE_TYPE, DEFAULT_CACHE_TYPE)
 
 
 class LlamaBackend:
@@ -214,12 +116,12 @@ class LlamaBackend:
     """
 
     def __init__(self, model: LlamaModel, config: ContextConfig) -> None:
-        self._api = api = _library().api
+        self._api = api = library().api
         self._stateful = model.is_recurrent or model.is_hybrid
         self._window = 0 if config.swa_full else model.sliding_window
         self._context = api.llama_init_from_model(model.handle, self._params(model, config))
         if not self._context:
-            reason = _library().log.last_error() or "unknown reason"
+            reason = library().log.last_error() or "unknown reason"
             raise BackendError(
                 f"llama.cpp cannot create a context of {config.n_ctx} tokens: {reason}",
                 "use a smaller context (-c)",
@@ -246,7 +148,7 @@ class LlamaBackend:
         if config.flash_attention is not None:
             params.flash_attn_type = int(config.flash_attention)
         params.swa_full = config.swa_full
-        params.type_k = params.type_v = type_id(config.kv_type)
+        params.type_k, params.type_v = map(type_id, config.cache_types)
         params.kv_unified = True
         return params
 
@@ -393,7 +295,7 @@ def _explain(code: int, n_rows: int, n_ctx: int) -> tuple[str, str]:
         )
     if code == 2:
         return "llama.cpp was told to abort", ""
-    reason = _library().log.last_error() or "see -vv"
+    reason = library().log.last_error() or "see -vv"
     return (
         f"llama.cpp failed on {n_rows} tokens (code {code}): {reason}",
         "it may be out of memory: use a smaller context (-c) or fewer GPU layers (-ngl)",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from specgen import __version__
 
 from .bandwidth import measure_bandwidth
 from .card import Card, read_bytes
-from .llama import device_names, library_version
+from .library import device_names, library_version
 from .modelinfo import ModelInfo, read_headers
 
 
@@ -31,6 +32,7 @@ def card_of(
     """
     headers = read_headers(path)
     info = ModelInfo.from_headers(headers)
+    bindings = version("llama_cpp_python")
     return Card(
         date=now.astimezone(UTC).isoformat(timespec="seconds"),
         model=path.name,
@@ -45,5 +47,5 @@ def card_of(
         flash_attention=flash_attention,
         n_ctx=n_ctx,
         devices=device_names(),
-        build=f"specgen {__version__}, {library_version()}",
+        build=f"specgen {__version__}, llama-cpp-python {bindings}, {library_version()}",
     )

@@ -13,14 +13,18 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Final
 
+from .config import DEFAULT_CACHE_TYPE
 from .errors import UsageError
+from .ggml_types import BLOCKS, type_id
 from .gguf import Header
 from .layers import CachedLayer, Layers, read_layers
 from .repack import copied_bytes
 
 _FLOAT: Final = 4  # bytes
 _PADDING: Final = 256  # cells of a cache are a multiple of this
-_KV_BLOCKS: Final = MappingProxyType({"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)})
+# Those that llama.cpp's option has.
+_NAMES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+CACHE_TYPES: Final = MappingProxyType({name: BLOCKS[type_id(name)] for name in _NAMES})
 
 # Bytes that llama.cpp notes about a cell, about each sequence in it, a token and a merge of
 # the vocabulary (strings, hash tables, what glibc keeps of what was freed).
@@ -30,9 +34,10 @@ _TOKEN: Final = 166
 _MERGE: Final = 184
 _INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
 
-# Python, NumPy, specgen and llama.cpp's libraries, llama.cpp's own notes about a graph (48 MiB),
-# and what the command line imports.
-_BASELINE: Final = 68 << 20
+# Python, NumPy, specgen with its command line, and llama.cpp's libraries; and the same after
+# resident.drop_code.
+_BASELINE: Final = 45 << 20
+_LEAN_BASELINE: Final = 35 << 20
 
 _MOST: Final = MappingProxyType(
     {
@@ -42,6 +47,7 @@ _MOST: Final = MappingProxyType(
         "max_leaves": 256,  # LLAMA_MAX_SEQ
         "snapshots": 1 << 16,
         "drafters": 1 << 50,
+        "interface": 1 << 50,
     }
 )
 
@@ -56,35 +62,42 @@ class Shape:
         max_rows: rows of logits of one call. llama.cpp reserves addresses for as many as it is
             told; memory is what calls have used.
         max_leaves: sequences, one for each leaf of a tree.
-        kv_type: of keys and values alike: "f16", "q8_0" or "q4_0".
+        type_k, type_v: of keys and of values, one of CACHE_TYPES.
         flash_attention: whether scores of a whole chunk are never stored.
         swa_full: keep all cells of layers with a sliding window.
         snapshots: older states that recurrent layers keep, where llama.cpp can.
         drafters: bytes of the drafters' tables.
+        lean: whether the process drops what it needed only to start.
+        interface: bytes that the command takes beyond what `generate` does.
     """
 
     n_ctx: int
     chunk: int = 512
     max_rows: int = 64
     max_leaves: int = 32
-    kv_type: str = "f16"
+    type_k: str = DEFAULT_CACHE_TYPE
+    type_v: str = DEFAULT_CACHE_TYPE
     flash_attention: bool = True
     swa_full: bool = True
     snapshots: int = 0
     drafters: int = 0
+    lean: bool = False
+    interface: int = 0
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
-            least = 0 if name in ("snapshots", "drafters") else 1
+            least = 0 if name in ("snapshots", "drafters", "interface") else 1
             value = getattr(self, name)
             if not least <= value <= most:
                 raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
-        if self.kv_type not in _KV_BLOCKS:
-            known = ", ".join(_KV_BLOCKS)
-            raise UsageError(f"the cache cannot be of type {self.kv_type!r}", f"use one of {known}")
-        if self.kv_type != "f16" and not self.flash_attention:
-            message = f"a cache of type {self.kv_type} needs flash attention"
-            raise UsageError(message, "turn flash attention on, or use f16")
+        for kind in (self.type_k, self.type_v):
+            if kind not in CACHE_TYPES:
+                raise UsageError(
+                    f"the cache cannot be of type {kind!r}", f"use one of {', '.join(CACHE_TYPES)}"
+                )
+        if CACHE_TYPES[self.type_v].n_values > 1 and not self.flash_attention:
+            message = f"values of type {self.type_v} need flash attention"
+            raise UsageError(message, "use --flash-attn on, or values of type f16")
 
     @property
     def cells(self) -> int:
@@ -166,7 +179,7 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
         outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=shape.drafters,
-        baseline=_BASELINE,
+        baseline=(_LEAN_BASELINE if shape.lean else _BASELINE) + shape.interface,
     )
 
 
@@ -180,21 +193,22 @@ def _kv(layers: Layers, shape: Shape) -> int:
         if values and not shape.flash_attention:
             values = widest
         cells = shape.window_cells(layers.window) if layer.is_sliding else shape.cells
-        total += cells * _stored(layer.heads * layer.key + values, shape.kv_type)
+        total += cells * _stored(layer.heads * layer.key, shape.type_k)
+        total += cells * _stored(values, shape.type_v)
     return total
 
 
 def _check_blocks(layer: CachedLayer, shape: Shape) -> None:
-    n_values = _KV_BLOCKS[shape.kv_type][0]
-    for width in (layer.key, layer.value):
+    for width, kind in ((layer.key, shape.type_k), (layer.value, shape.type_v)):
+        n_values = CACHE_TYPES[kind].n_values
         if width % n_values:
             message = f"heads of {width} numbers are no whole blocks of {n_values}"
-            raise UsageError(f"{message}, which a cache of type {shape.kv_type} needs", "use f16")
+            raise UsageError(f"{message}, which a cache of type {kind} needs", "use f16")
 
 
-def _stored(n: int, kv_type: str) -> int:
-    n_values, n_bytes = _KV_BLOCKS[kv_type]
-    return n // n_values * n_bytes
+def _stored(n: int, kind: str) -> int:
+    block = CACHE_TYPES[kind]
+    return n // block.n_values * block.n_bytes
 
 
 def _cells(layers: Layers, shape: Shape) -> int:

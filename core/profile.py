@@ -20,7 +20,8 @@ from .cost import MAX_ROWS, CostModel
 from .errors import BackendError, ModelError
 from .exact import WIDTHS, Branching, Classes, exact_branches, exact_classes
 from .host import default_threads
-from .llama import ContextConfig, LlamaBackend, LlamaModel, device_names, library_version
+from .library import device_names, library_version
+from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .measure import (
     CONTEXTS,
     Comparison,
@@ -165,7 +166,7 @@ def profile_key(path: Path, config: EngineConfig) -> Key:
         "gpu_layers": config.gpu_layers,
         "flash_attention": config.flash_attention,
         "swa_full": config.swa_full,
-        "kv_types": [config.kv_type, config.kv_type],
+        "kv_types": list(config.cache_types),
     }
 
 
@@ -277,5 +278,5 @@ def _context_config(model: LlamaModel, config: EngineConfig, setting: bool) -> C
         threads=config.threads or default_threads(),
         flash_attention=setting,
         swa_full=config.swa_full,
-        kv_type=config.kv_type,
+        cache_types=config.cache_types,
     )

@@ -17,6 +17,7 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,7 +203,7 @@ class Sampler:
         self.params = params
         self.n_vocab = n_vocab
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
-        self._rng = np.random.Generator(np.random.PCG64(self.seed))
+        self._rng = Random(self.seed)
         self._recent: deque[int] = deque()
         self._counts: Counter[int] = Counter()
 

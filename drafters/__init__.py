@@ -59,35 +59,45 @@ def create(names: str) -> list[Drafter]:
 
     Raises UsageError for a name that is not in the registry.
     """
-    chosen = [name.strip() for name in names.split(",")]
-    if chosen == [AUTO]:
-        return [REGISTRY[name].create(alone=False) for name in AUTO_DRAFTERS]
-    drafters = []
+    chosen = names_of(names)
+    return [REGISTRY[name].create(alone=len(chosen) == 1) for name in chosen]
+
+
+def names_of(names: str) -> tuple[str, ...]:
+    """The drafters that a comma-separated list, or "auto", means.
+
+    Raises UsageError for a name that is not in the registry.
+    """
+    chosen = tuple(name.strip() for name in names.split(","))
+    if chosen == (AUTO,):
+        return AUTO_DRAFTERS
     for name in chosen:
-        spec = REGISTRY.get(name)
-        if spec is None:
+        if name not in REGISTRY:
             known = ", ".join([AUTO, *REGISTRY])
             raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
-        drafters.append(spec.create(alone=len(chosen) == 1))
-    return drafters
+    return chosen
 
 
-def table_bytes(drafters: Sequence[Drafter], n_vocab: int) -> int:
-    """Bytes that the tables of drafters take after a long text, see tests/test_memory.py.
+def fewer(names: str) -> str:
+    """Of "auto", the drafters that gain most for their memory; others are kept as asked for."""
+    return ",".join(AUTO_DRAFTERS[:2]) if names.strip() == AUTO else names
 
-    Measured: what several drafters and their judge hold grows to 24 MB; recycle also has a row of
-    64 bytes for each token of the vocabulary.
+
+def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
+    """Bytes that the tables of `names`, as for `create`, take once the context is full.
+
+    Measured (see tests/test_memory.py); `past` is whether answers of earlier runs are searched.
+    Several drafters have a judge, whose counts are tables, too.
     """
-    names = {drafter.name for drafter in drafters}
-    if names <= {"none"}:
-        return 0
-    rows = _ROW_BYTES * n_vocab if "recycle" in names else 0
-    return rows + (_SEVERAL_BYTES if len(names) > 1 else _ONE_BYTES)
-
-
-_ROW_BYTES = 64
-_SEVERAL_BYTES = 24_000_000
-_ONE_BYTES = 8_000_000
+    chosen = set(names_of(names))
+    each = {
+        "suffix": 1_800_000 + 76 * min(n_ctx, 1 << 16),
+        "recycle": 7_500_000 + 64 * n_vocab,
+        "trigram": 2_000_000,
+    }
+    several = len(chosen) > 1
+    total = sum(each.get(name, 0 if name == "none" else 500_000) for name in chosen)
+    return total + several * (1_800_000 + past * ("suffix" in chosen) * 4_500_000)
 
 
 def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ...]:

@@ -25,7 +25,7 @@ MOST_GUESSES = 6  # of one ending
 class Past(Suffix):
     """See specgen.core.protocols.Drafter.
 
-    Memory: 5.3 MiB, whatever the answers.
+    Memory: that of Suffix for so many tokens.
 
     Args:
         answers: (n,) tokens of all of them, the latest last; the last 65,536 are searched.

@@ -28,8 +28,8 @@ ORDERS = (1, 2, 3, 5, 8, 16)
 LONGEST = ORDERS[-1]
 OCCURRENCES = 6  # looked at for one ending, the latest first
 LEVELS = 2  # endings with a match that are looked at, the longest first
-CAPACITY = 1 << 16  # tokens remembered, the latest
-_RING = CAPACITY - 1
+CAPACITY = 1 << 16  # most tokens remembered, the latest
+_FEWEST = 1 << 10  # tokens that there is room for from the start
 _HEADS = (1 << 16) - 1
 _FACTOR = 0x9E3779B97F4A7C15
 _BITS = (1 << 62) - 1
@@ -45,7 +45,8 @@ class _State(NamedTuple):
 class Suffix:
     """See specgen.core.protocols.Drafter.
 
-    Memory: 5.3 MiB, whatever the text. Time: O(LONGEST) a token and a state.
+    Memory: 1.5 MiB and 76 bytes a token, doubled as the text grows, at most 6.3 MiB. Time:
+    O(LONGEST) a token and a state.
 
     Args:
         alone: draft as the papers do, up to 1 + 4 x match tokens of the likeliest guess.
@@ -56,14 +57,25 @@ class Suffix:
 
     def __init__(self, alone: bool = False) -> None:
         self._alone = alone
-        self._text = array("i", bytes(4 * CAPACITY))
         # For each order: the latest place behind an ending with this hash, and from each place
         # the one before it; places count tokens from the start of the text.
         self._heads = [array("i", [-1]) * (_HEADS + 1) for _ in ORDERS]
-        self._earlier = [array("i", [-1]) * CAPACITY for _ in ORDERS]
-        self._hashes = [array("q", bytes(8 * CAPACITY)) for _ in ORDERS]
+        self._make_room(_FEWEST)
         self._n = 0
         self._tail: tuple[int, ...] = ()
+
+    def _make_room(self, capacity: int) -> None:
+        """Empty rings for so many tokens, a power of 2."""
+        self._text = array("i", bytes(4 * capacity))
+        self._earlier = [array("i", bytes(4 * capacity)) for _ in ORDERS]
+        self._hashes = [array("q", bytes(8 * capacity)) for _ in ORDERS]
+        self._ring = capacity - 1
+
+    def _double(self) -> None:
+        """Twice as large rings; the text has filled these, and so every place is where it was."""
+        for ring in (self._text, *self._earlier, *self._hashes):
+            ring.frombytes(bytes(ring.itemsize * len(ring)))
+        self._ring = 2 * self._ring + 1
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
@@ -73,6 +85,7 @@ class Suffix:
         """What `_extend` would do token by token, from nothing, for all `tokens` at once."""
         tokens = tokens[-CAPACITY:]
         n = len(tokens)
+        self._make_room(max(_FEWEST, 1 << (n - 1).bit_length()))
         np.asarray(self._text)[:n] = tokens
         for i, keys in enumerate(_all_hashes(tokens)):
             heads = np.asarray(self._heads[i])
@@ -146,10 +159,11 @@ class Suffix:
         if place < 0:
             return []
         hashes, earlier = self._hashes[order_index], self._earlier[order_index]
-        oldest = self._n - CAPACITY
+        ring = self._ring
+        oldest = self._n - ring - 1
         followers = []
         while place >= max(oldest, 0):
-            slot = place & _RING
+            slot = place & ring
             if hashes[slot] == key:
                 followers.append(self._text[slot])
                 if len(followers) == self.occurrences:
@@ -160,7 +174,9 @@ class Suffix:
     def _extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             place = self._n
-            slot = place & _RING
+            if self._ring < place < CAPACITY:
+                self._double()
+            slot = place & self._ring
             for i, key in enumerate(_hashes(self._tail)):
                 heads = self._heads[i]
                 self._earlier[i][slot] = heads[key & _HEADS]

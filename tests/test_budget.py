@@ -16,14 +16,20 @@ from specgen.core.modelinfo import ModelInfo, read_headers
 from .conftest import TinyModel
 
 MB = 1_000_000
+MIB = 1 << 20
 WANTED = EngineConfig(flash_attention=True)
+
+
+def tables(n_ctx: int, few: bool) -> int:
+    """Of drafters: 2 MB and some by the context, or half of it."""
+    return (2 * MB + 70 * n_ctx) // (2 if few else 1)
 
 
 @pytest.fixture
 def subject(tiny_model: TinyModel) -> Subject:
-    """A tiny model, with drafters that take 2 MB."""
+    """A tiny model."""
     headers = read_headers(tiny_model())
-    return Subject(headers, ModelInfo.from_headers(headers), frozenset(), 2 * MB)
+    return Subject(headers, ModelInfo.from_headers(headers), frozenset(), tables)
 
 
 def test_enough_memory_changes_nothing(subject: Subject) -> None:
@@ -55,9 +61,9 @@ def test_a_byte_less_than_the_least_is_refused(subject: Subject) -> None:
     low = least(subject, WANTED).total
     with pytest.raises(MemoryBudgetError, match="needs") as failure:
         fit(subject, WANTED, low - 1)
-    assert f"--memory-budget {-(-low // MB)}M" in failure.value.hint
+    assert f"--memory-budget {-(-low // MIB)}M" in failure.value.hint
     assert failure.value.exit_code == 4
-    assert fit(subject, WANTED, -(-low // MB) * MB).plan.total <= -(-low // MB) * MB
+    assert fit(subject, WANTED, -(-low // MIB) * MIB).plan.total <= -(-low // MIB) * MIB
 
 
 def test_nothing_is_given_up_in_vain(subject: Subject) -> None:
@@ -66,7 +72,7 @@ def test_nothing_is_given_up_in_vain(subject: Subject) -> None:
     for step in range(1, 40):
         budget = low + (high - low) * step // 40
         config = fit(subject, WANTED, budget).config
-        for name in ("chunk", "max_drafts", "kv_type"):
+        for name in ("chunk", "max_drafts", "type_k", "few_drafters", "lean"):
             wanted = getattr(WANTED, name)
             if getattr(config, name) != wanted:
                 better = replace(config, **{name: wanted})
@@ -85,7 +91,7 @@ def test_strict_keeps_what_rounding_depends_on(subject: Subject) -> None:
     """The calls of a prompt, and the type of the cache."""
     strict = replace(WANTED, strict=True)
     config = fit(subject, strict, least(subject, strict).total).config
-    assert (config.chunk, config.kv_type) == (WANTED.chunk, "f16")
+    assert (config.chunk, config.cache_types) == (WANTED.chunk, ("f16", "f16"))
 
 
 def test_a_cache_that_rounds_comes_last(subject: Subject) -> None:
@@ -93,15 +99,15 @@ def test_a_cache_that_rounds_comes_last(subject: Subject) -> None:
     low, high = least(subject, WANTED).total, plan_for(subject, WANTED).total
     for step in range(40):
         config = fit(subject, WANTED, low + (high - low) * step // 40).config
-        if config.kv_type != "f16":
+        if config.type_k:
             assert config.max_drafts == 0
-    assert fit(subject, WANTED, low).config.kv_type == "q4_0"
+    assert fit(subject, WANTED, low).config.cache_types == ("q4_0", "q4_0")
 
 
 def test_without_flash_attention_the_cache_keeps_its_type(subject: Subject) -> None:
     """llama.cpp has no quantized cache there."""
     off = EngineConfig(flash_attention=False)
-    assert fit(subject, off, least(subject, off).total).config.kv_type == "f16"
+    assert fit(subject, off, least(subject, off).total).config.type_v is None
 
 
 def test_full_speed_needs_less_than_all(subject: Subject) -> None:
@@ -113,14 +119,15 @@ def test_full_speed_needs_less_than_all(subject: Subject) -> None:
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [
-        ("400M", 400 * MB),
-        ("400m", 400 * MB),
+        ("400M", 400 * MIB),
+        ("400m", 400 * MIB),
         ("400MB", 400 * MB),
-        ("1.5G", 1500 * MB),
+        ("1.5G", 1536 * MIB),
+        ("1.5GB", 1500 * MB),
         ("300MiB", 300 << 20),
         ("2GiB", 2 << 30),
         ("1000000", MB),
-        ("1 k", 1000),
+        ("1 k", 1024),
         ("25%", 1_000 * MB),
         (" 12.5% ", 500 * MB),
     ],
@@ -132,7 +139,7 @@ def test_budgets(text: str, n_bytes: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "abc", "0", "0%", "-1G", "1X", "M", "%", "1e9", "nan", "inf", "5G", "101%", "1" * 99],
+    ["", "abc", "0", "0%", "-1G", "1X", "M", "%", "1e9", "nan", "inf", "4G", "101%", "1" * 99],
 )
 def test_what_is_no_budget(text: str) -> None:
     """One clear error, exit code 4."""
@@ -142,7 +149,7 @@ def test_what_is_no_budget(text: str) -> None:
 
 def test_a_part_of_what_is_not_known() -> None:
     """A size is needed where the system does not tell what is available."""
-    assert parse_budget("9G", None) == 9_000 * MB
+    assert parse_budget("9G", None) == 9 << 30
     with pytest.raises(MemoryBudgetError, match="does not tell"):
         parse_budget("50%", None)
 
@@ -160,7 +167,10 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
     membership.write_text("0::/a/b\n")
     root = tmp_path / "root"
     write(
-        root / "a", memory__max=1000, memory__current=400, memory__stat="anon 9\ninactive_file 50"
+        root / "a",
+        memory__max=1000,
+        memory__current=400,
+        memory__stat="anon 9\ninactive_file 40\nactive_file 10\nfile 99",
     )
     write(root / "a" / "b", memory__max="max", memory__current=100)
     assert _cgroup_memory(membership, root) == 650
@@ -174,7 +184,7 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
         root / "memory" / "c",
         memory__limit_in_bytes=5000,
         memory__usage_in_bytes=1000,
-        memory__stat="total_inactive_file 10",
+        memory__stat="total_inactive_file 7\ntotal_active_file 3\ntotal_cache 99",
     )
     assert _cgroup_memory(membership, root) == 4010
     assert _cgroup_memory(tmp_path / "nowhere", root) is None

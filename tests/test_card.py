@@ -15,7 +15,7 @@ import specgen
 from specgen.core import machine
 from specgen.core.card import Card, read_bytes
 from specgen.core.errors import ModelError
-from specgen.core.llama import device_names
+from specgen.core.library import device_names
 from specgen.core.machine import card_of
 from specgen.core.modelinfo import read_headers
 

@@ -26,7 +26,6 @@ from specgen.core.config import EngineConfig
 from specgen.core.llama import LlamaBackend
 from specgen.core.sampling import SamplingParams
 from specgen.core.template import Message
-from specgen.drafters import create
 
 from .command import READY, TIMEOUT_S, run, start, text_of
 
@@ -67,7 +66,7 @@ def talk(endless: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Talk
         output = OutputOptions(stats=how.get("stats", False))
         config = EngineConfig(n_ctx=ctx, threads=1)
         params = SamplingParams(temperature=0, seed=1)
-        job = Job(str(endless), TextOptions(n), output, params, config, tuple(create("none")))
+        job = Job(str(endless), TextOptions(n), output, params, config, "none")
         with (
             create_pipe_input() as keys,
             create_app_session(input=keys, output=DummyOutput()),

@@ -17,7 +17,7 @@ import pytest
 
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.gguf import TensorInfo
-from specgen.core.llama import system_info
+from specgen.core.library import system_info
 from specgen.core.memory import MemoryPlan, Shape, plan_memory
 from specgen.core.modelinfo import read_headers, read_model
 from specgen.core.repack import copied_bytes, cpu_features, is_copied
@@ -35,7 +35,7 @@ SETTINGS = (
     Shape(n_ctx=1000, chunk=128, max_rows=16, max_leaves=4, flash_attention=False),
     Shape(n_ctx=512, chunk=64, max_rows=1, max_leaves=1),
     Shape(n_ctx=4096, chunk=64, max_rows=9, max_leaves=1, swa_full=False, snapshots=8),
-    Shape(n_ctx=4096, chunk=512, max_rows=64, max_leaves=1, kv_type="q8_0"),
+    Shape(n_ctx=4096, chunk=512, max_rows=64, max_leaves=1, type_k="q8_0", type_v="q8_0"),
 )
 each_setting = pytest.mark.parametrize("shape", SETTINGS, ids=lambda s: f"{s.n_ctx}x{s.chunk}")
 
@@ -197,7 +197,8 @@ class Dry:
         params.n_outputs_max = max(shape.max_rows, shape.max_leaves)
         params.n_seq_max, params.n_rs_seq = shape.max_leaves, shape.snapshots
         params.flash_attn_type, params.swa_full = int(shape.flash_attention), shape.swa_full
-        params.type_k = params.type_v = {"f16": 1, "q4_0": 2, "q8_0": 8}[shape.kv_type]
+        kinds = {"f16": 1, "q4_0": 2, "q4_1": 3, "q5_1": 7, "q8_0": 8}
+        params.type_k, params.type_v = kinds[shape.type_k], kinds[shape.type_v]
         params.kv_unified, params.n_threads, params.n_threads_batch = True, 1, 1
         self._log.clear()
         context = self._api.llama_init_from_model(self._model, params)
@@ -416,7 +417,7 @@ def test_compute_by_context(
 def test_types_of_cache(kv_type: str, a_block: int, made: Callable[[str], Path]) -> None:
     """32 numbers of keys or values take so many bytes."""
     numbers = 16 * 2 * 8 * 64 * 2048
-    planned = plan(made("1b"), Shape(n_ctx=2048, kv_type=kv_type))
+    planned = plan(made("1b"), Shape(n_ctx=2048, type_k=kv_type, type_v=kv_type))
     assert planned.kv == numbers // 32 * a_block
 
 
@@ -424,7 +425,7 @@ def test_heads_that_are_no_whole_blocks(tmp_path: Path) -> None:
     """llama.cpp has no quantized cache for heads of 16 numbers."""
     path = header_of(tmp_path / "m.gguf", "llama", {})
     with pytest.raises(UsageError, match="16 numbers"):
-        plan(path, Shape(n_ctx=512, kv_type="q8_0"))
+        plan(path, Shape(n_ctx=512, type_k="q8_0", type_v="q8_0"))
 
 
 def info(name: str, kind: str, *shape: int) -> TensorInfo:

@@ -1,0 +1,136 @@
+"""llama.cpp as a loaded library: its functions, its log, its build and its devices.
+
+The only module that imports llama-cpp-python, and no more of it than the bindings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from typing import Any
+
+_log = logging.getLogger("specgen.llama")
+
+# ggml_log_level -> logging level; 5 continues the line before it.
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
+
+
+class LogBridge:
+    """llama.cpp's log as lines of the `specgen.llama` logger; the last errors kept to quote."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=4)
+        self._level = logging.DEBUG
+        self._line = ""
+
+    def __call__(self, level: int, text: bytes, _user_data: Any) -> None:
+        """llama.cpp's callback: a piece of a line."""
+        self._level = _LEVELS.get(level, self._level)
+        self._line += text.decode("utf-8", errors="replace")
+        if not self._line.endswith("\n"):
+            return
+        line, self._line = self._line.strip(), ""
+        if self._level == logging.ERROR:
+            self.errors.append(line)
+        _log.log(self._level, "%s", line)
+
+    def last_error(self) -> str:
+        """The first of the errors since the last call: later ones only follow from it."""
+        line = self.errors[0] if self.errors else ""
+        self.errors.clear()
+        return line.partition(": ")[2] or line
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library. llama.cpp has one log callback per process, so there is one of these.
+
+    Attributes:
+        api: llama.cpp's functions and structures.
+        ggml: the library below it, or None where llama-cpp-python does not load it by itself.
+        log: what llama.cpp says.
+    """
+
+    api: Any
+    ggml: Any
+    log: LogBridge
+    log_callback: Any  # ctypes does not keep it alive
+
+
+@cache
+def library() -> Library:
+    """The library, loaded by the first call."""
+    api, ggml = _bindings()
+    bridge = LogBridge()
+    callback = api.llama_log_callback(bridge)
+    api.llama_log_set(callback, ctypes.c_void_p(0))
+    api.llama_backend_init()
+    return Library(api, ggml, bridge, callback)
+
+
+def _bindings() -> tuple[Any, Any]:
+    """llama-cpp-python's bindings of llama.cpp and ggml.
+
+    Its package imports a server's worth of things that are of no use here, 11 MB of them: so for
+    a moment an empty package stands in its place. Whoever imports it later gets all of it.
+    """
+    name = "llama_cpp"
+    spec = None if name in sys.modules else find_spec(name)
+    if spec:
+        sys.modules[name] = module_from_spec(spec)
+    try:
+        api = import_module(f"{name}.llama_cpp")
+        with suppress(ImportError):
+            return api, import_module(f"{name}._ggml").libggml
+        return api, None
+    finally:
+        if spec:
+            del sys.modules[name]
+
+
+def system_info() -> str:
+    """What llama.cpp was built for and found on this machine."""
+    text: bytes = library().api.llama_print_system_info()
+    return text.decode().strip()
+
+
+def library_version() -> str:
+    """Everything about the build of llama.cpp that may change its speed or its rounding."""
+    names = ("ggml_version", "ggml_commit")
+    built = [text for name in names if (text := _ggml_text(name)) is not None]
+    return " ".join(["ggml", *built, system_info()])
+
+
+def device_names() -> tuple[str, ...]:
+    """The devices that llama.cpp found, such as "CPU AMD EPYC"; none where it does not say."""
+    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    if count is None or get is None:
+        return ()
+    devices = [get(i) for i in range(count())]
+    words = ("ggml_backend_dev_name", "ggml_backend_dev_description")
+    return tuple(" ".join(_ggml_text(word, device) or "" for word in words) for device in devices)
+
+
+def _ggml_function(name: str, result: Any, *arguments: Any) -> Any | None:
+    """A function of ggml that llama-cpp-python does not wrap, or None where it is not found."""
+    try:
+        function = library().ggml[name]  # a new object each time, so its types are ours alone
+    except (TypeError, AttributeError):
+        return None
+    function.restype = result
+    function.argtypes = list(arguments)
+    return function
+
+
+def _ggml_text(name: str, *handles: int) -> str | None:
+    function = _ggml_function(name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
+    text: bytes | None = function(*handles) if function else None
+    return text.decode("utf-8", "replace") if text else None

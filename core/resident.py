@@ -1,0 +1,135 @@
+"""The memory that this process has: now, at its peak, and by what is behind it.
+
+Linux tells all of it in /proc; elsewhere there is the peak at best.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_STATUS: Final = Path("/proc/self/status")
+_MAPPINGS: Final = Path("/proc/self/smaps")
+_HEAD: Final = re.compile(
+    r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>\S+) \S+ \S+ (?P<inode>\d+) *(?P<file>.*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A range of addresses and what is resident of it, in bytes.
+
+    Attributes:
+        rights: such as "r-xp".
+        file: what is mapped, empty for memory without a file.
+        resident: bytes in memory.
+        own: bytes of it that are in no file, and so could not be read again.
+    """
+
+    start: int
+    end: int
+    rights: str
+    file: str
+    resident: int
+    own: int
+
+
+def resident_bytes() -> int | None:
+    """What is resident now, or None where the system does not tell."""
+    return bytes_in(_STATUS, "VmRSS")
+
+
+def own_bytes() -> int | None:
+    """What is resident now and in no file, or None where the system does not tell."""
+    return bytes_in(_STATUS, "RssAnon")
+
+
+def file_bytes(path: Path) -> int | None:
+    """What is resident of a mapped file, such as a model, or None where nobody tells."""
+    if not _MAPPINGS.exists():
+        return None
+    name = str(path.resolve())
+    return sum(mapping.resident for mapping in mappings() if mapping.file == name)
+
+
+def peak_bytes() -> int:
+    """Most resident memory of this process since `reset_peak`; 0 where it is not known.
+
+    Without a reset, or where there is none (not Linux), since the process began. Mapped files
+    count as far as they are resident, and so do weights.
+    """
+    # First, because getrusage knows no reset, and starts with the peak of the parent process.
+    peak = bytes_in(_STATUS, "VmHWM")
+    return _peak_by_getrusage() if peak is None else peak
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` begin anew at what is resident now, where the system can do so."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def drop_code() -> int:
+    """Drop the pages of programs and libraries, and return how many bytes that was.
+
+    Most were needed only to start. What is needed again, the system reads again from the file,
+    most often without a disk. Does nothing but on Linux.
+    """
+    dropped = 0
+    with suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        found = list(mappings())
+        programs = {mapping.file for mapping in found if mapping.file and "x" in mapping.rights}
+        for mapping in found:
+            # A page that nobody has written to is in the file as it is in memory.
+            is_same = not mapping.own and "w" not in mapping.rights
+            if is_same and mapping.resident and mapping.file in programs:
+                size = mapping.end - mapping.start
+                if madvise(mapping.start, size, mmap.MADV_DONTNEED) == 0:
+                    dropped += mapping.resident
+    return dropped
+
+
+def mappings() -> Iterator[Mapping]:
+    """All ranges of addresses of this process. Raises OSError where nobody tells."""
+    head, resident = None, 0
+    with _MAPPINGS.open(errors="replace") as lines:
+        for line in lines:
+            if found := _HEAD.match(line):
+                head = found
+            elif line.startswith("Rss:"):
+                resident = _size(line)
+            elif line.startswith("Anonymous:") and head:  # comes after Rss
+                start, end = int(head["start"], 16), int(head["end"], 16)
+                file = head["file"] if head["inode"] != "0" else ""
+                yield Mapping(start, end, head["rights"], file, resident, _size(line))
+
+
+def bytes_in(path: Path, key: str) -> int | None:
+    """The value of a line such as "VmHWM:  1696 kB", in bytes; None without file or line."""
+    with suppress(OSError):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return _size(line)
+    return None
+
+
+def _size(line: str) -> int:
+    return 1024 * int(line.split()[1])
+
+
+def _peak_by_getrusage() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
