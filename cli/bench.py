@@ -12,8 +12,9 @@ from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, create
 
+from .choices import Format
 from .grouping import grouped
-from .options import Format, MachineOptions, MemoryBudget, ModelArgument, Verbosity
+from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"

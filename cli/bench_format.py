@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from .choices import Format
 from .model_card import clean
-from .options import Format
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -29,11 +29,11 @@ from specgen.drafters.predicted import Predicted
 from .bench_plot import check_plot, plot
 from .bench_report import write
 from .calibrate import ensure_profile
+from .choices import Format
 from .files import check_place, write_whole
 from .interrupt import Interrupted, Interrupts
-from .memory import fitted
+from .memory import Wanted, fitted
 from .models import ensure_model
-from .options import Format
 from .progress import shown_progress
 from .streams import note
 
@@ -86,9 +86,8 @@ def run_live(job: LiveJob) -> None:
     path = ensure_model(job.model)
     profile = ensure_profile(path, job.config)
     names = ",".join(dict.fromkeys(n for name in job.names for n in names_of(name)))
-    config = fitted(
-        path, job.config, names, job.memory_budget, profile, past=job.warm, interface=_REPORT
-    ).config
+    wanted = Wanted(path, job.config, names, job.memory_budget, job.warm, _REPORT)
+    config = fitted(wanted, profile).config
     bandwidth = measure_bandwidth(job.config.threads or default_threads())
     with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
         arms = list(_arms(job, config, engine.vocab))

@@ -12,8 +12,8 @@ from specgen.core.errors import UsageError
 from specgen.core.replay import load_recordings
 
 from .bench_format import Report, render
+from .choices import Format
 from .models import ensure_model
-from .options import Format
 from .streams import write
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from specgen.core.summary import (
 )
 
 from .bench_format import Report, render, shortened
+from .choices import Format
 from .model_card import size_text
-from .options import Format
 from .streams import write as write_text
 
 _LONGEST_NAME: Final = 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget
@@ -14,35 +15,46 @@ from specgen.core.profile import Profile
 from specgen.core.repack import cpu_features
 from specgen.drafters import fewer, table_bytes
 
-from .model_card import size_text
-
 _log = logging.getLogger("specgen.memory")
 
 
-def subject_of(
-    path: Path,
-    drafters: str,
-    profile: Profile | None,
-    *,
-    strict: bool = False,
-    past: bool = True,
-    interface: int = 0,
-) -> Subject:
-    """The model at `path` on this machine, and the names of who drafts for it.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be run, as far as its memory goes.
 
-    `past` is whether they search answers of earlier runs. Raises ModelError.
+    Attributes:
+        path: of the model.
+        drafters: their names.
+        budget: as it was given, or None.
+        past: whether drafters search answers of earlier runs.
+        interface: bytes that the command takes beyond what `generate` does.
     """
-    headers = read_headers(path)
+
+    path: Path
+    config: EngineConfig
+    drafters: str
+    budget: str | None
+    past: bool = True
+    interface: int = 0
+
+
+def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
+    """What a plan needs to know of the model, this machine and the drafters. Raises ModelError."""
+    headers = read_headers(wanted.path)
     info = ModelInfo.from_headers(headers)
+    few = fewer(wanted.drafters)
     return Subject(
         headers=headers,
         info=info,
         features=cpu_features(system_info()),
-        tables=lambda n_ctx, few: table_bytes(
-            fewer(drafters) if few else drafters, info.n_vocab, n_ctx, past=past and not few
+        tables=lambda n_ctx, is_few: table_bytes(
+            few if is_few else wanted.drafters,
+            info.n_vocab,
+            n_ctx,
+            past=wanted.past and not is_few,
         ),
-        padding=profile.strict.slack if profile and strict else 0,
-        interface=interface,
+        padding=profile.strict.slack if profile and wanted.config.strict else 0,
+        interface=wanted.interface,
     )
 
 
@@ -57,28 +69,20 @@ def budget_bytes(text: str | None) -> int | None:
     return None if available is None else int(SHARE * available)
 
 
-def fitted(
-    path: Path,
-    config: EngineConfig,
-    drafters: str,
-    budget: str | None,
-    profile: Profile | None,
-    *,
-    past: bool = True,
-    interface: int = 0,
-) -> Fit:
-    """`config`, changed where it must be to fit the budget; each change is told as a warning.
+def fitted(wanted: Wanted, profile: Profile | None) -> Fit:
+    """The configuration, changed where it must be to fit; each change is told as a warning.
 
     Raises MemoryBudgetError, ModelError or UsageError.
     """
-    if profile:
-        config = profile.settled(config)
-    subject = subject_of(
-        path, drafters, profile, strict=config.strict, past=past, interface=interface
-    )
-    limit = budget_bytes(budget)
-    found = fit(subject, config, 1 << 62 if limit is None else limit)
+    config = profile.settled(wanted.config) if profile else wanted.config
+    limit = budget_bytes(wanted.budget)
+    found = fit(subject_of(wanted, profile), config, 1 << 62 if limit is None else limit)
     if found.concessions and limit is not None:
         given_up = ", ".join(found.concessions)
-        _log.warning("to stay within %s of memory: %s", size_text(limit), given_up)
+        _log.warning("to stay within %s of memory: %s", memory_text(limit), given_up)
     return found
+
+
+def memory_text(n_bytes: int) -> str:
+    """Bytes of memory as MiB, which is what budgets count in."""
+    return f"{n_bytes / (1 << 20):,.0f} MiB"

@@ -7,7 +7,6 @@ llama.cpp's names are the canonical ones.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,56 +16,14 @@ from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
 from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, names_of
 
+from .choices import CacheType, OnOff, OnOffAuto
+
 if TYPE_CHECKING:
     from specgen.core.sampling import SamplingParams
 
 _SAMPLING = "Sampling"
 _MODEL = "Model and machine"
 _SPECULATION = "Speculation"
-
-
-class OnOff(StrEnum):
-    """A switch."""
-
-    on = "on"
-    off = "off"
-
-
-class CacheType(StrEnum):
-    """Types of keys and values, as llama.cpp has them."""
-
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
-    q4_0 = "q4_0"
-    q4_1 = "q4_1"
-    iq4_nl = "iq4_nl"
-    q5_0 = "q5_0"
-    q5_1 = "q5_1"
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    table = "table"
-    md = "md"
-    csv = "csv"
-    json = "json"
-    jsonl = "jsonl"
-
-
-class OnOffAuto(StrEnum):
-    """A switch that may be left to specgen or llama.cpp."""
-
-    on = "on"
-    off = "off"
-    auto = "auto"
-
-    @property
-    def choice(self) -> bool | None:
-        """None is auto."""
-        return None if self == OnOffAuto.auto else self == OnOffAuto.on
 
 
 ModelArgument = Annotated[

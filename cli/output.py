@@ -15,7 +15,7 @@ from specgen.core.memory import MemoryPlan
 from specgen.core.protocols import Vocab
 from specgen.core.resident import peak_bytes
 
-from .model_card import size_text
+from .memory import memory_text
 from .streams import write
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
@@ -54,8 +54,8 @@ def stats_line(generation: Generation, planned: MemoryPlan | None = None) -> str
     ]
     parts.append(f"seed {generation.sampler.seed}")
     if planned:
-        peak = size_text(peak_bytes())
-        parts.append(f"memory {peak} of {size_text(planned.total)} planned")
+        peak, most = memory_text(peak_bytes()), memory_text(planned.total)
+        parts.append(f"memory {peak} of {most} planned")
     return "[specgen] " + " | ".join(parts)
 
 

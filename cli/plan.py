@@ -58,7 +58,7 @@ def plan(
     from specgen.core.budget import fit, full_speed, least, plan_for
     from specgen.core.profile import find_profile
 
-    from .memory import budget_bytes, subject_of
+    from .memory import Wanted, budget_bytes, subject_of
     from .models import ensure_model
     from .run import require_model, set_up_logging
 
@@ -70,7 +70,7 @@ def plan(
     profile = find_profile(path, config)
     if profile:
         config = profile.settled(config)
-    subject = subject_of(path, drafter, profile)
+    subject = subject_of(Wanted(path, config, drafter, memory_budget), profile)
     limit = budget_bytes(memory_budget)
     found = fit(subject, config, 1 << 62 if limit is None else limit)
     n_ctx = found.config.context(subject.info.n_ctx_train)
@@ -97,7 +97,9 @@ def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) ->
 
 
 def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
-    print_table(("memory", "MB", ""), list(_rows(found.plan)), left=(0, 2))
+    from .memory import memory_text
+
+    print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
     config = found.config
     typer.echo("")
     typer.echo(
@@ -105,10 +107,10 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
         + (f" drafts of at most {config.max_drafts} tokens" if config.max_drafts else " no drafts")
     )
     if limit is not None:
-        typer.echo(f"budget: {_mb(limit)} MB")
+        typer.echo(f"budget: {memory_text(limit)}")
     for concession in found.concessions:
         typer.echo(f"given up to fit it: {concession}")
-    needs = ", ".join(f"{name} {_mb(n)} MB" for name, n in sizes.items())
+    needs = ", ".join(f"{name} {_mib(n)} MiB" for name, n in sizes.items())
     typer.echo(f"needed: {needs}")
 
 
@@ -120,9 +122,9 @@ def _types(config: EngineConfig) -> str:
 def _rows(plan: MemoryPlan) -> Any:
     for name, meaning in _TERMS.items():
         if n_bytes := getattr(plan, name):
-            yield name, _mb(n_bytes), meaning
-    yield "total", _mb(plan.total), ""
+            yield name, _mib(n_bytes), meaning
+    yield "total", _mib(plan.total), ""
 
 
-def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f}"
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 20):,.1f}"

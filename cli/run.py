@@ -26,7 +26,7 @@ from specgen.drafters.predicted import Predicted
 
 from .calibrate import ensure_profile
 from .interrupt import Interrupted, Interrupts
-from .memory import fitted
+from .memory import Wanted, fitted
 from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, stats_line, write_json
@@ -79,15 +79,10 @@ class Job:
         path = ensure_model(self.model)
         strict = self.config.strict
         profile = (ensure_profile if strict else find_profile)(path, self.config)
-        fit = fitted(
-            path,
-            self.config,
-            self.drafters,
-            self.memory_budget,
-            profile,
-            past=self.learn,
-            interface=self.interface,
+        wanted = Wanted(
+            path, self.config, self.drafters, self.memory_budget, self.learn, self.interface
         )
+        fit = fitted(wanted, profile)
         engine = self._engine(path, fit.config, profile)
         engine.planned = fit.plan
         return engine

@@ -18,8 +18,9 @@ from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import ContextFull, UsageError
 from specgen.drafters import AUTO, REGISTRY, create
 
+from .choices import OnOffAuto
 from .grouping import grouped
-from .options import MachineOptions, ModelArgument, OnOffAuto, Verbosity
+from .options import MachineOptions, ModelArgument, Verbosity
 from .progress import shown_progress
 from .tables import print_table
 

@@ -309,14 +309,18 @@ def test_planted_faults_are_found(name: str, monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patched:
             patched.setattr(f"specgen.core.session.{where}", fault)
             other = answer(engine, asked, setting.drafters(), 60)
-            (found,) = differences(list(audit(engine, [asked], [setting], 60)))
+            found_all = differences(list(audit(engine, [asked], [setting], 60)))
+        if fault is bonus and other.tokens == plain.tokens:  # a text has few bonus tokens
+            assert found_all == []
+            continue
+        (found,) = found_all
         n_faults += found.worst > TIE
         at = next(i for i in range(60) if plain.tokens[i] != other.tokens[i])
         assert (found.position, found.context) == (at, len(asked.tokens) + at)
         assert found.tokens == (plain.tokens[at], other.tokens[at])
         assert found.widths == (1, other.widths[at])
         assert 0 < found.gap <= found.worst
-    assert n_faults >= (3 if fault is bonus else 6)  # a text has few bonus tokens
+    assert n_faults >= (3 if fault is bonus else 6)
 
 
 def test_faults_do_not_strike_plain_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +482,7 @@ def test_gap_without_filters_is_a_formula() -> None:
     for seed in range(100):
         rng, row, params = case(seed, top_k=0, top_p=1.0, min_p=0.0)
         chances = [math.exp(float(x) / params.temperature) for x in row]
-        draw = np.random.Generator(np.random.PCG64(seed)).random()
+        draw = random.Random(seed).random()
         token = int(rng.integers(len(row)))
 
         def odds(n: int, chances: Sequence[float] = chances) -> float:

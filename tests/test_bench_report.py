@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from specgen.cli.bench_report import show, show_comparison, write, write_comparison
-from specgen.cli.options import Format
+from specgen.cli.choices import Format
 from specgen.core.errors import UsageError
 from specgen.core.runs import PLAIN, Results
 from specgen.core.summary import ALL, compare, summarize

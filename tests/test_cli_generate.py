@@ -21,7 +21,7 @@ FIGURES = re.compile(
     r" \| first token \d+ ms \(prompt (?P<prompt>\d+) @ \d+ t/s, 0 cached\)"
     r" \| [\d.]+ tokens/step,"
     r" (no drafts|accepted \d+/\d+ \(\d+%\)( \| [a-z-]+ \d+/\d+ \(\d+%\))+)"
-    r" \| seed (?P<seed>\d+) \| memory [\d.]+ MB of [\d.]+ MB planned\n"
+    r" \| seed (?P<seed>\d+) \| memory \d+ MiB of \d+ MiB planned\n"
 )
 
 

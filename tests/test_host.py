@@ -1,73 +1,28 @@
-"""What the system says about memory, compared with memory that a process really takes."""
+"""What the system says about available memory."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from specgen.core import host
-from specgen.core.host import available_memory_bytes, peak_memory_bytes, reset_peak_memory
-
-MIB = 1 << 20
-TAKEN = 64 * MIB
-SLACK = MIB  # Linux counts resident pages per CPU and adds them up now and then
-
-# In a process of its own, whose peak nobody else has raised before.
-_SCRIPT = f"""
-from specgen.core.host import peak_memory_bytes, reset_peak_memory
-reset_peak_memory()
-before = peak_memory_bytes()
-block = b"x" * {TAKEN}
-taken = peak_memory_bytes()
-del block
-freed = peak_memory_bytes()
-reset_peak_memory()
-print(before, taken, freed, peak_memory_bytes())
-"""
+from specgen.core.host import available_memory_bytes
+from specgen.core.resident import own_bytes
 
 
-@pytest.fixture(scope="module")
-def peaks() -> tuple[int, ...]:
-    """Peaks before TAKEN bytes are taken, with them, when they are freed, and after a reset."""
-    command, root = [sys.executable, "-c", _SCRIPT], Path(__file__).parents[1]
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return tuple(int(word) for word in run.stdout.split())
+def test_what_the_process_has_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can have it, and a plan counts all that the process will have."""
+    before = available_memory_bytes()
+    monkeypatch.setattr(host, "own_bytes", lambda: None)
+    without = available_memory_bytes()
+    if before is not None and without is not None:
+        assert before - without == pytest.approx(own_bytes(), abs=512 << 20)
 
 
-def can_reset() -> bool:
-    """Whether this kernel lets a process reset its peak."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the peak is not known there")
-def test_memory_that_is_taken_raises_the_peak(peaks: tuple[int, ...]) -> None:
-    """By as much as is taken, and it stays there when that is freed."""
-    before, taken, freed, _ = peaks
-    assert before > 0
-    assert 0.9 * TAKEN < taken - before < 1.25 * TAKEN
-    assert freed > taken - SLACK
-
-
-def test_a_reset_forgets_what_was_freed(peaks: tuple[int, ...]) -> None:
-    """After it the peak is what is resident now; where it is not allowed, nothing changes."""
-    _, _, freed, after = peaks
-    assert after < freed - 0.9 * TAKEN if can_reset() else after > freed - SLACK
-
-
-def test_a_system_that_cannot_reset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without /proc a reset does nothing, and the peak is since the start, or not known."""
+def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without /proc nothing is known."""
     monkeypatch.setattr(host, "Path", lambda _: tmp_path / "missing" / "file")
-    reset_peak_memory()
-    peak = peak_memory_bytes()
-    assert peak == 0 if sys.platform == "win32" else peak > MIB
     assert available_memory_bytes() is None
 
 

@@ -35,7 +35,8 @@ SETTINGS = (
     Shape(n_ctx=1000, chunk=128, max_rows=16, max_leaves=4, flash_attention=False),
     Shape(n_ctx=512, chunk=64, max_rows=1, max_leaves=1),
     Shape(n_ctx=4096, chunk=64, max_rows=9, max_leaves=1, swa_full=False, snapshots=8),
-    Shape(n_ctx=4096, chunk=512, max_rows=64, max_leaves=1, type_k="q8_0", type_v="q8_0"),
+    Shape(n_ctx=4096, chunk=512, max_rows=64, max_leaves=1, type_k="q8_0", type_v="q5_1"),
+    Shape(n_ctx=1024, chunk=64, max_leaves=1, type_k="q4_1", flash_attention=False),
 )
 each_setting = pytest.mark.parametrize("shape", SETTINGS, ids=lambda s: f"{s.n_ctx}x{s.chunk}")
 
@@ -491,7 +492,8 @@ LADDERS: dict[str, Sequence[Any]] = {
     "chunk": [1, 7, 64, 512, 2048],
     "max_rows": [1, 2, 64, 512],
     "max_leaves": [1, 2, 32, 256],
-    "kv_type": ["q4_0", "q8_0", "f16"],
+    "type_k": ["q4_0", "q8_0", "f16"],
+    "type_v": ["q4_0", "q5_1", "f16"],
     "flash_attention": [True, False],
     "swa_full": [False, True],
     "snapshots": [0, 1, 8, 64],
@@ -521,8 +523,8 @@ def test_more_takes_no_less(name: str, made: Callable[[str], Path], tiny_model: 
         ({"max_leaves": 257}, "max_leaves is 257, and 1 to 256"),
         ({"snapshots": -1}, "snapshots is -1, and 0 to"),
         ({"drafters": -1}, "drafters is -1"),
-        ({"kv_type": "q3_9"}, "'q3_9'"),
-        ({"kv_type": "q8_0", "flash_attention": False}, "q8_0 needs flash attention"),
+        ({"type_k": "q3_9"}, "'q3_9'"),
+        ({"type_v": "q8_0", "flash_attention": False}, "q8_0 need flash attention"),
     ],
 )
 def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
