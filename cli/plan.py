@@ -72,7 +72,7 @@ def plan(
         config = profile.settled(config)
     subject = subject_of(Wanted(path, config, drafter, memory_budget), profile)
     limit = budget_bytes(memory_budget)
-    found = fit(subject, config, 1 << 62 if limit is None else limit)
+    found = fit(subject, config, limit)
     n_ctx = found.config.context(subject.info.n_ctx_train)
     sizes = {
         "as asked": plan_for(subject, config).total,

@@ -7,6 +7,7 @@ decoding keeps all that rounding depends on.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,11 +60,13 @@ class Fit:
         config: as wanted, but for the concessions.
         plan: the memory that it takes.
         concessions: what was given up, in words.
+        budget: bytes that were allowed; None where there is no limit.
     """
 
     config: EngineConfig
     plan: MemoryPlan
     concessions: tuple[str, ...]
+    budget: int | None = None
 
 
 def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
@@ -90,20 +93,21 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
     return plan_memory(subject.headers, shape, subject.features)
 
 
-def fit(subject: Subject, config: EngineConfig, budget: int) -> Fit:
-    """`config`, with as few concessions as bring it below `budget` bytes.
+def fit(subject: Subject, config: EngineConfig, budget: int | None) -> Fit:
+    """`config`, with as few concessions as bring it below `budget` bytes; None is no limit.
 
     Raises MemoryBudgetError if none do, saying what would fit.
     """
+    limit = math.inf if budget is None else budget
     steps = list(_steps(subject, config))
     made: list[_Step] = []
     plan = plan_for(subject, config)
     for step in steps:
-        if plan.total <= budget:
+        if plan.total <= limit:
             break
         made.append(step)
         plan = plan_for(subject, _apply(config, made))
-    if plan.total > budget:
+    if budget is not None and plan.total > budget:
         needed = -(-plan.total // _MIB)
         raise MemoryBudgetError(
             f"{subject.headers[0].path.name} needs {needed:,} MiB at least, and the memory"
@@ -112,10 +116,10 @@ def fit(subject: Subject, config: EngineConfig, budget: int) -> Fit:
         )
     for step in made[-2::-1]:  # some may not be needed after the last; most missed first
         others = [other for other in made if other is not step]
-        if plan_for(subject, _apply(config, others)).total <= budget:
+        if plan_for(subject, _apply(config, others)).total <= limit:
             made = others
     chosen = _apply(config, made)
-    return Fit(chosen, plan_for(subject, chosen), tuple(_told(made)))
+    return Fit(chosen, plan_for(subject, chosen), tuple(_told(made)), budget)
 
 
 def least(subject: Subject, config: EngineConfig) -> MemoryPlan:

@@ -14,13 +14,14 @@ from .calibrate import experienced
 from .config import EngineConfig
 from .errors import ContextFull, UsageError
 from .host import default_threads
+from .keeper import Keeper
 from .learned import Learned
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .memory import MemoryPlan
 from .pace import Pace
 from .profile import Profile, find_profile
 from .protocols import Drafter
-from .resident import drop_code
+from .resident import drop_code, trim_heap
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
@@ -47,7 +48,7 @@ class Engine:
         profile: what was measured of the model; None takes what is stored.
 
     Attributes:
-        planned: the memory that it was said to take, for who opened it to say.
+        planned: the memory that it was said to take, see `stay_within`.
 
     Raises ModelError, BackendError or UsageError.
     """
@@ -62,6 +63,7 @@ class Engine:
     ) -> None:
         self.path = path
         self.planned: MemoryPlan | None = None
+        self._keeper: Keeper | None = None
         self._open = ExitStack()
         start = perf_counter()
         try:
@@ -162,6 +164,11 @@ class Engine:
             host_s=_HOST_S,
         )
 
+    def stay_within(self, budget: int | None, plan: MemoryPlan) -> None:
+        """Give up drafts before the process takes more than `budget` bytes; None is no limit."""
+        self.planned = plan
+        self._keeper = Keeper(budget) if budget else None
+
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one."""
         return self.vocab.tokenize(text, add_bos=True, special=True)
@@ -205,6 +212,7 @@ class Engine:
             max_tokens,
             on_chunk,
             lean=self.config.lean,
+            keeper=self._keeper,
         )
 
     def keep(self, generation: Generation) -> None:
@@ -240,6 +248,7 @@ class Generation:
         on_chunk: Callable[[int, int], None] | None,
         *,
         lean: bool = False,
+        keeper: Keeper | None = None,
     ) -> None:
         self.prompt = tuple(prompt)
         self.sampler = sampler
@@ -255,6 +264,7 @@ class Generation:
         self._max_tokens = max_tokens
         self._on_chunk = on_chunk
         self._lean = lean
+        self._keeper = keeper
 
     @property
     def stop_string(self) -> str | None:
@@ -274,12 +284,18 @@ class Generation:
                     self.first_token_s = perf_counter() - start
                 self.tokens += step.tokens
                 self.stats.add(step)
+                self._save_memory()
                 yield self._keep(self._stream.take())
         except ContextFull:
             self.finish = "context"
             raise
         self.finish = self._stream.finish_reason or "length"
         yield self.rest()
+
+    def _save_memory(self) -> None:
+        if self._keeper and self._keeper.is_short() and (given_up := self._session.shrink()):
+            trim_heap()
+            _log.warning("to stay within the memory budget: %s", given_up)
 
     def rest(self) -> str:
         """Text that was held back, in case a stop string or a character would complete.

@@ -96,8 +96,14 @@ class Guarded:
         except Exception as error:
             self._switch_off("observe", _reason(error))
 
-    def _switch_off(self, call: str, reason: str) -> None:
+    def drop(self) -> bool:
+        """Let go of the drafter and its tables; False if that was done before."""
+        had_one = not isinstance(self._drafter, _Silent)
         self._drafter = _Silent()
+        return had_one
+
+    def _switch_off(self, call: str, reason: str) -> None:
+        self.drop()
         line = " ".join(reason.split())[:_LONGEST_REASON]
         _log.warning("drafter %s is switched off: %s: %s", self.name, call, line)
 

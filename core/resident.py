@@ -98,6 +98,12 @@ def drop_code() -> int:
     return dropped
 
 
+def trim_heap() -> None:
+    """Let the system have what was freed, as far as the C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def mappings() -> Iterator[Mapping]:
     """All ranges of addresses of this process. Raises OSError where nobody tells."""
     head, resident = None, 0

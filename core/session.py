@@ -26,6 +26,7 @@ from .tree import DraftTree, Evidence
 from .verify import verify
 
 _PADDING: Evidence = ("padding",)
+_SMALL_TREE = 4  # guesses; smaller ones save next to nothing
 _NO_LOGITS = np.empty((1, 0), np.float32)
 
 
@@ -152,6 +153,20 @@ class Session:
             yield step
             if step.finished:
                 return
+
+    def shrink(self) -> str | None:
+        """Give up something for memory, and say what; None if there is nothing left to give up.
+
+        First the size of trees, so that no more rows are taken than were; then drafters and
+        their tables, the first one last.
+        """
+        if self._max_drafts > _SMALL_TREE:
+            self._max_drafts //= 2
+            return f"drafts of at most {self._max_drafts} tokens"
+        dropped = [drafter.name for drafter in self._drafters[1:] if drafter.drop()]
+        if not dropped:
+            dropped = [drafter.name for drafter in self._drafters[:1] if drafter.drop()]
+        return f"no drafts by {', '.join(dropped)}" if dropped else None
 
     def step(self, sampler: Sampler, limit: int, ends: Callable[[int], bool]) -> Step:
         """One target call: draft, score, verify, commit, learn. Emits 1..`limit` tokens."""

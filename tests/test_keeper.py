@@ -1,0 +1,120 @@
+"""A budget is kept while a text grows: drafts are given up before it is crossed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from specgen.core.engine import Generation
+from specgen.core.keeper import LOOK_EVERY, Keeper
+from specgen.core.protocols import Logits
+from specgen.core.sampling import Sampler, SamplingParams
+from specgen.core.session import Session
+from specgen.core.testing import FakeBackend, HashModel, fake_limits
+from specgen.core.text import TextStream
+from specgen.core.tree import DraftTree
+
+from .guessers import Letters, RandomTree
+
+N_VOCAB = 9
+N_TOKENS = 500
+MIB = 1 << 20
+
+
+def looks(keeper: Keeper, n: int) -> list[bool]:
+    """What is said after the next `n` looks; between them nothing is."""
+    said = []
+    for _ in range(n):
+        assert not any(keeper.is_short() for _ in range(LOOK_EVERY - 1))
+        said.append(keeper.is_short())
+    return said
+
+
+def test_memory_is_short_before_the_budget_is_crossed() -> None:
+    """When a few growths like the last would cross it, or what is left is next to nothing."""
+    sizes = iter([500, 500, 600, 700, 850, 850, 985, 989, 991])
+    keeper = Keeper(1000, lambda: next(sizes))
+    assert looks(keeper, 9) == [False, False, True, True, True, False, True, True, True]
+
+
+def test_a_system_that_tells_nothing() -> None:
+    """Nothing is ever short there."""
+    assert looks(Keeper(1, lambda: None), 3) == [False] * 3
+
+
+class Hog(RandomTree):
+    """Guesses at random, and keeps another `taken` bytes after every step."""
+
+    def __init__(self, taken: int) -> None:
+        super().__init__(5, N_VOCAB, 4)
+        self._taken = taken
+        self._kept: list[bytes] = []
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        super().observe(emitted, tree, logits)
+        self._kept.append(b"x" * self._taken)
+
+
+def text_of(drafters: Sequence[RandomTree], keeper: Keeper | None) -> tuple[list[int], list[int]]:
+    """The tokens of a text, and how many guesses each of its steps checked."""
+    backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB, n_ctx=N_TOKENS + 50))
+    session = Session(backend, drafters, 16)
+    sampler = Sampler(SamplingParams(seed=4), N_VOCAB)
+    stream = TextStream(Letters(N_VOCAB), ())
+    generation = Generation(session, stream, [0, 1], sampler, N_TOKENS, None, keeper=keeper)
+    n_drafts = []
+    before = 0
+    for _ in generation:
+        n_drafts.append(generation.stats.drafted - before)
+        before = generation.stats.drafted
+    return generation.tokens, n_drafts
+
+
+def test_the_text_stays_and_drafts_go(caplog: pytest.LogCaptureFixture) -> None:
+    """First trees become small, then the first drafter is left, then none; each is said once."""
+    plain, _ = text_of([], None)
+    drafters = [RandomTree(seed, N_VOCAB, 4) for seed in (1, 2)]
+    tokens, n_drafts = text_of(drafters, Keeper(100, lambda: 100))
+    assert tokens == plain
+    told = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert told[:2] == ["drafts of at most 8 tokens", "drafts of at most 4 tokens"]
+    assert len(told) == 4
+    assert all(line.startswith("no drafts by ") for line in told[2:])
+    assert max(n_drafts[LOOK_EVERY : 2 * LOOK_EVERY]) <= 8
+    assert max(n_drafts[2 * LOOK_EVERY : 3 * LOOK_EVERY]) <= 4
+    assert sum(n_drafts[:LOOK_EVERY]) > 0
+    assert sum(n_drafts[4 * LOOK_EVERY :]) == 0
+
+
+# In a process of its own, so that nothing else takes or frees memory.
+_SCRIPT = f"""
+import json, sys
+from specgen.core.keeper import Keeper
+from specgen.core.resident import peak_bytes, reset_peak, resident_bytes
+from tests.test_keeper import Hog, text_of
+text_of([], None)
+reset_peak()
+budget = resident_bytes() + 100 * {MIB}
+keeper = Keeper(budget) if sys.argv[1] == "kept" else None
+tokens, n_drafts = text_of([Hog({MIB} // 2)], keeper)
+print(json.dumps([tokens == text_of([], None)[0], budget, peak_bytes(), n_drafts]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+@pytest.mark.parametrize("mode", ["kept", "not kept"])
+def test_a_drafter_that_takes_ever_more(mode: str) -> None:
+    """Its real memory goes before the budget is crossed; without a keeper it crosses it."""
+    command, root = [sys.executable, "-c", _SCRIPT, mode], Path(__file__).parents[1]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    is_same, budget, peak, n_drafts = json.loads(run.stdout)
+    assert is_same
+    assert (peak <= budget) == (mode == "kept")
+    assert (sum(n_drafts[-100:]) == 0) == (mode == "kept")
+    assert sum(n_drafts[:100]) > 0
