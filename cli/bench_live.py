@@ -84,7 +84,7 @@ def run_live(job: LiveJob) -> None:
     if job.per_task:
         prompts = sampled(prompts, job.per_task)
     path = ensure_model(job.model)
-    profile = ensure_profile(path, job.config)
+    profile = ensure_profile(path, job.config, job.memory_budget)
     names = ",".join(dict.fromkeys(n for name in job.names for n in names_of(name)))
     wanted = Wanted(path, job.config, names, job.memory_budget, job.warm, _REPORT)
     config = fitted(wanted, profile).config

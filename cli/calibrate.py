@@ -72,19 +72,26 @@ def calibrate(
         _print(profile, kept)
 
 
-def ensure_profile(path: Path, config: EngineConfig) -> Profile:
+def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) -> Profile:
     """What is known of the model on this machine; measured and kept first if nothing is.
 
-    Raises ModelError or BackendError.
+    Raises ModelError or BackendError, and MemoryBudgetError if measuring would cross a budget.
     """
     from specgen.core.profile import find_profile, keep_profile, measure_profile
+    from specgen.core.resident import reset_peak, trim_heap
+
+    from .memory import require_room_to_measure
 
     profile = find_profile(path, config)
     if profile is None:
+        if budget is not None:
+            require_room_to_measure(path, config, budget)
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:
             profile = measure_profile(path, config, on_progress=progress)
         keep_profile(path, config, profile)
+        trim_heap()
+        reset_peak()  # what follows has a plan of its own
     return profile
 
 

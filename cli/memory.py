@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget
+from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget, plan_for
 from specgen.core.config import EngineConfig
+from specgen.core.cost import MAX_ROWS
+from specgen.core.errors import MemoryBudgetError
 from specgen.core.host import available_memory_bytes
 from specgen.core.library import system_info
 from specgen.core.modelinfo import ModelInfo, read_headers
-from specgen.core.profile import Profile
+from specgen.core.profile import Profile, measured_context
 from specgen.core.repack import cpu_features
-from specgen.drafters import fewer, table_bytes
+from specgen.drafters import NONE, fewer
+from specgen.drafters.sizes import table_bytes
 
 _log = logging.getLogger("specgen.memory")
 
@@ -81,6 +84,27 @@ def fitted(wanted: Wanted, profile: Profile | None) -> Fit:
         given_up = ", ".join(found.concessions)
         _log.warning("to stay within %s of memory: %s", memory_text(limit), given_up)
     return found
+
+
+def require_room_to_measure(path: Path, config: EngineConfig, budget: str) -> None:
+    """Raise MemoryBudgetError if measuring the model would take more than the budget.
+
+    It opens a context with flash attention and one without, of a length that it chooses itself.
+    """
+    wanted = Wanted(path, config, NONE, budget)
+    subject = subject_of(wanted, None)
+    n_ctx = measured_context(config, subject.info.n_ctx_train)
+    largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS)
+    both = (True, False) if config.flash_attention is None else (config.flash_attention,)
+    plans = [plan_for(subject, replace(largest, flash_attention=setting)) for setting in both]
+    total = plans[0].total + sum(plan.context for plan in plans[1:])
+    limit = budget_bytes(budget)
+    if limit is not None and total > limit:
+        raise MemoryBudgetError(
+            f"{path.name} must be measured once, which takes {memory_text(total)}, and the memory"
+            f" budget is {memory_text(limit)}",
+            f"run `specgen calibrate {path}` without a budget first",
+        )
 
 
 def memory_text(n_bytes: int) -> str:

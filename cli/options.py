@@ -14,7 +14,7 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
 from specgen.core.errors import UsageError
-from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, names_of
+from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, most_drafts, names_of
 
 from .choices import CacheType, OnOff, OnOffAuto
 
@@ -342,7 +342,10 @@ class EngineOptions(MachineOptions):
     def config(self) -> EngineConfig:
         """The core's configuration. Raises UsageError for a value that means nothing."""
         config = MachineOptions.config(self)
-        return replace(config, max_drafts=self.draft_max, tree=self.tree.choice, strict=self.strict)
+        max_drafts = self.draft_max
+        if not self.predicted_output:
+            max_drafts = most_drafts(self.drafter, max_drafts)
+        return replace(config, max_drafts=max_drafts, tree=self.tree.choice, strict=self.strict)
 
     def drafters(self) -> str:
         """The drafters' names. Raises UsageError for one that there is not."""

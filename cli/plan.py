@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
-from specgen.drafters import DEFAULT_DRAFTER, names_of
+from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
 from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
@@ -27,6 +27,7 @@ _TERMS = {
     "cells": "llama.cpp's notes about the cells of the context",
     "state": "states of recurrent layers",
     "compute": "llama.cpp's compute buffer",
+    "work": "numbers that the CPU's kernels want in another type",
     "outputs": "rows of logits",
     "vocabulary": "tables of tokens",
     "drafters": "tables of the drafters",
@@ -64,9 +65,8 @@ def plan(
 
     set_up_logging(verbose)
     require_model(model)
-    names_of(drafter)
     path = ensure_model(model)
-    config = replace(engine.config(), max_drafts=draft_max)
+    config = replace(engine.config(), max_drafts=most_drafts(drafter, draft_max))
     profile = find_profile(path, config)
     if profile:
         config = profile.settled(config)

@@ -77,8 +77,10 @@ class Job:
     def open(self) -> Engine:
         """The model, fetched first if need be, and measured for --strict. Raises SpecgenError."""
         path = ensure_model(self.model)
-        strict = self.config.strict
-        profile = (ensure_profile if strict else find_profile)(path, self.config)
+        if self.config.strict:
+            profile: Profile | None = ensure_profile(path, self.config, self.memory_budget)
+        else:
+            profile = find_profile(path, self.config)
         wanted = Wanted(
             path, self.config, self.drafters, self.memory_budget, self.learn, self.interface
         )

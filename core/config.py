@@ -14,6 +14,7 @@ DEFAULT_MAX_DRAFTS = 16
 DEFAULT_CACHE_TYPE = "f16"
 
 _MOST_ROWS = 64
+_PENDING = 4
 _MOST_LEAVES = 32
 
 
@@ -59,8 +60,11 @@ class EngineConfig:
 
     @property
     def max_rows(self) -> int:
-        """Rows of the largest call but for prompts: a tree, and as many tokens pending."""
-        return min(_MOST_ROWS, 2 * self.max_drafts + 1)
+        """Rows of the largest call but for prompts: a tree and some pending tokens before it.
+
+        Where more are pending, which takes a long guess on a side branch, the tree is smaller.
+        """
+        return min(_MOST_ROWS, self.max_drafts + 1 + min(self.max_drafts, _PENDING))
 
     @property
     def max_leaves(self) -> int:

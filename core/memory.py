@@ -21,6 +21,7 @@ from .layers import CachedLayer, Layers, read_layers
 from .repack import copied_bytes
 
 _FLOAT: Final = 4  # bytes
+_HALF: Final = 2
 _PADDING: Final = 256  # cells of a cache are a multiple of this
 # Those that llama.cpp's option has.
 _NAMES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -127,6 +128,7 @@ class MemoryPlan:
         cells: llama.cpp's notes about who is in which cell, once the context is full.
         state: of recurrent layers, with snapshots.
         compute: llama.cpp's compute buffer.
+        work: numbers that the CPU's kernels want in another type, of the largest product.
         outputs: rows of logits.
         vocabulary: llama.cpp's tables of tokens and merges.
         drafters: tables of the drafters.
@@ -139,6 +141,7 @@ class MemoryPlan:
     cells: int
     state: int
     compute: int
+    work: int
     outputs: int
     vocabulary: int
     drafters: int
@@ -148,6 +151,11 @@ class MemoryPlan:
     def total(self) -> int:
         """All of it."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def context(self) -> int:
+        """What another context would take besides: the model is there once."""
+        return self.kv + self.cells + self.state + self.compute + self.work + self.outputs
 
     @property
     def generation(self) -> int:
@@ -176,6 +184,7 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
         cells=_cells(layers, shape),
         state=_state(layers, shape),
         compute=_compute(layers, shape),
+        work=_work(layers, shape),
         outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=shape.drafters,
@@ -252,6 +261,13 @@ def _feed_forward(layers: Layers) -> int:
         return dense + around
     mixed = layers.experts * max(3 * layers.expert, 2 * layers.n_embd)
     return max(dense, mixed) + layers.n_embd + around
+
+
+def _work(layers: Layers, shape: Shape) -> int:
+    """Without flash attention, the scores of a whole chunk."""
+    scores = 0 if shape.flash_attention else layers.heads * shape.cells
+    widest = max(scores, layers.queries, layers.n_embd, layers.feed_forward)
+    return _HALF * shape.rows * widest
 
 
 def _logits(layers: Layers, shape: Shape) -> int:

@@ -270,11 +270,15 @@ def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict
     return subjects
 
 
+def measured_context(config: EngineConfig, n_ctx_train: int) -> int:
+    """Tokens of the contexts that are measured: as the engine's, but no longer than need be."""
+    most = n_ctx_train if config.n_ctx == 0 else config.n_ctx or DEFAULT_CONTEXT
+    return min(most, n_ctx_train, CONTEXTS[-1] + MAX_ROWS)
+
+
 def _context_config(model: LlamaModel, config: EngineConfig, setting: bool) -> ContextConfig:
-    """A context as the engine makes it, but no longer than what is measured."""
-    most = model.n_ctx_train if config.n_ctx == 0 else config.n_ctx or DEFAULT_CONTEXT
     return ContextConfig(
-        n_ctx=min(most, model.n_ctx_train, CONTEXTS[-1] + MAX_ROWS),
+        n_ctx=measured_context(config, model.n_ctx_train),
         threads=config.threads or default_threads(),
         flash_attention=setting,
         swa_full=config.swa_full,

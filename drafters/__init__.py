@@ -27,8 +27,10 @@ class Spec:
         return drafter
 
 
+NONE = "none"
+
 REGISTRY: dict[str, Spec] = {
-    "none": Spec("none", "NoDrafter", "plain decoding, drafts nothing"),
+    NONE: Spec("none", "NoDrafter", "plain decoding, drafts nothing"),
     "prompt-lookup": Spec(
         "prompt_lookup",
         "PromptLookup",
@@ -83,23 +85,6 @@ def fewer(names: str) -> str:
     return ",".join(AUTO_DRAFTERS[:2]) if names.strip() == AUTO else names
 
 
-def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
-    """Bytes that the tables of `names`, as for `create`, take once the context is full.
-
-    Measured (see tests/test_memory.py); `past` is whether answers of earlier runs are searched.
-    Several drafters have a judge, whose counts are tables, too.
-    """
-    chosen = set(names_of(names))
-    each = {
-        "suffix": 1_800_000 + 76 * min(n_ctx, 1 << 16),
-        "recycle": 7_500_000 + 64 * n_vocab,
-        "trigram": 2_000_000,
-    }
-    several = len(chosen) > 1
-    total = sum(each.get(name, 0 if name == "none" else 500_000) for name in chosen)
-    return total + several * (1_800_000 + past * ("suffix" in chosen) * 4_500_000)
-
-
 def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ...]:
     """`drafters`, and where several have `suffix` among them, one that searches past `answers`."""
     names = [drafter.name for drafter in drafters]
@@ -108,3 +93,11 @@ def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ..
     from .past import Past
 
     return (*drafters, Past(answers))
+
+
+def most_drafts(names: str, asked: int) -> int:
+    """Most guesses of a tree by the drafters of `names`, where `asked` are allowed.
+
+    Raises UsageError for an unknown name.
+    """
+    return 0 if names_of(names) == (NONE,) else asked

@@ -56,7 +56,7 @@ def test_several_drafters_keep_to_chains(tiny_model: TinyModel) -> None:
     assert all(each.n_main == len(each) for each in found)
 
 
-@pytest.mark.parametrize(("tree", "word"), [(None, "trees"), (False, "chains of up to 32 tokens")])
+@pytest.mark.parametrize(("tree", "word"), [(None, "trees"), (False, "chains of up to 20 tokens")])
 def test_verbose_says_which(
     tiny_model: TinyModel, caplog: pytest.LogCaptureFixture, tree: bool | None, word: str
 ) -> None:

@@ -1,0 +1,48 @@
+"""What the tables of drafters take, for who plans memory.
+
+Fitted to what they took (see tests/test_memory.py); each has a bound, and they grow with the text
+until they reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from . import NONE, names_of
+from .recycle import PAIRS, TEXT_ROWS, K
+from .suffix import CAPACITY
+
+_PAGE: Final = 4096
+_ROW: Final = 8 * K  # bytes that recycle keeps of a token
+_JUDGE: Final = 1_800_000  # counts of the calibrator
+_PAST: Final = 4_500_000  # an index of answers
+
+
+def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
+    """Bytes of the tables of drafters, once a context of `n_ctx` tokens is full.
+
+    `names` are as for `create`; `past` is whether answers of earlier runs are searched. Raises
+    UsageError for an unknown name.
+    """
+    chosen = set(names_of(names))
+    total = sum(_TABLES[name](n_vocab, n_ctx) for name in chosen)
+    if len(chosen) > 1:
+        total += _JUDGE + (_PAST if past and "suffix" in chosen else 0)
+    return total
+
+
+def _recycle(n_vocab: int, n_ctx: int) -> int:
+    """Rows by token lie in pages that are touched one by one; text and pairs are dictionaries."""
+    rows = min(_ROW * n_vocab, _PAGE * n_ctx // 3)
+    return rows + 320 * min(TEXT_ROWS, n_ctx) + (120 + _ROW) * min(PAIRS // 2, 4 * n_ctx)
+
+
+_TABLES: Final[dict[str, Callable[[int, int], int]]] = {
+    NONE: lambda n_vocab, n_ctx: 0,
+    "prompt-lookup": lambda n_vocab, n_ctx: 50_000 + 16 * n_ctx,
+    "copyspec": lambda n_vocab, n_ctx: 50_000 + 16 * n_ctx,
+    "suffix": lambda n_vocab, n_ctx: 1_800_000 + 76 * min(n_ctx, CAPACITY),
+    "trigram": lambda n_vocab, n_ctx: min(2_000_000, 150_000 + 60 * n_ctx),
+    "recycle": _recycle,
+}
