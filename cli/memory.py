@@ -11,7 +11,7 @@ from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS
 from specgen.core.errors import MemoryBudgetError
 from specgen.core.host import available_memory_bytes
-from specgen.core.library import system_info
+from specgen.core.library import free_device_memory, system_info
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.profile import Profile, measured_context
 from specgen.core.repack import cpu_features
@@ -58,6 +58,7 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
         ),
         padding=profile.strict.slack if profile and wanted.config.strict else 0,
         interface=wanted.interface,
+        device=free_device_memory(),
     )
 
 

@@ -124,6 +124,8 @@ def _rows(plan: MemoryPlan) -> Any:
         if n_bytes := getattr(plan, name):
             yield name, _mib(n_bytes), meaning
     yield "total", _mib(plan.total), ""
+    if plan.device:
+        yield "on GPUs", _mib(plan.device), "weights, cache and compute buffer of what is offloaded"
 
 
 def _mib(n_bytes: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -42,6 +43,7 @@ class Subject:
             by whether only a few drafters are left (see EngineConfig).
         padding: tokens of context that strict decoding may pad a call with.
         interface: bytes that the command takes beyond what `generate` does.
+        device: bytes that are free on GPUs; None where there is none.
     """
 
     headers: Sequence[Header]
@@ -50,6 +52,7 @@ class Subject:
     tables: Callable[[int, bool], int]
     padding: int = 0
     interface: int = 0
+    device: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,40 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
         drafters=subject.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
         lean=config.lean,
         interface=subject.interface,
+        gpu_layers=_gpu_layers(subject, config),
     )
     return plan_memory(subject.headers, shape, subject.features)
+
+
+def _gpu_layers(subject: Subject, config: EngineConfig) -> int:
+    """How many are offloaded: all of them, unless told otherwise."""
+    if subject.device is None:
+        return 0
+    return subject.info.n_layer + 1 if config.gpu_layers is None else config.gpu_layers
+
+
+def _offloaded(subject: Subject, config: EngineConfig) -> EngineConfig:
+    """`config` with as many layers on GPUs as there is room for.
+
+    Raises MemoryBudgetError if more were asked for.
+    """
+    if subject.device is None:
+        return config
+    room = int(SHARE * subject.device)
+
+    def needed(n: int) -> int:
+        return plan_for(subject, replace(config, gpu_layers=n)).device
+
+    wanted = _gpu_layers(subject, config)
+    if needed(wanted) <= room:
+        return config
+    fitting = max(0, bisect_right(range(wanted), room, key=needed) - 1)
+    if config.gpu_layers is None:
+        return replace(config, gpu_layers=fitting)
+    raise MemoryBudgetError(
+        f"{wanted} layers need {_text(needed(wanted))} of GPU memory, and there are {_text(room)}",
+        f"use --gpu-layers {fitting} or fewer, or auto",
+    )
 
 
 def fit(subject: Subject, config: EngineConfig, budget: int | None) -> Fit:
@@ -99,6 +134,7 @@ def fit(subject: Subject, config: EngineConfig, budget: int | None) -> Fit:
     Raises MemoryBudgetError if none do, saying what would fit.
     """
     limit = math.inf if budget is None else budget
+    wanted, config = config, _offloaded(subject, config)
     steps = list(_steps(subject, config))
     made: list[_Step] = []
     plan = plan_for(subject, config)
@@ -119,7 +155,10 @@ def fit(subject: Subject, config: EngineConfig, budget: int | None) -> Fit:
         if plan_for(subject, _apply(config, others)).total <= limit:
             made = others
     chosen = _apply(config, made)
-    return Fit(chosen, plan_for(subject, chosen), tuple(_told(made)), budget)
+    told = list(_told(made))
+    if config != wanted:
+        told.insert(0, f"only {config.gpu_layers} layers on the GPU")
+    return Fit(chosen, plan_for(subject, chosen), tuple(told), budget)
 
 
 def least(subject: Subject, config: EngineConfig) -> MemoryPlan:

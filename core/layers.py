@@ -50,6 +50,7 @@ class Layers:
         state: numbers that recurrent layers keep, all together.
         layer_state: the same of one layer.
         has_snapshots: whether llama.cpp keeps older states, too.
+        n_layer: all layers.
         n_embd, n_vocab: of the embeddings.
         heads: of queries, most in any layer.
         queries: width of all queries.
@@ -65,6 +66,7 @@ class Layers:
     state: int
     layer_state: int
     has_snapshots: bool
+    n_layer: int
     n_embd: int
     n_vocab: int
     heads: int
@@ -93,6 +95,7 @@ def read_layers(headers: Sequence[Header]) -> Layers:
         state=state * sum(recurrent),
         layer_state=state,
         has_snapshots=architecture in architectures.SNAPSHOTS,
+        n_layer=fields.n_layer,
         n_embd=n_embd,
         n_vocab=fields.n_vocab(),
         heads=heads if cached else 0,

@@ -18,6 +18,8 @@ from typing import Any
 
 _log = logging.getLogger("specgen.llama")
 
+_GPUS = (1, 2)  # ggml_backend_dev_type: with memory of its own, and with the host's
+
 # ggml_log_level -> logging level; 5 continues the line before it.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 
@@ -110,13 +112,37 @@ def library_version() -> str:
 
 def device_names() -> tuple[str, ...]:
     """The devices that llama.cpp found, such as "CPU AMD EPYC"; none where it does not say."""
+    words = ("ggml_backend_dev_name", "ggml_backend_dev_description")
+    return tuple(
+        " ".join(_ggml_text(word, device) or "" for word in words) for device in _devices()
+    )
+
+
+def free_device_memory() -> int | None:
+    """Bytes that are free on all GPUs together, or None where llama.cpp has none to offload to."""
+    if not library().api.llama_supports_gpu_offload():
+        return None
+    size = ctypes.POINTER(ctypes.c_size_t)
+    kind_of = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    ask = _ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    if kind_of is None or ask is None:
+        return None
+    found = []
+    for device in _devices():
+        if kind_of(device) in _GPUS:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ask(device, ctypes.byref(free), ctypes.byref(total))
+            found.append(free.value)
+    return sum(found) if found else None
+
+
+def _devices() -> list[int]:
+    """Handles of all devices; none where llama.cpp does not say."""
     count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
     get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     if count is None or get is None:
-        return ()
-    devices = [get(i) for i in range(count())]
-    words = ("ggml_backend_dev_name", "ggml_backend_dev_description")
-    return tuple(" ".join(_ggml_text(word, device) or "" for word in words) for device in devices)
+        return []
+    return [get(i) for i in range(count())]
 
 
 def _ggml_function(name: str, result: Any, *arguments: Any) -> Any | None:

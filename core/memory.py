@@ -18,6 +18,7 @@ from .errors import UsageError
 from .ggml_types import BLOCKS, type_id
 from .gguf import Header
 from .layers import CachedLayer, Layers, read_layers
+from .offload import split
 from .repack import copied_bytes
 
 _FLOAT: Final = 4  # bytes
@@ -49,8 +50,11 @@ _MOST: Final = MappingProxyType(
         "snapshots": 1 << 16,
         "drafters": 1 << 50,
         "interface": 1 << 50,
+        "gpu_layers": 1 << 31,
     }
 )
+
+_FROM_ZERO: Final = ("snapshots", "drafters", "interface", "gpu_layers")  # others from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Shape:
         drafters: bytes of the drafters' tables.
         lean: whether the process drops what it needed only to start.
         interface: bytes that the command takes beyond what `generate` does.
+        gpu_layers: layers on a GPU, the output counted as one.
     """
 
     n_ctx: int
@@ -84,10 +89,11 @@ class Shape:
     drafters: int = 0
     lean: bool = False
     interface: int = 0
+    gpu_layers: int = 0
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
-            least = 0 if name in ("snapshots", "drafters", "interface") else 1
+            least = 0 if name in _FROM_ZERO else 1
             value = getattr(self, name)
             if not least <= value <= most:
                 raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
@@ -119,7 +125,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes at the most that will be resident at once.
+    """Bytes at the most that will be resident at once, and what GPUs hold besides.
 
     Attributes:
         weights: the whole file, which is mapped.
@@ -133,6 +139,7 @@ class MemoryPlan:
         vocabulary: llama.cpp's tables of tokens and merges.
         drafters: tables of the drafters.
         baseline: of a process that does nothing yet: Python, NumPy, specgen, libraries.
+        device: on GPUs: weights, cache and compute buffer of what is offloaded; not in the total.
     """
 
     weights: int
@@ -146,11 +153,13 @@ class MemoryPlan:
     vocabulary: int
     drafters: int
     baseline: int
+    device: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """All of it, but for what is on GPUs."""
+        on_host = (field.name for field in fields(self) if field.name != "device")
+        return sum(getattr(self, name) for name in on_host)
 
     @property
     def context(self) -> int:
@@ -168,27 +177,32 @@ class MemoryPlan:
 
 
 def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str]) -> MemoryPlan:
-    """What generating with the model in one file, or in all its parts, takes on a CPU.
+    """What generating with the model in one file, or in all its parts, takes.
 
     `features` are the CPU's, as from `repack.cpu_features`. Raises ModelError where the header
     lacks what a model must have, UsageError where its heads do not fit the cache's type.
 
-    Not counted: indexers of sparse attention, projectors, adapters, and layers on a GPU.
+    Not counted: indexers of sparse attention, projectors and adapters.
     """
     layers = read_layers(headers)
     tensors = [tensor for header in headers for tensor in header.tensors]
+    placed = split(tensors, layers.n_layer, shape.gpu_layers)
+    kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
+    kv_away, state_away = int(placed.share * kv), int(placed.share * state)
+    device = sum(tensor.n_bytes for tensor in placed.device)
     return MemoryPlan(
-        weights=sum(header.file_bytes for header in headers),
-        copies=copied_bytes(tensors, features),
-        kv=_kv(layers, shape),
+        weights=sum(header.file_bytes for header in headers) - placed.gone,
+        copies=copied_bytes(placed.host, features),
+        kv=kv - kv_away,
         cells=_cells(layers, shape),
-        state=_state(layers, shape),
-        compute=_compute(layers, shape),
+        state=state - state_away,
+        compute=compute,
         work=_work(layers, shape),
         outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=shape.drafters,
         baseline=(_LEAN_BASELINE if shape.lean else _BASELINE) + shape.interface,
+        device=device + kv_away + state_away + (compute if device else 0),
     )
 
 

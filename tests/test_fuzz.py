@@ -1,0 +1,110 @@
+"""Damaged and lying headers, all the way to a plan: an answer or one line, soon and with little."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from specgen.core.budget import Subject, fit
+from specgen.core.config import EngineConfig
+from specgen.core.errors import SpecgenError
+from specgen.core.gguf import read_header
+from specgen.core.modelinfo import ModelInfo, read_headers
+from specgen.core.resident import peak_bytes, reset_peak, resident_bytes
+
+from .headers import MADE
+from .tiny import Architecture, write_tiny
+
+N_TINY, N_LARGE = 3000, 1000  # mutations of each of five and of six headers: 21,000
+SECONDS = 60
+MOST_BYTES = 200 << 20
+EXTREMES = (0, 1, 255, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+TINY: tuple[Architecture, ...] = ("llama", "gemma3", "mamba", "lfm2", "granitehybrid")
+
+
+def plan(path: Path) -> None:
+    """All that is done with a header before a model is loaded, within a budget or not."""
+    headers = read_headers(path)
+    info = ModelInfo.from_headers(headers)
+    subject = Subject(headers, info, frozenset({"AVX2"}), lambda n_ctx, few: 1_000_000)
+    found = fit(subject, EngineConfig(swa_full=False), 300 << 20)
+    assert 0 < found.plan.total <= 300 << 20
+    assert min(found.plan.record().values()) >= 0
+
+
+def damage(data: mmap.mmap, end: int, rng: random.Random) -> dict[int, int]:
+    """Change a few places before `end`, and return the bytes that were there."""
+    before: dict[int, int] = {}
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        if rng.random() < 0.5:
+            new = bytes([rng.choice((0, 1, 255, rng.randrange(256)))])
+        else:
+            new = struct.pack("<Q", rng.choice(EXTREMES))[: rng.choice((4, 8))]
+        place = rng.randrange(rng.choice((min(1200, end), end)))
+        for i, byte in enumerate(new[: end - place], start=place):
+            before.setdefault(i, data[i])
+            data[i] = byte
+    return before
+
+
+def hammer(path: Path, n: int, seed: int) -> int:
+    """Plan for `n` damaged versions of a file, and return how many came as far as a plan."""
+    rng = random.Random(seed)
+    end = read_header(path).data_start
+    n_planned = 0
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        for _ in range(n):
+            before = damage(data, end, rng)
+            try:
+                plan(path)
+                n_planned += 1
+            except SpecgenError as error:
+                assert error.message
+                assert "\n" not in error.message
+                assert error.exit_code in (2, 3, 4)
+                n_planned += error.exit_code == 4
+            for place, byte in before.items():
+                data[place] = byte
+    return n_planned
+
+
+@pytest.fixture(params=[*TINY, *MADE])
+def header(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Models of five architectures with a vocabulary, and headers from 1B to 70B without."""
+    name = request.param
+    path = tmp_path / name
+    return MADE[name].write(path) if name in MADE else write_tiny(path, name)
+
+
+def within_bounds(work: Callable[[], int]) -> int:
+    """What `work` returns, if it took no more time and memory than is allowed."""
+    reset_peak()
+    before, began = resident_bytes(), perf_counter()
+    result = work()
+    assert perf_counter() - began < SECONDS
+    assert before is None or peak_bytes() - before < MOST_BYTES
+    return result
+
+
+def test_damaged_headers(header: Path) -> None:
+    """No exception but our own, no hang, no memory; and not all are refused."""
+    n = N_TINY if header.name in TINY else N_LARGE
+    n_planned = within_bounds(lambda: hammer(header, n, seed=7))
+    assert n / 20 < n_planned < n
+
+
+@pytest.mark.model
+def test_damaged_headers_of_the_default_model(default_model: Path, tmp_path: Path) -> None:
+    """A real header, with 49,152 tokens and as many merges."""
+    path, start = tmp_path / "m.gguf", read_header(default_model).data_start
+    size = default_model.stat().st_size
+    with default_model.open("rb") as source, path.open("wb") as target:
+        target.write(source.read(start))
+        target.truncate(size)
+    assert within_bounds(lambda: hammer(path, 500, seed=8)) < 500
