@@ -23,7 +23,7 @@ from specgen.core.profile import Profile
 from specgen.core.protocols import Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
-from specgen.drafters import create, fewer, names_of, with_past
+from specgen.drafters import AUTO, create, fewer, names_of, with_past
 from specgen.drafters.predicted import Predicted
 
 from .bench_plot import check_plot, plot
@@ -85,7 +85,8 @@ def run_live(job: LiveJob) -> None:
         prompts = sampled(prompts, job.per_task)
     path = ensure_model(job.model)
     profile = ensure_profile(path, job.config, job.memory_budget)
-    names = ",".join(dict.fromkeys(n for name in job.names for n in names_of(name)))
+    every = dict.fromkeys(drafter for name in job.names for drafter in names_of(name))
+    names = AUTO if list(job.names) == [AUTO] else ",".join(every)
     wanted = Wanted(path, job.config, names, job.memory_budget, job.warm, _REPORT)
     config = fitted(wanted, profile).config
     bandwidth = measure_bandwidth(job.config.threads or default_threads())

@@ -34,6 +34,12 @@ _TERMS = {
     "baseline": "Python, NumPy and libraries",
 }
 
+_NEEDS = {
+    "as_asked": "as asked",
+    "full_speed": "at full speed, with as little context as can be",
+    "least": "at least",
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -75,9 +81,9 @@ def plan(
     found = fit(subject, config, limit)
     n_ctx = found.config.context(subject.info.n_ctx_train)
     sizes = {
-        "as asked": plan_for(subject, config).total,
-        "at full speed, with less context": full_speed(subject, config).total,
-        "at least": least(subject, config).total,
+        "as_asked": plan_for(subject, config).total,
+        "full_speed": full_speed(subject, config).total,
+        "least": least(subject, config).total,
     }
     if as_json:
         typer.echo(json.dumps(_record(found, n_ctx, limit, sizes)))
@@ -92,7 +98,7 @@ def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) ->
         "plan": found.plan.record(),
         "settings": config,
         "concessions": list(found.concessions),
-        "needs": {name.replace(",", "").replace(" ", "_"): n for name, n in sizes.items()},
+        "needs": sizes,
     }
 
 
@@ -100,18 +106,26 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
     from .memory import memory_text
 
     print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
-    config = found.config
     typer.echo("")
-    typer.echo(
-        f"context {n_ctx:,} tokens ({_types(config)}), prompts in calls of {config.chunk} tokens,"
-        + (f" drafts of at most {config.max_drafts} tokens" if config.max_drafts else " no drafts")
-    )
+    lines = [("budget", "not known: the system does not say what is available")]
     if limit is not None:
-        typer.echo(f"budget: {memory_text(limit)}")
-    for concession in found.concessions:
-        typer.echo(f"given up to fit it: {concession}")
-    needs = ", ".join(f"{name} {_mib(n)} MiB" for name, n in sizes.items())
-    typer.echo(f"needed: {needs}")
+        lines = [("budget", memory_text(limit))]
+    lines += _settings(found.config, n_ctx)
+    lines += [("given up", concession) for concession in found.concessions]
+    lines += [("needs", f"{_mib(sizes[name])} MiB {meaning}") for name, meaning in _NEEDS.items()]
+    named = ""
+    for name, text in lines:
+        typer.echo(f"{'' if name == named else name:8}  {text}")
+        named = name
+
+
+def _settings(config: EngineConfig, n_ctx: int) -> list[tuple[str, str]]:
+    drafts = f"of at most {config.max_drafts} tokens" if config.max_drafts else "none"
+    return [
+        ("context", f"{n_ctx:,} tokens, cache of type {_types(config)}"),
+        ("prompts", f"in calls of {config.chunk} tokens"),
+        ("drafts", drafts),
+    ]
 
 
 def _types(config: EngineConfig) -> str:

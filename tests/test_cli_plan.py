@@ -23,7 +23,7 @@ def test_table(tiny_model: TinyModel) -> None:
     assert set(names) <= {*MemoryPlan.__dataclass_fields__, "total"}
     total = sum(float(row.split()[1]) for row in rows[:-1])
     assert float(rows[-1].split()[1]) == pytest.approx(total, abs=0.5)
-    assert "context 512 tokens (f16)" in outcome.out
+    assert "context   512 tokens, cache of type f16\n" in outcome.out
     assert all(len(line) <= 110 for line in outcome.out.splitlines())
 
 
@@ -31,7 +31,7 @@ def test_json(tiny_model: TinyModel) -> None:
     """Everything in bytes; with the least budget all is given up that can be."""
     record = run("plan", tiny_model(), "--json").record
     assert record["plan"]["total"] == record["needs"]["as_asked"]
-    low = record["needs"]["at_least"]
+    low = record["needs"]["least"]
     tight = run("plan", tiny_model(), "--json", "--memory-budget", str(low)).record
     assert (tight["budget"], tight["plan"]["total"]) == (low, low)
     assert tight["settings"]["max_drafts"] == 0
