@@ -80,7 +80,8 @@ def fitted(wanted: Wanted, profile: Profile | None) -> Fit:
     """
     config = profile.settled(wanted.config) if profile else wanted.config
     limit = budget_bytes(wanted.budget)
-    found = fit(subject_of(wanted, profile), config, limit)
+    subject = subject_of(wanted, profile)
+    found = fit(subject, config, limit, may_drop=wanted.budget is None)
     if found.concessions and limit is not None:
         given_up = ", ".join(found.concessions)
         _log.warning("to stay within %s of memory: %s", memory_text(limit), given_up)

@@ -78,7 +78,7 @@ def plan(
         config = profile.settled(config)
     subject = subject_of(Wanted(path, config, drafter, memory_budget), profile)
     limit = budget_bytes(memory_budget)
-    found = fit(subject, config, limit)
+    found = fit(subject, config, limit, may_drop=memory_budget is None)
     n_ctx = found.config.context(subject.info.n_ctx_train)
     sizes = {
         "as_asked": plan_for(subject, config).total,

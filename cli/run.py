@@ -86,7 +86,7 @@ class Job:
         )
         fit = fitted(wanted, profile)
         engine = self._engine(path, fit.config, profile)
-        engine.stay_within(fit.budget, fit.plan)
+        engine.stay_within(fit.ceiling, fit.plan)
         return engine
 
     def _engine(self, path: Path, config: EngineConfig, profile: Profile | None) -> Engine:

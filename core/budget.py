@@ -7,7 +7,6 @@ decoding keeps all that rounding depends on.
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -63,13 +62,13 @@ class Fit:
         config: as wanted, but for the concessions.
         plan: the memory that it takes.
         concessions: what was given up, in words.
-        budget: bytes that were allowed; None where there is no limit.
+        ceiling: bytes that may be resident; None where there is no limit.
     """
 
     config: EngineConfig
     plan: MemoryPlan
     concessions: tuple[str, ...]
-    budget: int | None = None
+    ceiling: int | None = None
 
 
 def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
@@ -128,37 +127,63 @@ def _offloaded(subject: Subject, config: EngineConfig) -> EngineConfig:
     )
 
 
-def fit(subject: Subject, config: EngineConfig, budget: int | None) -> Fit:
+def fit(
+    subject: Subject, config: EngineConfig, budget: int | None, *, may_drop: bool = False
+) -> Fit:
     """`config`, with as few concessions as bring it below `budget` bytes; None is no limit.
+
+    With `may_drop` what the system can drop at no cost does not count, see MemoryPlan.used.
 
     Raises MemoryBudgetError if none do, saying what would fit.
     """
-    limit = math.inf if budget is None else budget
-    wanted, config = config, _offloaded(subject, config)
-    steps = list(_steps(subject, config))
+    offloaded = _offloaded(subject, config)
+
+    def fits(plan: MemoryPlan) -> bool:
+        return budget is None or (plan.used if may_drop else plan.total) <= budget
+
+    steps = _given_up(subject, offloaded, fits)
+    chosen = _apply(offloaded, steps)
+    plan = plan_for(subject, chosen)
+    if budget is not None and not fits(plan):
+        raise _refusal(subject, plan, budget, may_drop=may_drop)
+    told = list(_told(steps))
+    if offloaded != config:
+        told.insert(0, f"only {offloaded.gpu_layers} layers on the GPU")
+    ceiling = None if budget is None else budget + (plan.copies if may_drop else 0)
+    return Fit(chosen, plan, tuple(told), ceiling)
+
+
+def _given_up(
+    subject: Subject, config: EngineConfig, fits: Callable[[MemoryPlan], bool]
+) -> list[_Step]:
+    """The steps after which the plan fits, or all of them."""
     made: list[_Step] = []
-    plan = plan_for(subject, config)
-    for step in steps:
-        if plan.total <= limit:
+    for step in _steps(subject, config):
+        if fits(plan_for(subject, _apply(config, made))):
             break
         made.append(step)
-        plan = plan_for(subject, _apply(config, made))
-    if budget is not None and plan.total > budget:
-        needed = -(-plan.total // _MIB)
-        raise MemoryBudgetError(
-            f"{subject.headers[0].path.name} needs {needed:,} MiB at least, and the memory"
-            f" budget is {_text(budget)}",
-            f"use --memory-budget {needed}M or more, or a smaller model",
-        )
     for step in made[-2::-1]:  # some may not be needed after the last; most missed first
         others = [other for other in made if other is not step]
-        if plan_for(subject, _apply(config, others)).total <= limit:
+        if fits(plan_for(subject, _apply(config, others))):
             made = others
-    chosen = _apply(config, made)
-    told = list(_told(made))
-    if config != wanted:
-        told.insert(0, f"only {config.gpu_layers} layers on the GPU")
-    return Fit(chosen, plan_for(subject, chosen), tuple(told), budget)
+    return made
+
+
+def _refusal(
+    subject: Subject, plan: MemoryPlan, budget: int, *, may_drop: bool
+) -> MemoryBudgetError:
+    needed = -(-(plan.used if may_drop else plan.total) // _MIB)
+    name = subject.headers[0].path.name
+    if may_drop:
+        return MemoryBudgetError(
+            f"{name} needs {needed:,} MiB at least, and {SHARE:.0%} of what is available is"
+            f" {_text(budget)}",
+            "free some memory, or use a smaller model",
+        )
+    return MemoryBudgetError(
+        f"{name} needs {needed:,} MiB at least, and the memory budget is {_text(budget)}",
+        f"use --memory-budget {needed}M or more, or a smaller model",
+    )
 
 
 def least(subject: Subject, config: EngineConfig) -> MemoryPlan:

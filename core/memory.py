@@ -162,6 +162,11 @@ class MemoryPlan:
         return sum(getattr(self, name) for name in on_host)
 
     @property
+    def used(self) -> int:
+        """What generating uses: nobody reads the file's own bytes of what was copied again."""
+        return self.total - self.copies
+
+    @property
     def context(self) -> int:
         """What another context would take besides: the model is there once."""
         return self.kv + self.cells + self.state + self.compute + self.work + self.outputs

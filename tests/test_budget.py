@@ -14,6 +14,7 @@ from specgen.core.host import _cgroup_memory
 from specgen.core.modelinfo import ModelInfo, read_headers
 
 from .conftest import TinyModel
+from .headers import MADE
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -188,3 +189,21 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
     )
     assert _cgroup_memory(membership, root) == 4010
     assert _cgroup_memory(tmp_path / "nowhere", root) is None
+
+
+def test_originals_of_copies_do_not_count_where_the_system_may_drop_them(tmp_path: Path) -> None:
+    """By default a model fits whose file and copies are more than there is; a size is kept."""
+    headers = read_headers(MADE["7b"].write(tmp_path / "m.gguf"))
+    features = frozenset({"AVX2", "REPACK"})
+    subject = Subject(headers, ModelInfo.from_headers(headers), features, tables)
+    config = replace(WANTED, n_ctx=512)
+    plan = plan_for(subject, config)
+    assert plan.copies > plan.weights / 2
+    budget = plan.total - plan.copies
+    found = fit(subject, config, budget, may_drop=True)
+    assert (found.config, found.ceiling) == (config, plan.total)
+    with pytest.raises(MemoryBudgetError, match="and the memory budget is"):
+        fit(subject, config, budget)
+    with pytest.raises(MemoryBudgetError, match="85% of what is available") as failure:
+        fit(subject, config, plan.used // 2, may_drop=True)
+    assert "--memory-budget" not in failure.value.hint
