@@ -43,6 +43,6 @@ _TABLES: Final[dict[str, Callable[[int, int], int]]] = {
     "prompt-lookup": lambda n_vocab, n_ctx: 50_000 + 16 * n_ctx,
     "copyspec": lambda n_vocab, n_ctx: 50_000 + 16 * n_ctx,
     "suffix": lambda n_vocab, n_ctx: 1_800_000 + 76 * min(n_ctx, CAPACITY),
-    "trigram": lambda n_vocab, n_ctx: min(2_000_000, 150_000 + 60 * n_ctx),
+    "trigram": lambda n_vocab, n_ctx: min(9_000_000, 150_000 + 60 * n_ctx),
     "recycle": _recycle,
 }

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 
 import numpy as np
+import pytest
 
 from specgen.core.builder import Builder
 from specgen.core.calibrate import Calibrator
 from specgen.core.cost import load_curve
+from specgen.core.errors import UsageError
+from specgen.core.learned import MOST_ANSWERS
 from specgen.core.tree import DraftTree
 from specgen.drafters import create, with_past
+from specgen.drafters.sizes import table_bytes
 
 MIB = 1 << 20
 REAL_VOCAB = 49_152
@@ -32,18 +37,19 @@ def size_of(root: object) -> int:
     return total
 
 
-def test_memory_is_bounded_and_constant() -> None:
-    """All drafters and the calibrator, over 30,000 tokens: under 64 MiB, and no more at the end.
+def written(names: str, n_tokens: int, n_vocab: int = REAL_VOCAB) -> Iterator[tuple[int, int]]:
+    """Let drafters watch a text, and give its length and all their bytes after each quarter.
 
     The text copies itself now and then, as texts do, and has all tokens of a real vocabulary.
     """
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(4, REAL_VOCAB)).astype(np.float32)
-    text = rng.zipf(1.3, 30_000) % REAL_VOCAB
-    for start in range(1000, 30_000, 700):
+    logits = rng.normal(size=(4, n_vocab)).astype(np.float32)
+    text = rng.zipf(1.3, n_tokens) % n_vocab
+    for start in range(1000, n_tokens - 300, 700):
         text[start : start + 300] = text[start - 900 : start - 600]
     tokens = text.tolist()
-    drafters = with_past(create("auto"), np.array(tokens[::-1], np.int32))
+    answers = (rng.zipf(1.3, MOST_ANSWERS) % n_vocab).astype(np.int32)
+    drafters = with_past(create(names), answers)
     calibrator = Calibrator()
     builder = Builder(
         drafters,
@@ -55,7 +61,6 @@ def test_memory_is_bounded_and_constant() -> None:
     )
     for drafter in drafters:
         drafter.begin(np.array(tokens[:1], np.int32))
-    used = {}
     for n in range(1, len(tokens)):
         tree, seen = DraftTree.root(tokens[n - 1]), logits[:1, :0]
         if n % 16 == 0:  # often enough to fill all that can be filled
@@ -66,7 +71,31 @@ def test_memory_is_bounded_and_constant() -> None:
             drafter.observe(tokens[n : n + 1], tree, seen)
         if n % 16 == 0:
             builder.learn(tokens[n : n + 1])
-        if n in (20_000, 29_999):
-            used[n] = size_of([drafters, calibrator]) / MIB
-    assert used[29_999] < 64
-    assert used[29_999] < used[20_000] + 4  # what is kept by key is not full yet
+        if (n + 1) % (n_tokens // 4) == 0:
+            yield n + 1, size_of([drafters, calibrator])
+
+
+def test_memory_is_bounded_and_constant() -> None:
+    """All drafters and the calibrator, over 30,000 tokens: under 64 MiB, and no more at the end."""
+    used = {n: n_bytes / MIB for n, n_bytes in written("auto", 30_000)}
+    assert used[30_000] < 64
+    assert used[30_000] < used[22_500] + 4  # what is kept by key is not full yet
+
+
+@pytest.mark.parametrize("names", ["auto", "suffix,prompt-lookup", "recycle,trigram"])
+@pytest.mark.parametrize("n_ctx", [1024, 8192])
+def test_planned_tables_are_those_of_a_full_context(names: str, n_ctx: int) -> None:
+    """What is planned for is enough, and not far from what there is."""
+    *_, (_, used) = written(names, n_ctx)
+    planned = table_bytes(names, REAL_VOCAB, n_ctx, past=True)
+    assert 0.8 * used - 2 * MIB < planned < 1.6 * used + 2 * MIB
+
+
+def test_single_drafters_have_no_judge() -> None:
+    """Nor past answers; none has nothing, and an unknown one is refused."""
+    assert table_bytes("none", REAL_VOCAB, 8192, past=True) == 0
+    both = table_bytes("suffix,copyspec", REAL_VOCAB, 8192, past=False)
+    apart = [table_bytes(name, REAL_VOCAB, 8192, past=True) for name in ("suffix", "copyspec")]
+    assert both > sum(apart)
+    with pytest.raises(UsageError, match="no drafter"):
+        table_bytes("x", 1, 1, past=False)
