@@ -29,7 +29,7 @@ class Wanted:
         path: of the model.
         drafters: their names.
         budget: as it was given, or None.
-        past: whether drafters search answers of earlier runs.
+        past: whether what earlier runs left is used and kept.
         interface: bytes that the command takes beyond what `generate` does.
     """
 

@@ -98,12 +98,12 @@ class Job:
             text = read_file(self.predicted, "predicted output")
             tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
-        if not self.learn or len(drafters) < 2:  # a single one drafts as its paper says
+        # A single one drafts as its paper says; and learning takes memory.
+        if not self.learn or len(drafters) < 2 or config.few_drafters:
             return Engine(path, drafters, config, profile=profile)
         learned = recall(path)
-        if not config.few_drafters:
-            drafters = with_past(drafters, learned.answers)
-        return Engine(path, drafters, config, learned, profile)
+        past = with_past(drafters, learned.answers)
+        return Engine(path, past, config, learned, profile)
 
 
 def require_model(model: str | None) -> None:

@@ -202,7 +202,7 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     yield _LEAN
     yield from contexts[:-1]
     if subject.tables(0, True) < subject.tables(0, False):
-        yield "fewer drafters", {"few_drafters": True}
+        yield "smaller tables of drafters", {"few_drafters": True}
     if not config.strict:
         yield from _chunks(config)
     yield from contexts[-1:]
@@ -248,7 +248,7 @@ def _told(steps: Sequence[_Step]) -> Iterator[str]:
     last = {name.split()[0]: name for name, _ in steps}
     if "no" in last:  # drafts, and so it does not matter whose
         last["drafts"] = last.pop("no")
-        last.pop("fewer", None)
+        last.pop("smaller", None)
     yield from last.values()
 
 

@@ -35,7 +35,7 @@ class EngineConfig:
         chunk: tokens of the prompt in one call.
         type_k, type_v: of keys and values in the cache, such as "q8_0"; None is "f16", or less
             where memory is short.
-        few_drafters: leave out drafters that take more memory than they gain.
+        few_drafters: leave out drafters, and what was learnt, that take more memory than they gain.
         lean: drop what was needed only to start, see resident.drop_code.
     """
 

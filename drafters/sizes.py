@@ -17,18 +17,21 @@ _PAGE: Final = 4096
 _ROW: Final = 8 * K  # bytes that recycle keeps of a token
 _JUDGE: Final = 1_800_000  # counts of the calibrator
 _PAST: Final = 4_500_000  # an index of answers
+_LEARNT: Final = 7_000_000  # answers and counts while they are read, merged and written
 
 
 def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
     """Bytes of the tables of drafters, once a context of `n_ctx` tokens is full.
 
-    `names` are as for `create`; `past` is whether answers of earlier runs are searched. Raises
-    UsageError for an unknown name.
+    `names` are as for `create`; `past` is whether what earlier runs left is used and
+    kept. Raises UsageError for an unknown name.
     """
     chosen = set(names_of(names))
     total = sum(_TABLES[name](n_vocab, n_ctx) for name in chosen)
     if len(chosen) > 1:
-        total += _JUDGE + (_PAST if past and "suffix" in chosen else 0)
+        total += _JUDGE
+        if past:
+            total += _LEARNT + (_PAST if "suffix" in chosen else 0)
     return total
 
 
