@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .run import Job
 
-_TERMINAL = 12 << 20  # bytes of prompt_toolkit and Jinja
+_TERMINAL = 18 << 20  # bytes of prompt_toolkit and Jinja
 
 HELP = """\
 /help           show this
