@@ -14,6 +14,7 @@ import typer
 
 from specgen.core.bandwidth import measure_bandwidth
 from specgen.core.benchmark import Arm, Plan, measure_arms
+from specgen.core.budget import Fit
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull
@@ -37,6 +38,7 @@ from .models import ensure_model
 from .progress import shown_progress
 from .streams import note
 
+_MOST_READ = 512 << 20  # bytes
 _REPORT = 10 << 20  # bytes of Rich and of what is remembered of runs
 
 
@@ -87,10 +89,11 @@ def run_live(job: LiveJob) -> None:
     profile = ensure_profile(path, job.config, job.memory_budget)
     every = dict.fromkeys(drafter for name in job.names for drafter in names_of(name))
     names = AUTO if list(job.names) == [AUTO] else ",".join(every)
-    wanted = Wanted(path, job.config, names, job.memory_budget, job.warm, _REPORT)
-    config = fitted(wanted, profile).config
-    bandwidth = measure_bandwidth(job.config.threads or default_threads())
+    fit = fitted(Wanted(path, job.config, names, job.memory_budget, job.warm, _REPORT), profile)
+    config = fit.config
+    bandwidth = _bandwidth(job, fit)
     with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
+        engine.stay_within(fit.ceiling, fit.plan)
         arms = list(_arms(job, config, engine.vocab))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
         runs = _measure(engine, plan, interrupts)
@@ -121,6 +124,14 @@ def show(results: Results, format: Format, save: Path | None, plot_to: Path | No
         if save:
             others.callback(_save, results, save)
         write(results, format)
+
+
+def _bandwidth(job: LiveJob, fit: Fit) -> float:
+    """How fast memory is read, with no more of it than the model will take."""
+    threads = job.config.threads or default_threads()
+    if job.memory_budget is None:
+        return measure_bandwidth(threads)
+    return measure_bandwidth(threads, min(_MOST_READ, fit.plan.weights + fit.plan.context))
 
 
 def _measure(engine: Engine, plan: Plan, interrupts: Interrupts) -> tuple[Run, ...]:
@@ -155,15 +166,18 @@ def _arms(job: LiveJob, config: EngineConfig, vocab: Vocab) -> Iterator[Arm]:
     yield Arm(PLAIN, lambda prompt, answers: ())
     if strict and PLAIN not in job.names:
         yield Arm(f"{PLAIN} strict", lambda prompt, answers: (), strict=True)
-    for name in job.names:
+    for name in job.names if config.max_drafts else ():
         label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
-        make = partial(_drafters, fewer(name) if config.few_drafters else name, vocab)
+        few = config.few_drafters
+        make = partial(_drafters, fewer(name) if few else name, vocab, past=not few)
         yield Arm(label, make, strict=strict)
         if job.warm and len(create(name)) > 1:  # a single one learns nothing that is kept
             yield Arm(f"{label} warm", make, warm=True, strict=strict)
 
 
-def _drafters(name: str, vocab: Vocab, prompt: Prompt, answers: Tokens) -> Sequence[Drafter]:
+def _drafters(
+    name: str, vocab: Vocab, prompt: Prompt, answers: Tokens, *, past: bool = True
+) -> Sequence[Drafter]:
     """Drafters as `generate` has them. A single one is compared as its paper describes it."""
     drafters = tuple(create(name))
     if len(drafters) < 2:
@@ -171,7 +185,7 @@ def _drafters(name: str, vocab: Vocab, prompt: Prompt, answers: Tokens) -> Seque
     if prompt.predicted is not None:
         predicted = vocab.tokenize(prompt.predicted, add_bos=False, special=False)
         drafters = (*drafters, Predicted(predicted))
-    return with_past(drafters, answers)
+    return with_past(drafters, answers) if past else drafters
 
 
 def _save(results: Results, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from specgen.core.card import Card
 from specgen.core.errors import UsageError
+from specgen.core.memory import memory_text
 from specgen.core.runs import PLAIN, Results
 from specgen.core.summary import (
     ALL,
@@ -178,7 +179,7 @@ def _totals(rows: Sequence[Row]) -> Iterator[str]:
         if row.task == ALL and row.share_by:
             shares = ", ".join(f"{name} {100 * s:.0f}" for name, s in row.share_by.items())
             yield f"{row.drafter}: of 100 tokens guessed by {shares}"
-    peaks = [f"{r.drafter} {size_text(r.peak_bytes)}" for r in rows if r.task == ALL]
+    peaks = [f"{r.drafter} {memory_text(r.peak_bytes)}" for r in rows if r.task == ALL]
     if any(row.peak_bytes for row in rows):
         yield f"most memory: {', '.join(peaks)}"
 

@@ -84,8 +84,7 @@ def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) 
 
     profile = find_profile(path, config)
     if profile is None:
-        if budget is not None:
-            require_room_to_measure(path, config, budget)
+        require_room_to_measure(path, config, budget)
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:
             profile = measure_profile(path, config, on_progress=progress)

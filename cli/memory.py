@@ -12,8 +12,9 @@ from specgen.core.cost import MAX_ROWS
 from specgen.core.errors import MemoryBudgetError
 from specgen.core.host import available_memory_bytes
 from specgen.core.library import free_device_memory, system_info
+from specgen.core.memory import memory_text
 from specgen.core.modelinfo import ModelInfo, read_headers
-from specgen.core.profile import Profile, measured_context
+from specgen.core.profile import Profile, measured_context, settings_to_measure
 from specgen.core.repack import cpu_features
 from specgen.drafters import NONE, fewer
 from specgen.drafters.sizes import table_bytes
@@ -56,7 +57,8 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
             n_ctx,
             past=wanted.past and not is_few,
         ),
-        padding=profile.strict.slack if profile and wanted.config.strict else 0,
+        strict=profile.strict if profile and wanted.config.strict else None,
+        flash_attention=profile.flash_attention if profile else None,
         interface=wanted.interface,
         device=free_device_memory(),
     )
@@ -78,17 +80,16 @@ def fitted(wanted: Wanted, profile: Profile | None) -> Fit:
 
     Raises MemoryBudgetError, ModelError or UsageError.
     """
-    config = profile.settled(wanted.config) if profile else wanted.config
     limit = budget_bytes(wanted.budget)
     subject = subject_of(wanted, profile)
-    found = fit(subject, config, limit, may_drop=wanted.budget is None)
-    if found.concessions and limit is not None:
-        given_up = ", ".join(found.concessions)
-        _log.warning("to stay within %s of memory: %s", memory_text(limit), given_up)
+    found = fit(subject, wanted.config, limit, may_drop=wanted.budget is None)
+    if found.concessions:
+        reason = "to fit the memory" if limit is None else f"to stay within {memory_text(limit)}"
+        _log.warning("%s: %s", reason, ", ".join(found.concessions))
     return found
 
 
-def require_room_to_measure(path: Path, config: EngineConfig, budget: str) -> None:
+def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None) -> None:
     """Raise MemoryBudgetError if measuring the model would take more than the budget.
 
     It opens a context with flash attention and one without, of a length that it chooses itself.
@@ -97,18 +98,15 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str) -> No
     subject = subject_of(wanted, None)
     n_ctx = measured_context(config, subject.info.n_ctx_train)
     largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS)
-    both = (True, False) if config.flash_attention is None else (config.flash_attention,)
-    plans = [plan_for(subject, replace(largest, flash_attention=setting)) for setting in both]
+    plans = [
+        plan_for(subject, replace(largest, flash_attention=setting))
+        for setting in settings_to_measure(config)
+    ]
     total = plans[0].total + sum(plan.context for plan in plans[1:])
     limit = budget_bytes(budget)
     if limit is not None and total > limit:
         raise MemoryBudgetError(
             f"{path.name} must be measured once, which takes {memory_text(total)}, and the memory"
             f" budget is {memory_text(limit)}",
-            f"run `specgen calibrate {path}` without a budget first",
+            f"run `specgen calibrate {path}` first, with the same options and more memory",
         )
-
-
-def memory_text(n_bytes: int) -> str:
-    """Bytes of memory as MiB, which is what budgets count in."""
-    return f"{n_bytes / (1 << 20):,.0f} MiB"

@@ -11,11 +11,10 @@ from specgen import __version__
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.logprobs import RecordingSampler
-from specgen.core.memory import MemoryPlan
+from specgen.core.memory import MemoryPlan, memory_text
 from specgen.core.protocols import Vocab
 from specgen.core.resident import peak_bytes
 
-from .memory import memory_text
 from .streams import write
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.

@@ -56,14 +56,20 @@ def plan(
     draft_max: Annotated[
         int, typer.Option(min=0, max=63, help="Most guesses checked at once.")
     ] = DEFAULT_MAX_DRAFTS,
+    learn: Annotated[
+        bool, typer.Option("--learn/--no-learn", help="Whether what runs teach is used and kept.")
+    ] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="For strict decoding, which pads calls.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbosity = 0,
     *,
     engine: MachineOptions,
 ) -> None:
-    """Show what memory a model will take, and what is given up to fit a budget. Loads nothing."""
+    """Show what memory `generate` takes, and what is given up to fit a budget. Loads nothing."""
     from specgen.core.budget import fit, full_speed, least, plan_for
-    from specgen.core.profile import find_profile
+    from specgen.core.profile import find_profile, require_profile
 
     from .memory import Wanted, budget_bytes, subject_of
     from .models import ensure_model
@@ -72,11 +78,12 @@ def plan(
     set_up_logging(verbose)
     require_model(model)
     path = ensure_model(model)
-    config = replace(engine.config(), max_drafts=most_drafts(drafter, draft_max))
+    max_drafts = most_drafts(drafter, draft_max)
+    config = replace(engine.config(), max_drafts=max_drafts, strict=strict)
     profile = find_profile(path, config)
-    if profile:
-        config = profile.settled(config)
-    subject = subject_of(Wanted(path, config, drafter, memory_budget), profile)
+    if strict:
+        require_profile(profile)
+    subject = subject_of(Wanted(path, config, drafter, memory_budget, past=learn), profile)
     limit = budget_bytes(memory_budget)
     found = fit(subject, config, limit, may_drop=memory_budget is None)
     n_ctx = found.config.context(subject.info.n_ctx_train)
@@ -103,7 +110,7 @@ def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) ->
 
 
 def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
-    from .memory import memory_text
+    from specgen.core.memory import memory_text
 
     print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
     typer.echo("")

@@ -17,7 +17,6 @@ from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.gguf import read_header
 from specgen.core.learned import recall
-from specgen.core.llama import open_vocab
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.profile import Profile, find_profile
 from specgen.core.sampling import Sampler, SamplingParams
@@ -90,20 +89,22 @@ class Job:
         return engine
 
     def _engine(self, path: Path, config: EngineConfig, profile: Profile | None) -> Engine:
+        text = read_file(self.predicted, "predicted output") if self.predicted else None
+        engine = Engine(path, (), config, profile=profile)
         if not config.max_drafts:  # their tables would be of no use
-            return Engine(path, (), config, profile=profile)
+            return engine
         names = fewer(self.drafters) if config.few_drafters else self.drafters
         drafters = tuple(create(names))
-        if self.predicted:
-            text = read_file(self.predicted, "predicted output")
-            tokens = open_vocab(path).tokenize(text, add_bos=False, special=False)
+        if text is not None:
+            tokens = engine.vocab.tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
         # A single one drafts as its paper says; and learning takes memory.
         if not self.learn or len(drafters) < 2 or config.few_drafters:
-            return Engine(path, drafters, config, profile=profile)
-        learned = recall(path)
-        past = with_past(drafters, learned.answers)
-        return Engine(path, past, config, learned, profile)
+            engine.renew(drafters)
+        else:
+            learned = recall(path)
+            engine.renew(with_past(drafters, learned.answers), learned)
+        return engine
 
 
 def require_model(model: str | None) -> None:

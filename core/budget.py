@@ -17,14 +17,14 @@ from typing import Any, Final, TypeAlias
 from .config import EngineConfig
 from .errors import MemoryBudgetError
 from .gguf import Header
-from .memory import MemoryPlan, Shape, plan_memory
+from .memory import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
 from .modelinfo import ModelInfo
+from .strict import Strict
 
 SHARE: Final = 0.85  # of what is available, that is taken unless a budget is given
 
 _SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
 _LEAST_CONTEXT: Final = 512
-_MIB: Final = 1 << 20
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]  # in words, and as fields of an EngineConfig
 _LEAN: Final[_Step] = ("code dropped that only starting needed", {"lean": True})
@@ -40,7 +40,8 @@ class Subject:
         features: of the CPU, see repack.cpu_features.
         tables: bytes of the drafters' tables while there are drafts, by the tokens of context and
             by whether only a few drafters are left (see EngineConfig).
-        padding: tokens of context that strict decoding may pad a call with.
+        strict: what calls are padded to; None where they are not.
+        flash_attention: what is taken where nobody asks; None leaves it to llama.cpp.
         interface: bytes that the command takes beyond what `generate` does.
         device: bytes that are free on GPUs; None where there is none.
     """
@@ -49,7 +50,8 @@ class Subject:
     info: ModelInfo
     features: frozenset[str]
     tables: Callable[[int, bool], int]
-    padding: int = 0
+    strict: Strict | None = None
+    flash_attention: bool | None = None
     interface: int = 0
     device: int | None = None
 
@@ -77,15 +79,15 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
     stateful = info.is_recurrent or info.is_hybrid
     window = 0 if config.swa_full else info.sliding_window
     chunk = max(config.chunk, config.max_rows, _SNAPSHOTS + 2)
-    n_ctx = config.context(info.n_ctx_train)
+    n_ctx, strict = config.context(info.n_ctx_train), subject.strict
     shape = Shape(
-        n_ctx=n_ctx + subject.padding,
+        n_ctx=n_ctx + (strict.slack if strict else 0),
         chunk=chunk,
-        max_rows=config.max_rows,
+        max_rows=max(config.max_rows, strict.widths[0] if strict else 1),
         max_leaves=1 if stateful or window else config.max_leaves,
         type_k=config.cache_types[0],
         type_v=config.cache_types[1],
-        flash_attention=config.flash_attention is not False,
+        flash_attention=_flash_attention(subject, config),
         swa_full=config.swa_full,
         snapshots=_SNAPSHOTS if stateful else 0,
         drafters=subject.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
@@ -94,6 +96,11 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
         gpu_layers=_gpu_layers(subject, config),
     )
     return plan_memory(subject.headers, shape, subject.features)
+
+
+def _flash_attention(subject: Subject, config: EngineConfig) -> bool:
+    wanted = config.flash_attention
+    return (subject.flash_attention if wanted is None else wanted) is not False
 
 
 def _gpu_layers(subject: Subject, config: EngineConfig) -> int:
@@ -122,7 +129,8 @@ def _offloaded(subject: Subject, config: EngineConfig) -> EngineConfig:
     if config.gpu_layers is None:
         return replace(config, gpu_layers=fitting)
     raise MemoryBudgetError(
-        f"{wanted} layers need {_text(needed(wanted))} of GPU memory, and there are {_text(room)}",
+        f"{wanted} layers need {memory_text(needed(wanted))} of GPU memory, and there are"
+        f" {memory_text(room)}",
         f"use --gpu-layers {fitting} or fewer, or auto",
     )
 
@@ -172,27 +180,29 @@ def _given_up(
 def _refusal(
     subject: Subject, plan: MemoryPlan, budget: int, *, may_drop: bool
 ) -> MemoryBudgetError:
-    needed = -(-(plan.used if may_drop else plan.total) // _MIB)
+    needed = -(-(plan.used if may_drop else plan.total) // MIB)
     name = subject.headers[0].path.name
     if may_drop:
         return MemoryBudgetError(
             f"{name} needs {needed:,} MiB at least, and {SHARE:.0%} of what is available is"
-            f" {_text(budget)}",
+            f" {memory_text(budget)}",
             "free some memory, or use a smaller model",
         )
     return MemoryBudgetError(
-        f"{name} needs {needed:,} MiB at least, and the memory budget is {_text(budget)}",
+        f"{name} needs {needed:,} MiB at least, and the memory budget is {memory_text(budget)}",
         f"use --memory-budget {needed}M or more, or a smaller model",
     )
 
 
 def least(subject: Subject, config: EngineConfig) -> MemoryPlan:
     """The memory that is needed after all concessions."""
+    config = _offloaded(subject, config)
     return plan_for(subject, _apply(config, list(_steps(subject, config))))
 
 
 def full_speed(subject: Subject, config: EngineConfig) -> MemoryPlan:
     """The least memory in which neither prompts nor drafts are slower; only context is less."""
+    config = _offloaded(subject, config)
     return plan_for(subject, _apply(config, [_LEAN, *_contexts(subject, config)]))
 
 
@@ -200,6 +210,12 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
     contexts = list(_contexts(subject, config))
     yield _LEAN
+    if (
+        not config.strict
+        and config.flash_attention is None
+        and not _flash_attention(subject, config)
+    ):
+        yield "flash attention on, though it is slower here", {"flash_attention": True}
     yield from contexts[:-1]
     if subject.tables(0, True) < subject.tables(0, False):
         yield "smaller tables of drafters", {"few_drafters": True}
@@ -207,10 +223,16 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
         yield from _chunks(config)
     yield from contexts[-1:]
     yield from _drafts(config, (8, 4, 0))
-    is_open = config.type_k is None and config.type_v is None  # else it is a promise
-    if is_open and not config.strict and config.flash_attention is not False:
-        for kind in ("q8_0", "q4_0"):
-            changes = {"type_k": kind, "type_v": kind, "flash_attention": True}
+    if not config.strict and config.flash_attention is not False:
+        yield from _cache_types(subject, config)
+
+
+def _cache_types(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
+    """Of keys and values where nobody asked for a type, and heads are whole blocks of it."""
+    open_types = [name for name in ("type_k", "type_v") if getattr(config, name) is None]
+    for kind in ("q8_0", "q4_0"):
+        if open_types and not cannot_store(subject.headers, kind):
+            changes = dict.fromkeys(open_types, kind) | {"flash_attention": True}
             yield f"cache of type {kind}, which rounds", changes
 
 
@@ -246,14 +268,9 @@ def _apply(config: EngineConfig, steps: Sequence[_Step]) -> EngineConfig:
 def _told(steps: Sequence[_Step]) -> Iterator[str]:
     """The last of each kind: 64 tokens a call says that it is not 128 either."""
     last = {name.split()[0]: name for name, _ in steps}
-    if "no" in last:  # drafts, and so it does not matter whose
+    if "no" in last:
         last["drafts"] = last.pop("no")
-        last.pop("smaller", None)
     yield from last.values()
-
-
-def _text(n_bytes: int) -> str:
-    return f"{n_bytes / _MIB:,.0f} MiB"
 
 
 def parse_budget(text: str, available: int | None) -> int:
@@ -280,8 +297,8 @@ def parse_budget(text: str, available: int | None) -> int:
         n_bytes = number * _UNITS[unit]
     if available is not None and n_bytes > available:
         raise MemoryBudgetError(
-            f"the memory budget of {_text(int(n_bytes))} is more than the {_text(available)} that"
-            " are available",
+            f"the memory budget of {memory_text(int(n_bytes))} is more than the"
+            f" {memory_text(available)} that are available",
             "use less, or free some",
         )
     if n_bytes < 1:

@@ -19,7 +19,7 @@ from .learned import Learned
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .memory import MemoryPlan
 from .pace import Pace
-from .profile import Profile, find_profile
+from .profile import Profile, find_profile, require_profile
 from .protocols import Drafter
 from .resident import drop_code, trim_heap
 from .sampling import Sampler
@@ -311,12 +311,7 @@ class Generation:
 
 def _strict(profile: Profile | None, config: EngineConfig) -> Strict:
     """What calls are padded to. Raises UsageError where the model was not measured."""
-    if profile is None:
-        raise UsageError(
-            "which widths of calls round alike was not measured for this model and machine",
-            "run `specgen calibrate` on it once",
-        )
-    return profile.strict.within(config.max_rows)
+    return require_profile(profile).strict.within(config.max_rows)
 
 
 def _context_config(

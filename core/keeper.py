@@ -13,7 +13,7 @@ from typing import Final
 from .resident import resident_bytes
 
 LOOK_EVERY: Final = 16  # steps; a look takes some 20 us
-_AHEAD: Final = 4  # looks; as many as there are things to give up
+_AHEAD: Final = 4  # looks: from 16 drafts there are as many things to give up
 _SHARE: Final = 0.01  # of the budget, that stays free
 
 

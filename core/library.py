@@ -81,7 +81,8 @@ def _bindings() -> tuple[Any, Any]:
     """llama-cpp-python's bindings of llama.cpp and ggml.
 
     Its package imports a server's worth of things that are of no use here, 11 MB of them: so for
-    a moment an empty package stands in its place. Whoever imports it later gets all of it.
+    a moment an empty package stands in its place. Whoever imports it later gets all of it, and
+    then it has llama.cpp's log as well.
     """
     name = "llama_cpp"
     spec = None if name in sys.modules else find_spec(name)

@@ -9,7 +9,7 @@ rather than too little. The rest was measured on Linux, with the CPU backend.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -20,6 +20,8 @@ from .gguf import Header
 from .layers import CachedLayer, Layers, read_layers
 from .offload import split
 from .repack import copied_bytes
+
+MIB: Final = 1 << 20
 
 _FLOAT: Final = 4  # bytes
 _HALF: Final = 2
@@ -38,7 +40,7 @@ _INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
 
 # Python, NumPy, specgen with its command line, and llama.cpp's libraries; and the same after
 # resident.drop_code.
-_BASELINE: Final = 45 << 20
+BASELINE: Final = 45 << 20
 _LEAN_BASELINE: Final = 35 << 20
 
 _MOST: Final = MappingProxyType(
@@ -195,9 +197,9 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
     kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
     kv_away, state_away = int(placed.share * kv), int(placed.share * state)
     device = sum(tensor.n_bytes for tensor in placed.device)
-    return MemoryPlan(
+    plan = MemoryPlan(
         weights=sum(header.file_bytes for header in headers) - placed.gone,
-        copies=copied_bytes(placed.host, features),
+        copies=copied_bytes(placed.host, features, is_table=placed.has_table_alone),
         kv=kv - kv_away,
         cells=_cells(layers, shape),
         state=state - state_away,
@@ -206,9 +208,11 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
         outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=shape.drafters,
-        baseline=(_LEAN_BASELINE if shape.lean else _BASELINE) + shape.interface,
+        baseline=(_LEAN_BASELINE if shape.lean else BASELINE) + shape.interface,
         device=device + kv_away + state_away + (compute if device else 0),
     )
+    # Code is dropped after all of it was there.
+    return replace(plan, baseline=plan.baseline + max(0, BASELINE - plan.total))
 
 
 def _kv(layers: Layers, shape: Shape) -> int:
@@ -224,6 +228,13 @@ def _kv(layers: Layers, shape: Shape) -> int:
         total += cells * _stored(layer.heads * layer.key, shape.type_k)
         total += cells * _stored(values, shape.type_v)
     return total
+
+
+def cannot_store(headers: Sequence[Header], kind: str) -> bool:
+    """Whether heads of the model are no whole blocks of a cache type. Raises ModelError."""
+    n_values = CACHE_TYPES[kind].n_values
+    layers = read_layers(headers).cached
+    return any(layer.key % n_values or layer.value % n_values for layer in layers)
 
 
 def _check_blocks(layer: CachedLayer, shape: Shape) -> None:
@@ -298,3 +309,8 @@ def _logits(layers: Layers, shape: Shape) -> int:
 
 def _pad(n: int) -> int:
     return -(-n // _PADDING) * _PADDING
+
+
+def memory_text(n_bytes: int) -> str:
+    """Bytes of memory in MiB, which is what budgets are counted in."""
+    return f"{n_bytes / MIB:,.0f} MiB"

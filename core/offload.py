@@ -24,12 +24,14 @@ class Split:
         gone: bytes that the host need not have.
         device: tensors that go; a table of embeddings that is the output, too, is in both.
         share: of the layers, those that go.
+        has_table_alone: whether the table of embeddings, where it stays, is only looked up.
     """
 
     host: tuple[TensorInfo, ...]
     gone: int
     device: tuple[TensorInfo, ...]
     share: float
+    has_table_alone: bool
 
 
 def split(tensors: Iterable[TensorInfo], n_layer: int, gpu_layers: int) -> Split:
@@ -50,4 +52,4 @@ def split(tensors: Iterable[TensorInfo], n_layer: int, gpu_layers: int) -> Split
     if n_offloaded and not has_output:
         device += [tensor for tensor in tensors if tensor.name == "token_embd.weight"]
     share = max(0, n_offloaded - 1) / n_layer if n_layer else 0.0
-    return Split(tuple(host), gone, tuple(device), share)
+    return Split(tuple(host), gone, tuple(device), share, has_output or n_offloaded > 0)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .cost import MAX_ROWS, CostModel
-from .errors import BackendError, ModelError
+from .errors import BackendError, ModelError, UsageError
 from .exact import WIDTHS, Branching, Classes, exact_branches, exact_classes
 from .host import default_threads
 from .library import device_names, library_version
@@ -30,6 +30,7 @@ from .measure import (
     compare,
     measure,
 )
+from .memory import CACHE_TYPES
 from .store import Key, Store
 from .strict import Strict, strict_widths
 
@@ -146,6 +147,16 @@ def find_profile(path: Path, config: EngineConfig) -> Profile | None:
         return None
 
 
+def require_profile(profile: Profile | None) -> Profile:
+    """What strict decoding needs. Raises UsageError where the model was not measured."""
+    if profile is None:
+        raise UsageError(
+            "which widths of calls round alike was not measured for this model and machine",
+            "run `specgen calibrate` on it once",
+        )
+    return profile
+
+
 def keep_profile(path: Path, config: EngineConfig, profile: Profile) -> Path | None:
     """Store `profile` for later runs, and return where; None where that is not possible."""
     store, key = _store(), profile_key(path, config)
@@ -251,12 +262,10 @@ def _measure(
 
 def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:
     """A context for each setting of flash attention that is to be tried and that works."""
-    asked = config.flash_attention
-    settings = (True, False) if asked is None else (asked,)
     tokens = model.vocab.tokenize(_TEXT, add_bos=True, special=False)
     subjects: dict[bool, Subject] = {}
     error: BackendError | None = None
-    for setting in settings:
+    for setting in settings_to_measure(config):
         try:
             backend = LlamaBackend(model, _context_config(model, config, setting))
         except BackendError as failure:  # not every model has flash attention
@@ -268,6 +277,14 @@ def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict
     if error and not subjects:
         raise error
     return subjects
+
+
+def settings_to_measure(config: EngineConfig) -> tuple[bool, ...]:
+    """Of flash attention: both, unless one was asked for or values need it."""
+    if config.flash_attention is not None:
+        return (config.flash_attention,)
+    needs_it = CACHE_TYPES.get(config.cache_types[1], CACHE_TYPES["f16"]).n_values > 1
+    return (True,) if needs_it else (True, False)
 
 
 def measured_context(config: EngineConfig, n_ctx_train: int) -> int:

@@ -51,14 +51,6 @@ def own_bytes() -> int | None:
     return bytes_in(_STATUS, "RssAnon")
 
 
-def file_bytes(path: Path) -> int | None:
-    """What is resident of a mapped file, such as a model, or None where nobody tells."""
-    if not _MAPPINGS.exists():
-        return None
-    name = str(path.resolve())
-    return sum(mapping.resident for mapping in mappings() if mapping.file == name)
-
-
 def peak_bytes() -> int:
     """Most resident memory of this process since `reset_peak`; 0 where it is not known.
 

@@ -26,7 +26,7 @@ def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
     `names` are as for `create`; `past` is whether what earlier runs left is used and
     kept. Raises UsageError for an unknown name.
     """
-    chosen = set(names_of(names))
+    chosen = names_of(names)
     total = sum(_TABLES[name](n_vocab, n_ctx) for name in chosen)
     if len(chosen) > 1:
         total += _JUDGE
@@ -41,11 +41,17 @@ def _recycle(n_vocab: int, n_ctx: int) -> int:
     return rows + 320 * min(TEXT_ROWS, n_ctx) + (120 + _ROW) * min(PAIRS // 2, 4 * n_ctx)
 
 
+def _suffix(n_vocab: int, n_ctx: int) -> int:
+    """Rings double, and for a moment there are two of them."""
+    ring = min(CAPACITY, 1 << max(10, (n_ctx - 1).bit_length()))
+    return 1_800_000 + 76 * ring
+
+
 _TABLES: Final[dict[str, Callable[[int, int], int]]] = {
     NONE: lambda n_vocab, n_ctx: 0,
     "prompt-lookup": lambda n_vocab, n_ctx: 50_000 + 16 * n_ctx,
     "copyspec": lambda n_vocab, n_ctx: 50_000 + 16 * n_ctx,
-    "suffix": lambda n_vocab, n_ctx: 1_800_000 + 76 * min(n_ctx, CAPACITY),
+    "suffix": _suffix,
     "trigram": lambda n_vocab, n_ctx: min(9_000_000, 150_000 + 60 * n_ctx),
     "recycle": _recycle,
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import llama_cpp  # noqa: F401  # before specgen has its log: the whole package takes it
 import pytest
 
 from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder

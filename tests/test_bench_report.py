@@ -208,7 +208,7 @@ def test_the_card_is_above_and_the_shares_below(made: Results) -> None:
     share = 100 * rows["prompt-lookup"].share_by["prompt-lookup"]
     assert f"prompt-lookup: of 100 tokens guessed by prompt-lookup {share:.0f}\n" in below
     assert "auto: of 100 tokens guessed by suffix " in below
-    assert "most memory: none 342.0 MB, " in below
+    assert "most memory: none 326 MiB, " in below
 
 
 def test_a_short_context_has_one_ceiling() -> None:

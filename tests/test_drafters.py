@@ -11,7 +11,7 @@ import pytest
 
 from specgen.core.conformance import repeating_text
 from specgen.core.protocols import Drafter, Tokens
-from specgen.drafters import create, with_past
+from specgen.drafters import create, fewer, most_drafts, with_past
 from specgen.drafters.copyspec import CopySpec
 from specgen.drafters.evidence import chance_bucket, length_bucket
 from specgen.drafters.ngrams import NgramIndex
@@ -19,7 +19,7 @@ from specgen.drafters.past import Past
 from specgen.drafters.predicted import Predicted
 from specgen.drafters.prompt_lookup import COPY_LENGTH, PromptLookup
 from specgen.drafters.slots import Slots
-from specgen.drafters.suffix import Suffix
+from specgen.drafters.suffix import CAPACITY, Suffix
 from specgen.drafters.trigram import FADE, PAIRS, SUCCESSORS, Trigram
 
 from .drafting import N_VOCAB, begun, best_chain, guesses_at_root, observe
@@ -252,7 +252,7 @@ def test_buckets_are_few_and_in_order() -> None:
     assert chances == sorted(chances) and set(chances) == set(range(11))
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 15, 16, 17, 500, 66_000])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 15, 16, 17, 500, 1024, 1025, 65_536, 66_000])
 def test_suffix_reads_a_text_at_once_as_token_by_token(n: int) -> None:
     """A prompt is indexed by other code than what is generated; the guesses are the same."""
     text = repeating_text(n, 12, n)
@@ -267,6 +267,26 @@ def test_suffix_reads_a_text_at_once_as_token_by_token(n: int) -> None:
         for drafter in (at_once, one_by_one):
             observe(drafter, [token])
         text = [*text[1:], token]
+
+
+def test_suffix_counts_an_occurrence_once() -> None:
+    """One that has just left the rings is gone, and not mistaken for what took its place."""
+    text = list(range(10, CAPACITY + 110))
+    text[-2:] = [1, 1]
+    text[-CAPACITY - 2 : -CAPACITY] = [1, 2]  # what follows the first 1 is a token too old
+    drafter = begun(Suffix(), text[:1000])
+    observe(drafter, text[1000:])
+    (guess,) = guesses_at_root(drafter)
+    n_occurrences = guess.evidence[4]
+    assert (guess.token, n_occurrences) == (1, 1)
+
+
+def test_names_of_drafters() -> None:
+    """With little memory "auto" means two of them; what was named stays, and nobody drafts none."""
+    assert fewer(" auto ") == "suffix,prompt-lookup"
+    assert fewer("recycle,trigram,suffix") == "recycle,trigram,suffix"
+    assert most_drafts("none", 16) == 0
+    assert most_drafts("none,suffix", 16) == most_drafts("auto", 16) == 16
 
 
 def test_past_counts_what_followed_in_other_answers() -> None:

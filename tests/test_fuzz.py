@@ -32,7 +32,7 @@ def plan(path: Path) -> None:
     """All that is done with a header before a model is loaded, within a budget or not."""
     headers = read_headers(path)
     info = ModelInfo.from_headers(headers)
-    subject = Subject(headers, info, frozenset({"AVX2"}), lambda n_ctx, few: 1_000_000)
+    subject = Subject(headers, info, frozenset({"AVX2", "REPACK"}), lambda n_ctx, few: 1_000_000)
     found = fit(subject, EngineConfig(swa_full=False), 300 << 20)
     assert 0 < found.plan.total <= 300 << 20
     assert min(found.plan.record().values()) >= 0

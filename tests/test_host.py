@@ -38,3 +38,10 @@ def read_meminfo() -> str:
     """Linux's account of its memory, or nothing."""
     path = Path("/proc/meminfo")
     return path.read_text() if path.exists() else ""
+
+
+def test_a_group_that_has_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left then, and what the process has it may keep."""
+    monkeypatch.setattr(host, "_cgroup_memory", lambda *_: -5_000)
+    monkeypatch.setattr(host, "own_bytes", lambda: 7_000)
+    assert available_memory_bytes() == 7_000

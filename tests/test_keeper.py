@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from specgen.core import engine
+from specgen.core.cost import load_curve
 from specgen.core.engine import Generation
 from specgen.core.keeper import LOOK_EVERY, Keeper
 from specgen.core.protocols import Logits
@@ -19,7 +23,7 @@ from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.text import TextStream
 from specgen.core.tree import DraftTree
 
-from .guessers import Letters, RandomTree
+from .guessers import Letters, Oracle, RandomTree, TriesSizes
 
 N_VOCAB = 9
 N_TOKENS = 500
@@ -118,3 +122,72 @@ def test_a_drafter_that_takes_ever_more(mode: str) -> None:
     assert (peak <= budget) == (mode == "kept")
     assert (sum(n_drafts[-100:]) == 0) == (mode == "kept")
     assert sum(n_drafts[:100]) > 0
+
+
+class Named(RandomTree):
+    """Guesses at random, and goes by a name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(5, N_VOCAB, 4)
+        self.name = name
+
+
+def test_what_is_given_up_is_let_go_of() -> None:
+    """All drafters but the first at once, and then the first; nobody holds them any more."""
+    backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB))
+    drafters: list[Named] = [Named("a"), Named("b"), Named("c")]
+    held = [weakref.ref(drafter) for drafter in drafters]
+    session = Session(backend, drafters, 8)
+    session.feed([0, 1])
+    del drafters
+    assert session.shrink() == "drafts of at most 4 tokens"
+    assert session.shrink() == "no drafts by b, c"
+    gc.collect()
+    assert [ref() is None for ref in held] == [False, True, True]
+    assert session.shrink() == "no drafts by a"
+    gc.collect()
+    assert held[0]() is None
+    assert session.shrink() is None
+
+
+def test_no_larger_calls_are_tried_after_shrinking() -> None:
+    """Rows that are only tried take memory, too."""
+    backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB, max_rows=24))
+    prices = TriesSizes(load_curve("flat"), 1)
+    session = Session(backend, [RandomTree(1, N_VOCAB, 4)], 16, pricing=prices)
+    session.feed([0, 1])
+    while session.shrink():
+        pass
+    sampler = Sampler(SamplingParams(seed=4), N_VOCAB)
+    steps = list(session.generate(sampler, 200, lambda _: False))
+    assert max(len(step.tree) for step in steps) == 1 + 4
+
+
+def test_room_is_what_calls_and_context_leave() -> None:
+    """A drafter that is always right fills calls of 6 rows and the context, not a row more."""
+    limits = fake_limits(N_VOCAB, n_ctx=60, max_rows=6)
+    plain = Session(FakeBackend(HashModel(N_VOCAB, 2, 3), limits), [], 0)
+    sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
+    plain.feed([0, 1])
+    list(plain.generate(sampler, 58, lambda _: False))
+    session = Session(
+        FakeBackend(HashModel(N_VOCAB, 2, 3), limits),
+        [Oracle(plain.tokens, N_VOCAB, decoys=2)],
+        16,
+    )
+    session.feed([0, 1])
+    steps = list(session.generate(sampler, 58, lambda _: False))
+    assert session.tokens == plain.tokens
+    assert max(step.n_rows for step in steps) == 6
+    assert any(step.n_rows > len(step.tree) for step in steps)  # some were pending
+
+
+def test_freed_memory_goes_back_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gets what was freed, once for each thing that is given up."""
+    trimmed: list[int] = []
+    monkeypatch.setattr(engine, "trim_heap", lambda: trimmed.append(1))
+    drafters = [RandomTree(seed, N_VOCAB, 4) for seed in (1, 2)]
+    text_of(drafters, Keeper(100, lambda: 100))
+    assert len(trimmed) == 4
+    text_of(drafters, Keeper(100, lambda: 10))
+    assert len(trimmed) == 4

@@ -6,14 +6,13 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specgen.core.calibrate import Calibrator, experienced
-from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.learned import MOST_ANSWERS, Learned, recall
-from specgen.core.profile import Profile
 from specgen.core.protocols import Drafter
 from specgen.core.store import cache_folder
 
@@ -178,20 +177,15 @@ def test_past_answers_are_drafted_from(endless: Path, monkeypatch: pytest.Monkey
     """What the model said in an earlier run is searched in a later one, unless that is declined."""
     seen: list[list[str]] = []
 
-    class Spy(Engine):
-        def __init__(
-            self,
-            path: Path,
-            drafters: Sequence[Drafter],
-            config: EngineConfig,
-            learned: Learned | None = None,
-            profile: Profile | None = None,
-        ) -> None:
-            seen.append([drafter.name for drafter in drafters])
-            super().__init__(path, drafters, config, learned, profile)
+    renew = Engine.renew
 
-    monkeypatch.setattr("specgen.cli.run.Engine", Spy)
+    def spy(engine: Engine, drafters: Sequence[Drafter], *rest: Any, **more: Any) -> None:
+        seen.append([drafter.name for drafter in drafters])
+        renew(engine, drafters, *rest, **more)
+
+    monkeypatch.setattr(Engine, "renew", spy)
     options = ("-p", LOOP, "--greedy", "-n", "20", "--drafter", "suffix,copyspec")
     for more in ([], [], ["--no-learn"]):
         generate(endless, *options, *more)
-    assert seen == [["suffix", "copyspec"], ["suffix", "copyspec", "past"], ["suffix", "copyspec"]]
+    asked = ["suffix", "copyspec"]  # an engine begins without any
+    assert seen == [[], asked, [], [*asked, "past"], [], asked]

@@ -21,6 +21,7 @@ from specgen.core.profile import (
     keep_profile,
     measure_profile,
     profile_key,
+    settings_to_measure,
 )
 from specgen.core.protocols import Limits, Logits, Tokens
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
@@ -353,3 +354,18 @@ def test_exact_classes_of_llama_cpp(tiny_model: TinyModel) -> None:
     finally:
         backend.close()
         model.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (EngineConfig(), (True, False)),
+        (EngineConfig(flash_attention=False), (False,)),
+        (EngineConfig(type_k="q8_0"), (True, False)),
+        (EngineConfig(type_v="q8_0"), (True,)),
+    ],
+    ids=str,
+)
+def test_settings_that_are_measured(config: EngineConfig, settings: tuple[bool, ...]) -> None:
+    """Flash attention on and off, where nobody chose and values do not need it."""
+    assert settings_to_measure(config) == settings

@@ -376,6 +376,42 @@ def test_the_total_is_the_sum(shape: Shape, made: Callable[[str], Path]) -> None
     assert planned.drafters == 12_345
 
 
+def test_what_another_context_takes(made: Callable[[str], Path]) -> None:
+    """All but what there is once: the model, its vocabulary, the drafters and the process."""
+    shape = Shape(n_ctx=2048, drafters=12_345, interface=678)
+    planned = plan(made("hybrid"), shape, frozenset(X86))
+    once = planned.weights + planned.copies + planned.vocabulary
+    assert planned.context == planned.total - once - planned.drafters - planned.baseline
+
+
+def test_notes_about_cells(tiny_model: TinyModel) -> None:
+    """For each cell of each cache, and for each sequence that may be in it."""
+    shape = Shape(n_ctx=2048, chunk=32, max_leaves=1, swa_full=False)
+    one, windowed = plan(tiny_model(), shape).cells, plan(tiny_model("gemma3"), shape).cells
+    assert windowed * 2048 == one * (2048 + 256)  # one of 32 cells and a call, padded
+    two, three = (plan(tiny_model(), replace(shape, max_leaves=n)).cells for n in (2, 3))
+    assert three - two == two - one > 2048 * 8
+
+
+def test_work_without_flash_attention(made: Callable[[str], Path]) -> None:
+    """Kernels want the scores of a whole call as halves: rows x heads x cells x 2 bytes."""
+    shape = Shape(n_ctx=8192, chunk=512, flash_attention=False)
+    assert plan(made("7b"), shape).work == 512 * 32 * 8192 * 2
+    assert plan(made("7b"), replace(shape, flash_attention=True)).work == 512 * 11_008 * 2
+
+
+def test_merges_take_memory(tiny_model: TinyModel) -> None:
+    """Each is kept as two strings and a place in a hash table."""
+    (header,) = read_headers(tiny_model())
+    with_merges = replace(
+        header, metadata={**header.metadata, "tokenizer.ggml.merges": ("a b",) * 1000}
+    )
+    without, planned = (
+        plan_memory([each], SETTINGS[0], NO_FEATURES).vocabulary for each in (header, with_merges)
+    )
+    assert 1000 * 100 < planned - without < 1000 * 300
+
+
 LADDERS: dict[str, Sequence[Any]] = {
     "n_ctx": [1, 256, 257, 1000, 8192, 1 << 20],
     "chunk": [1, 7, 64, 512, 2048],

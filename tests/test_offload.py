@@ -100,3 +100,57 @@ def test_layers_that_were_asked_for_are_a_promise(subject: Subject) -> None:
         fit(small, asked, None)
     fitting = int(failure.value.hint.split()[2])
     assert fit(small, replace(WANTED, gpu_layers=fitting), None).plan.device <= SHARE * (1 << 30)
+
+
+def test_copies_of_what_goes_are_not_on_the_host(subject: Subject) -> None:
+    """The CPU copies what it multiplies: nothing, or the embeddings' table, of what is left."""
+    subject = replace(subject, features=frozenset({"AVX2", "REPACK"}))
+    embeddings = 32_000 * 4096 // 32 * 18
+    a_layer = (4 * 4096 * 4096 + 3 * 4096 * 11_008) // 32 * 18
+    assert plan_for(subject, replace(WANTED, gpu_layers=0)).copies == embeddings + 32 * a_layer
+    some = plan_for(subject, replace(WANTED, gpu_layers=17)).copies
+    assert 16 * a_layer <= some <= 16 * a_layer + embeddings
+    assert plan_for(subject, WANTED).copies <= embeddings
+
+
+def test_what_goes_is_on_the_gpu(subject: Subject) -> None:
+    """Weights, the table of embeddings once more, the cache, and a compute buffer there, too."""
+    without = plan_for(replace(subject, device=None), WANTED)
+    everything = plan_for(subject, WANTED)
+    embeddings = 32_000 * 4096 // 32 * 18
+    weights = without.weights - everything.weights + embeddings
+    assert everything.device == weights + without.kv + without.compute
+    assert everything.compute == without.compute
+
+
+def test_states_go_with_their_layers(tmp_path: Path) -> None:
+    """As the cache does, by their share of the layers."""
+    headers = read_headers(MADE["hybrid"].write(tmp_path / "m.gguf"))
+    hybrid = Subject(headers, ModelInfo.from_headers(headers), frozenset(), lambda *_: 0)
+    without = plan_for(hybrid, WANTED)
+    beside = replace(hybrid, device=ROOM)
+    assert without.state > 0
+    assert plan_for(beside, replace(WANTED, gpu_layers=5)).state == without.state // 2
+    assert plan_for(beside, WANTED).state == 0
+
+
+@pytest.mark.parametrize("layers", [0, 1, 17, 33])
+def test_what_is_copied_stays(tmp_path: Path, layers: int) -> None:
+    """Copies of the matrices that the CPU multiplies with; its embeddings are a table then."""
+    headers = read_headers(MADE["7b"].write(tmp_path / "m.gguf"))
+    subject = Subject(
+        headers,
+        ModelInfo.from_headers(headers),
+        frozenset({"AVX2", "REPACK"}),
+        lambda n_ctx, few: 0,
+        device=ROOM,
+    )
+    stays = range(33 - layers) if layers else range(32)
+    kept = [
+        tensor.n_bytes
+        for tensor in headers[0].tensors
+        if tensor.type == "Q4_0" and any(tensor.name.startswith(f"blk.{i}.") for i in stays)
+    ]
+    table = next(t for t in headers[0].tensors if t.name == "token_embd.weight")
+    expected = sum(kept) + (0 if layers else table.n_bytes)  # which is the output, too
+    assert plan_for(subject, replace(WANTED, gpu_layers=layers)).copies == expected
