@@ -21,7 +21,7 @@ from specgen.core.resident import peak_bytes, reset_peak, resident_bytes
 from .headers import MADE
 from .tiny import Architecture, write_tiny
 
-N_TINY, N_LARGE = 3000, 1000  # mutations of each of five and of six headers: 21,000
+N_TINY, N_LARGE = 4000, 200  # mutations of each of five and of six headers: 21,200
 SECONDS = 60
 MOST_BYTES = 200 << 20
 EXTREMES = (0, 1, 255, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)

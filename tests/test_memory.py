@@ -18,6 +18,9 @@ from specgen.core.learned import MOST_ANSWERS
 from specgen.core.tree import DraftTree
 from specgen.drafters import create, with_past
 from specgen.drafters.sizes import table_bytes
+from specgen.drafters.suffix import Suffix
+
+from .drafting import begun, observe
 
 MIB = 1 << 20
 REAL_VOCAB = 49_152
@@ -99,3 +102,28 @@ def test_single_drafters_have_no_judge() -> None:
     assert both > sum(apart)
     with pytest.raises(UsageError, match="no drafter"):
         table_bytes("x", 1, 1, past=False)
+
+
+@pytest.mark.parametrize(
+    ("n", "room"), [(0, 1024), (1024, 1024), (4096, 4096), (4097, 8192), (66_000, 65_536)]
+)
+def test_rings_are_no_larger_than_they_must_be(n: int, room: int) -> None:
+    """Of suffix: six tables of places and 76 bytes a token, whether a text is read or written."""
+    text = (np.arange(n) * 7919 % REAL_VOCAB).tolist()
+    written = begun(Suffix(), text[: n - n // 64])
+    observe(written, text[n - n // 64 :])
+    expected = 6 * 4 * 65_536 + 76 * room
+    slack = 10_000 + 0.07 * 76 * room  # arrays that grow take a sixteenth more
+    assert size_of(begun(Suffix(), text)) == pytest.approx(expected, abs=slack)
+    assert size_of(written) == pytest.approx(expected, abs=slack)
+
+
+@pytest.mark.parametrize("name", ["prompt-lookup", "copyspec", "suffix"])
+@pytest.mark.parametrize("n", [1024, 8192, 65_536])
+def test_single_tables_take_what_is_planned(name: str, n: int) -> None:
+    """In a text that hardly ever repeats itself."""
+    text = np.random.default_rng(0).zipf(1.3, n) % REAL_VOCAB
+    (drafter,) = create(name)
+    drafter.begin(text.astype(np.int32))
+    planned, taken = table_bytes(name, REAL_VOCAB, n, past=True), size_of(drafter)
+    assert 0.7 * taken - 1000 < planned < 1.3 * taken + 100_000
