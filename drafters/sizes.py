@@ -15,6 +15,7 @@ from .suffix import CAPACITY
 
 _PAGE: Final = 4096
 _ROW: Final = 8 * K  # bytes that recycle keeps of a token
+_TOKENS_PER_PAGE: Final = 5  # of text, for each page of rows that it touches; 8 to 15 were seen
 _JUDGE: Final = 1_800_000  # counts of the calibrator
 _PAST: Final = 4_500_000  # an index of answers
 _LEARNT: Final = 7_000_000  # answers and counts while they are read, merged and written
@@ -37,7 +38,7 @@ def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
 
 def _recycle(n_vocab: int, n_ctx: int) -> int:
     """Rows by token lie in pages that are touched one by one; text and pairs are dictionaries."""
-    rows = min(_ROW * n_vocab, _PAGE * n_ctx // 3)
+    rows = min(_ROW * n_vocab, _PAGE * n_ctx // _TOKENS_PER_PAGE)
     return rows + 320 * min(TEXT_ROWS, n_ctx) + (120 + _ROW) * min(PAIRS // 2, 4 * n_ctx)
 
 
