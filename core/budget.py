@@ -156,7 +156,7 @@ def fit(
         raise _refusal(subject, plan, budget, may_drop=may_drop)
     told = list(_told(steps))
     if offloaded != config:
-        told.insert(0, f"only {offloaded.gpu_layers} layers on the GPU")
+        told.insert(0, f"only {offloaded.gpu_layers} layers on the GPU, which has no room for more")
     ceiling = None if budget is None else budget + (plan.copies if may_drop else 0)
     return Fit(chosen, plan, tuple(told), ceiling)
 
@@ -210,11 +210,8 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
     contexts = list(_contexts(subject, config))
     yield _LEAN
-    if (
-        not config.strict
-        and config.flash_attention is None
-        and not _flash_attention(subject, config)
-    ):
+    is_off = config.flash_attention is None and not _flash_attention(subject, config)
+    if is_off and not config.strict:
         yield "flash attention on, though it is slower here", {"flash_attention": True}
     yield from contexts[:-1]
     if subject.tables(0, True) < subject.tables(0, False):

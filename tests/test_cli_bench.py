@@ -7,12 +7,14 @@ import io
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from specgen.cli import bench_live
+from specgen.cli.memory import fitted
 from specgen.core.benchmark import measure_arms
 from specgen.core.profile import Profile
 from specgen.core.runs import PLAIN, Run, load_results
@@ -204,6 +206,38 @@ def test_answers_that_do_not_fit(bench: Bench, tmp_path: Path) -> None:
     assert (outcome.code, outcome.out) == (5, "")
     *_, error = outcome.err.splitlines()
     assert "no prompt and its answer fit the context of 64 tokens (use a larger context" in error
+
+
+def test_a_budget_holds_for_what_is_measured_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The speed of memory is measured with no more of it than the model takes."""
+    asked: list[int] = []
+
+    def measured(threads: int, n_bytes: int) -> float:
+        asked.append(n_bytes)
+        return 20e9
+
+    monkeypatch.setattr(bench_live, "measure_bandwidth", measured)
+    outcome = bench("--memory-budget", "80M", "-r", "1", "--per-task", "1", "-o", "jsonl")
+    assert outcome.code == 0
+    assert len(asked) == 1
+    assert 0 < asked[0] < 35 << 20  # 80 less the process and its libraries
+
+
+def test_without_drafts_plain_decoding_is_measured(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given up for memory is not measured as if it were there."""
+
+    def tight(*given: Any) -> Any:
+        found = fitted(*given)
+        return replace(found, config=replace(found.config, max_drafts=0))
+
+    monkeypatch.setattr(bench_live, "fitted", tight)
+    outcome = bench("--drafter", "auto,suffix", "-r", "1", "--per-task", "1", "-o", "jsonl")
+    assert outcome.code == 0
+    assert {json.loads(line)["drafter"] for line in outcome.out.splitlines()} == {PLAIN}
 
 
 # ---- an interrupt

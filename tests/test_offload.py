@@ -84,7 +84,7 @@ def test_as_many_layers_as_there_is_room_for(subject: Subject) -> None:
         found = fit(replace(subject, device=room), WANTED, None)
         n = found.config.gpu_layers
         assert n is not None
-        assert found.concessions == (f"only {n} layers on the GPU",)
+        assert found.concessions == (f"only {n} layers on the GPU, which has no room for more",)
         assert found.plan.device <= SHARE * room
         one_more = plan_for(subject, replace(WANTED, gpu_layers=n + 1))
         assert one_more.device > SHARE * room
