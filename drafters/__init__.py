@@ -66,18 +66,17 @@ def create(names: str) -> list[Drafter]:
 
 
 def names_of(names: str) -> tuple[str, ...]:
-    """The drafters that a comma-separated list, or "auto", means.
+    """The drafters that a comma-separated list means, each once; "auto" in it means several.
 
     Raises UsageError for a name that is not in the registry.
     """
-    chosen = tuple(name.strip() for name in names.split(","))
-    if chosen == (AUTO,):
-        return AUTO_DRAFTERS
-    for name in chosen:
-        if name not in REGISTRY:
+    chosen: list[str] = []
+    for name in map(str.strip, names.split(",")):
+        if name != AUTO and name not in REGISTRY:
             known = ", ".join([AUTO, *REGISTRY])
             raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
-    return chosen
+        chosen += AUTO_DRAFTERS if name == AUTO else (name,)
+    return tuple(dict.fromkeys(chosen))
 
 
 def fewer(names: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from specgen.core.conformance import repeating_text
 from specgen.core.protocols import Drafter, Tokens
-from specgen.drafters import create, fewer, most_drafts, with_past
+from specgen.drafters import create, fewer, most_drafts, names_of, with_past
 from specgen.drafters.copyspec import CopySpec
 from specgen.drafters.evidence import chance_bucket, length_bucket
 from specgen.drafters.ngrams import NgramIndex
@@ -285,6 +285,8 @@ def test_names_of_drafters() -> None:
     """With little memory "auto" means two of them; what was named stays, and nobody drafts none."""
     assert fewer(" auto ") == "suffix,prompt-lookup"
     assert fewer("recycle,trigram,suffix") == "recycle,trigram,suffix"
+    assert names_of("recycle, auto,recycle")[:3] == ("recycle", "suffix", "prompt-lookup")
+    assert len(names_of("auto,suffix")) == 5
     assert most_drafts("none", 16) == 0
     assert most_drafts("none,suffix", 16) == most_drafts("auto", 16) == 16
 
