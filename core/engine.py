@@ -278,6 +278,8 @@ class Generation:
         self.prefill_s = perf_counter() - start
         if self._lean:
             drop_code()
+        if self._keeper:
+            self._keeper.begin()
         try:
             for step in self._session.generate(self.sampler, self._max_tokens, self._stream.push):
                 if not self.tokens:

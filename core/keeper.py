@@ -28,6 +28,10 @@ class Keeper:
     def __init__(self, budget: int, resident: Callable[[], int | None] = resident_bytes) -> None:
         self.budget = budget
         self._resident = resident
+        self.begin()
+
+    def begin(self) -> None:
+        """Another text: what its prompt took says nothing of what its steps will take."""
         self._before: int | None = None
         self._steps = 0
 

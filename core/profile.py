@@ -47,6 +47,7 @@ _COMPARE_SHARE: Final = 0.5  # of the deadline
 _CLASS_SHARE: Final = 0.12  # of the deadline, per context
 _BRANCH_SHARE: Final = 0.06  # likewise
 _CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel between them
+_LONG: Final = 576  # and before this one, with 512 cells or more
 _HEAD_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 1 << 16
 _BLOCKS: Final = 8
@@ -240,6 +241,8 @@ def _measure(
     end = subject.clock() + left_s
     share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
     reachable = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
+    if len(reachable) == 1 and subject.backend.limits.n_ctx >= _LONG + max(WIDTHS):
+        reachable = (*reachable, _LONG)  # however slow the machine: exactness depends on it
     exact: dict[int, tuple[Classes, Branching]] = {}
 
     def find_exact(context: int) -> None:

@@ -46,6 +46,15 @@ def test_memory_is_short_before_the_budget_is_crossed() -> None:
     assert looks(keeper, 9) == [False, False, True, True, True, False, True, True, True]
 
 
+def test_what_a_prompt_takes_is_no_growth() -> None:
+    """A long prompt between two texts fills buffers that are there from then on."""
+    sizes = iter([500, 700, 700, 700])
+    keeper = Keeper(1000, lambda: next(sizes))
+    assert looks(keeper, 1) == [False]
+    keeper.begin()
+    assert looks(keeper, 3) == [False] * 3
+
+
 def test_a_system_that_tells_nothing() -> None:
     """Nothing is ever short there."""
     assert looks(Keeper(1, lambda: None), 3) == [False] * 3

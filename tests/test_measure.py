@@ -369,3 +369,13 @@ def test_exact_classes_of_llama_cpp(tiny_model: TinyModel) -> None:
 def test_settings_that_are_measured(config: EngineConfig, settings: tuple[bool, ...]) -> None:
     """Flash attention on and off, where nobody chose and values do not need it."""
     assert settings_to_measure(config) == settings
+
+
+@pytest.mark.llama
+def test_a_slow_machine_measures_a_long_context_too(tiny_model: TinyModel) -> None:
+    """There is no time for it, but what holds in a short one need not hold there."""
+    path = tiny_model(quantization="Q4_1")
+    profile = measure_profile(path, EngineConfig(threads=1), deadline_s=0.01)
+    assert min(profile.classes) <= 128
+    assert max(profile.classes) >= 576
+    assert profile.branching.keys() == profile.classes.keys()
