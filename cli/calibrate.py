@@ -52,6 +52,7 @@ def calibrate(
     """Measure what drafts cost with a model on this machine, and keep it for later runs."""
     from specgen.core.profile import keep_profile, measure_profile
 
+    from .memory import require_room_to_measure
     from .models import ensure_model
     from .run import require_model, set_up_logging
 
@@ -60,6 +61,7 @@ def calibrate(
     if curve_out and not curve_out.parent.is_dir():
         raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")
     path, config = ensure_model(model), engine.config()
+    require_room_to_measure(path, config, None)
     with shown_progress() as progress:
         profile = measure_profile(path, config, seconds, progress)
     kept = keep_profile(path, config, profile)

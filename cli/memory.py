@@ -75,14 +75,21 @@ def budget_bytes(text: str | None) -> int | None:
     return None if available is None else int(SHARE * available)
 
 
+def choose(wanted: Wanted, subject: Subject) -> tuple[int | None, Fit]:
+    """The bytes that are allowed, or None, and the configuration that fits them.
+
+    Raises MemoryBudgetError, ModelError or UsageError.
+    """
+    limit = budget_bytes(wanted.budget)
+    return limit, fit(subject, wanted.config, limit, may_drop=wanted.budget is None)
+
+
 def fitted(wanted: Wanted, profile: Profile | None) -> Fit:
     """The configuration, changed where it must be to fit; each change is told as a warning.
 
     Raises MemoryBudgetError, ModelError or UsageError.
     """
-    limit = budget_bytes(wanted.budget)
-    subject = subject_of(wanted, profile)
-    found = fit(subject, wanted.config, limit, may_drop=wanted.budget is None)
+    limit, found = choose(wanted, subject_of(wanted, profile))
     if found.concessions:
         reason = "to fit the memory" if limit is None else f"to stay within {memory_text(limit)}"
         _log.warning("%s: %s", reason, ", ".join(found.concessions))
@@ -108,5 +115,6 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
         raise MemoryBudgetError(
             f"{path.name} must be measured once, which takes {memory_text(total)}, and the memory"
             f" budget is {memory_text(limit)}",
-            f"run `specgen calibrate {path}` first, with the same options and more memory",
+            f"run `specgen calibrate {path}` with the same options where there is more, or use a"
+            " smaller -c",
         )

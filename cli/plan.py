@@ -68,10 +68,10 @@ def plan(
     engine: MachineOptions,
 ) -> None:
     """Show what memory `generate` takes, and what is given up to fit a budget. Loads nothing."""
-    from specgen.core.budget import fit, full_speed, least, plan_for
+    from specgen.core.budget import full_speed, least, plan_for
     from specgen.core.profile import find_profile, require_profile
 
-    from .memory import Wanted, budget_bytes, subject_of
+    from .memory import Wanted, choose, subject_of
     from .models import ensure_model
     from .run import require_model, set_up_logging
 
@@ -83,9 +83,9 @@ def plan(
     profile = find_profile(path, config)
     if strict:
         require_profile(profile)
-    subject = subject_of(Wanted(path, config, drafter, memory_budget, past=learn), profile)
-    limit = budget_bytes(memory_budget)
-    found = fit(subject, config, limit, may_drop=memory_budget is None)
+    wanted = Wanted(path, config, drafter, memory_budget, past=learn)
+    subject = subject_of(wanted, profile)
+    limit, found = choose(wanted, subject)
     n_ctx = found.config.context(subject.info.n_ctx_train)
     sizes = {
         "as_asked": plan_for(subject, config).total,

@@ -94,6 +94,7 @@ def verify(
 
     from .calibrate import ensure_profile
     from .interrupt import Interrupts
+    from .memory import Wanted, fitted
     from .models import ensure_model
     from .run import require_model, set_up_logging
 
@@ -106,6 +107,7 @@ def verify(
     path = ensure_model(model)
     config = replace(engine.config(), max_drafts=draft_max, strict=strict)
     profile = ensure_profile(path, config)
+    config = fitted(Wanted(path, config, ",".join(names), None, past=False), profile).config
     with Engine(path, (), config, profile=profile) as opened, Interrupts() as interrupts:
         settings = _settings(names, tree.choice, branch=opened.can_branch)
         room = opened.n_ctx - n_predict - profile.strict.slack  # padding takes some of the context

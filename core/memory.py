@@ -104,7 +104,7 @@ class Shape:
                 raise UsageError(
                     f"the cache cannot be of type {kind!r}", f"use one of {', '.join(CACHE_TYPES)}"
                 )
-        if CACHE_TYPES[self.type_v].n_values > 1 and not self.flash_attention:
+        if needs_flash_attention(self.type_v) and not self.flash_attention:
             message = f"values of type {self.type_v} need flash attention"
             raise UsageError(message, "use --flash-attn on, or values of type f16")
 
@@ -232,17 +232,25 @@ def _kv(layers: Layers, shape: Shape) -> int:
 
 def cannot_store(headers: Sequence[Header], kind: str) -> bool:
     """Whether heads of the model are no whole blocks of a cache type. Raises ModelError."""
-    n_values = CACHE_TYPES[kind].n_values
     layers = read_layers(headers).cached
-    return any(layer.key % n_values or layer.value % n_values for layer in layers)
+    return any(not _is_whole(n, kind) for layer in layers for n in (layer.key, layer.value))
+
+
+def needs_flash_attention(type_v: str) -> bool:
+    """Whether llama.cpp keeps values of this type only with flash attention."""
+    return type_v in CACHE_TYPES and CACHE_TYPES[type_v].n_values > 1
 
 
 def _check_blocks(layer: CachedLayer, shape: Shape) -> None:
     for width, kind in ((layer.key, shape.type_k), (layer.value, shape.type_v)):
-        n_values = CACHE_TYPES[kind].n_values
-        if width % n_values:
+        if not _is_whole(width, kind):
+            n_values = CACHE_TYPES[kind].n_values
             message = f"heads of {width} numbers are no whole blocks of {n_values}"
             raise UsageError(f"{message}, which a cache of type {kind} needs", "use f16")
+
+
+def _is_whole(width: int, kind: str) -> bool:
+    return width % CACHE_TYPES[kind].n_values == 0
 
 
 def _stored(n: int, kind: str) -> int:

@@ -30,7 +30,7 @@ from .measure import (
     compare,
     measure,
 )
-from .memory import CACHE_TYPES
+from .memory import needs_flash_attention
 from .store import Key, Store
 from .strict import Strict, strict_widths
 
@@ -286,8 +286,7 @@ def settings_to_measure(config: EngineConfig) -> tuple[bool, ...]:
     """Of flash attention: both, unless one was asked for or values need it."""
     if config.flash_attention is not None:
         return (config.flash_attention,)
-    needs_it = CACHE_TYPES.get(config.cache_types[1], CACHE_TYPES["f16"]).n_values > 1
-    return (True,) if needs_it else (True, False)
+    return (True,) if needs_flash_attention(config.cache_types[1]) else (True, False)
 
 
 def measured_context(config: EngineConfig, n_ctx_train: int) -> int:

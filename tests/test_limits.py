@@ -154,3 +154,14 @@ def text_of(*words: str | Path) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("command", ["calibrate", "bench", "verify"])
+def test_nobody_is_killed_while_measuring(default_model: Path, command: str) -> None:
+    """Measuring takes two contexts; where they do not fit, that is said before, exit code 4."""
+    limited = run_limited(300 * MIB, command, default_model)
+    if limited.peak is None:
+        pytest.skip("no control group can be made here")
+    assert (limited.outcome.code, limited.outcome.out) == (4, "")
+    assert "must be measured once" in limited.outcome.err
