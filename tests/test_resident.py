@@ -78,6 +78,7 @@ def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     missing = tmp_path / "missing" / "file"
     monkeypatch.setattr(resident, "Path", lambda _: missing)
     monkeypatch.setattr(resident, "_STATUS", missing)
+    monkeypatch.setattr(resident, "_MAPS", missing)
     monkeypatch.setattr(resident, "_MAPPINGS", missing)
     reset_peak()
     peak = peak_bytes()
@@ -111,6 +112,27 @@ def test_what_is_in_files_is_told_apart(tmp_path: Path) -> None:
     block = b"x" * TAKEN
     assert (own_bytes() or 0) - own > 0.9 * TAKEN
     del block
+
+
+@needs_proc
+def test_little_comes_back_around_a_fault(tmp_path: Path) -> None:
+    """Of a library that is in memory as a whole, as one that was just installed."""
+    path = tmp_path / "library.so"
+    path.write_bytes(bytes(TAKEN))
+    rights = mmap.PROT_READ | mmap.PROT_EXEC
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=rights) as mapped,
+    ):
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert file_bytes(path) == TAKEN
+        assert drop_code() >= TAKEN
+        assert file_bytes(path) == 0
+        for at in range(0, TAKEN, MIB):
+            assert mapped[at] == 0
+        assert file_bytes(path) <= (TAKEN // MIB) * 32 * 1024
+        assert drop_code() > 0  # and once more, of many mappings
+        assert file_bytes(path) == 0
 
 
 # In a process of its own, which then uses again what was dropped.
