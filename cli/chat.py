@@ -140,7 +140,7 @@ class Repl:
                 self._conversation.answer(generation.text, prompt, generation.tokens)
                 self._last = generation
                 if self._job.output.stats:
-                    self._note(stats_line(generation, self._engine.planned))
+                    self._note(stats_line(generation, self._engine))
                 self._engine.keep(generation)
             else:
                 self._conversation.drop_question()
@@ -177,7 +177,7 @@ class Repl:
 
         line = "there is no answer yet"
         if self._last:
-            line = stats_line(self._last, self._engine.planned)
+            line = stats_line(self._last, self._engine)
         self._note(line)
 
     def _note(self, text: str) -> None:

@@ -11,7 +11,7 @@ from specgen import __version__
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.logprobs import RecordingSampler
-from specgen.core.memory import MemoryPlan, memory_text
+from specgen.core.memory import memory_text
 from specgen.core.protocols import Vocab
 from specgen.core.resident import peak_bytes
 
@@ -35,8 +35,8 @@ class PromptProgress:
             sys.stderr.flush()
 
 
-def stats_line(generation: Generation, planned: MemoryPlan | None = None) -> str:
-    """One line about a generation, in llama.cpp's terms; `planned` is the memory it may take."""
+def stats_line(generation: Generation, engine: Engine | None = None) -> str:
+    """One line about a generation, in llama.cpp's terms, and about the memory of its engine."""
     stats = generation.stats
     n_prompt = len(generation.prompt) - generation.reused
     speed = n_prompt / generation.prefill_s if generation.prefill_s else 0.0
@@ -52,9 +52,12 @@ def stats_line(generation: Generation, planned: MemoryPlan | None = None) -> str
         for name, drafted in sorted(stats.drafted_by.items())
     ]
     parts.append(f"seed {generation.sampler.seed}")
-    if planned:
-        peak, most = memory_text(peak_bytes()), memory_text(planned.total)
+    if engine and engine.planned:
+        peak, most = memory_text(peak_bytes()), memory_text(engine.planned.total)
         parts.append(f"memory {peak} of {most} planned")
+        if engine.device_bytes:
+            taken, most = memory_text(engine.device_bytes), memory_text(engine.planned.device)
+            parts.append(f"on GPUs {taken} of {most} planned")
     return "[specgen] " + " | ".join(parts)
 
 
@@ -106,6 +109,8 @@ def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
             "memory": {
                 "planned": engine.planned and engine.planned.total,
                 "peak": peak_bytes(),
+                "planned_device": engine.planned and engine.planned.device,
+                "device": engine.device_bytes,
             },
             "steps": stats.steps,
             "tokens_per_step": round(stats.tokens_per_step, 3),

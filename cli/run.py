@@ -148,7 +148,7 @@ def complete(job: Job, prompt: Prompt) -> None:
         elif sys.stdout.isatty():
             write("\n")
         if job.output.stats:
-            note(stats_line(generation, engine.planned))
+            note(stats_line(generation, engine))
         engine.keep(generation)
     if error:
         raise error

@@ -42,7 +42,7 @@ class Subject:
             by whether only a few drafters are left (see EngineConfig).
         strict: what calls are padded to; None where they are not.
         flash_attention: what is taken where nobody asks; None leaves it to llama.cpp.
-        interface: bytes that the command takes beyond what `generate` does.
+        interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
         device: bytes that are free on GPUs; None where there is none.
     """
 
@@ -103,10 +103,10 @@ def _flash_attention(subject: Subject, config: EngineConfig) -> bool:
     return (subject.flash_attention if wanted is None else wanted) is not False
 
 
-def _gpu_layers(subject: Subject, config: EngineConfig) -> int:
-    """How many are offloaded: all of them, unless told otherwise."""
+def _gpu_layers(subject: Subject, config: EngineConfig) -> int | None:
+    """How many are offloaded: all of them, unless told otherwise; None where there is no GPU."""
     if subject.device is None:
-        return 0
+        return None
     return subject.info.n_layer + 1 if config.gpu_layers is None else config.gpu_layers
 
 
@@ -115,14 +115,14 @@ def _offloaded(subject: Subject, config: EngineConfig) -> EngineConfig:
 
     Raises MemoryBudgetError if more were asked for.
     """
-    if subject.device is None:
+    wanted = _gpu_layers(subject, config)
+    if subject.device is None or wanted is None:
         return config
     room = int(SHARE * subject.device)
 
     def needed(n: int) -> int:
         return plan_for(subject, replace(config, gpu_layers=n)).device
 
-    wanted = _gpu_layers(subject, config)
     if needed(wanted) <= room:
         return config
     fitting = max(0, bisect_right(range(wanted), room, key=needed) - 1)

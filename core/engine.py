@@ -16,6 +16,7 @@ from .errors import ContextFull, UsageError
 from .host import default_threads
 from .keeper import Keeper
 from .learned import Learned
+from .library import library
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .memory import MemoryPlan
 from .pace import Pace
@@ -49,6 +50,7 @@ class Engine:
 
     Attributes:
         planned: the memory that it was said to take, see `stay_within`.
+        device_bytes: what llama.cpp says that it took on GPUs.
 
     Raises ModelError, BackendError or UsageError.
     """
@@ -73,12 +75,14 @@ class Engine:
             self.strict = _strict(profile, config) if config.strict else None
             if config.lean:
                 drop_code()
+            library().log.device_bytes = 0
             self.model = LlamaModel(path, config.gpu_layers)
             self._open.callback(self.model.close)
             self.backend = LlamaBackend(
                 self.model, _context_config(self.model, config, self.strict)
             )
             self._open.callback(self.backend.close)
+            self.device_bytes = library().log.device_bytes
             _require_branches(self.model, self.backend, config, self.strict)
         except BaseException:
             self._open.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 import sys
 from collections import deque
 from contextlib import suppress
@@ -16,19 +17,35 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from typing import Any
 
+from .resident import resident_bytes
+
 _log = logging.getLogger("specgen.llama")
 
 _GPUS = (1, 2)  # ggml_backend_dev_type: with memory of its own, and with the host's
+
+# Bytes, more than llama.cpp's libraries take at first without drivers of GPUs: 5 MB were seen.
+_LIBRARIES = 8 << 20
 
 # ggml_log_level -> logging level; 5 continues the line before it.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 
 
+# llama.cpp says of every buffer where it is: "load_tensors:      CUDA0 model buffer size = 92 MiB".
+_BUFFER = re.compile(r"\w+: +(\S+) +\w+ +buffer size = +([0-9.]+) MiB")
+_ON_HOST = re.compile(r"CPU|AMX|BLAS|\w+_Host$")  # memory that a GPU sees is the host's as well
+
+
 class LogBridge:
-    """llama.cpp's log as lines of the `specgen.llama` logger; the last errors kept to quote."""
+    """llama.cpp's log as lines of the `specgen.llama` logger.
+
+    Attributes:
+        errors: the last ones, to quote.
+        device_bytes: of all buffers on GPUs that were told of since somebody last set it to 0.
+    """
 
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=4)
+        self.device_bytes = 0
         self._level = logging.DEBUG
         self._line = ""
 
@@ -41,6 +58,8 @@ class LogBridge:
         line, self._line = self._line.strip(), ""
         if self._level == logging.ERROR:
             self.errors.append(line)
+        if (buffer := _BUFFER.match(line)) and not _ON_HOST.match(buffer[1]):
+            self.device_bytes += int(float(buffer[2]) * (1 << 20))
         _log.log(self._level, "%s", line)
 
     def last_error(self) -> str:
@@ -58,23 +77,26 @@ class Library:
         api: llama.cpp's functions and structures.
         ggml: the library below it, or None where llama-cpp-python does not load it by itself.
         log: what llama.cpp says.
+        resident_before: bytes that were resident before it was loaded.
     """
 
     api: Any
     ggml: Any
     log: LogBridge
     log_callback: Any  # ctypes does not keep it alive
+    resident_before: int
 
 
 @cache
 def library() -> Library:
     """The library, loaded by the first call."""
+    resident_before = resident_bytes() or 0
     api, ggml = _bindings()
     bridge = LogBridge()
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
-    return Library(api, ggml, bridge, callback)
+    return Library(api, ggml, bridge, callback, resident_before)
 
 
 def _bindings() -> tuple[Any, Any]:
@@ -135,6 +157,17 @@ def free_device_memory() -> int | None:
             ask(device, ctypes.byref(free), ctypes.byref(total))
             found.append(free.value)
     return sum(found) if found else None
+
+
+@cache
+def driver_bytes() -> int:
+    """Bytes that drivers of GPUs took of the host's memory; to be asked before a model is loaded.
+
+    They come with the library, whether or not there is a GPU, and with asking what is free.
+    """
+    free_device_memory()
+    taken = (resident_bytes() or 0) - library().resident_before
+    return max(0, taken - _LIBRARIES)
 
 
 def _devices() -> list[int]:

@@ -75,8 +75,8 @@ class Shape:
         snapshots: older states that recurrent layers keep, where llama.cpp can.
         drafters: bytes of the drafters' tables.
         lean: whether the process drops what it needed only to start.
-        interface: bytes that the command takes beyond what `generate` does.
-        gpu_layers: layers on a GPU, the output counted as one.
+        interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
+        gpu_layers: layers on a GPU, the output counted as one; None where there is no GPU.
     """
 
     n_ctx: int
@@ -91,12 +91,12 @@ class Shape:
     drafters: int = 0
     lean: bool = False
     interface: int = 0
-    gpu_layers: int = 0
+    gpu_layers: int | None = None
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
             least = 0 if name in _FROM_ZERO else 1
-            value = getattr(self, name)
+            value = getattr(self, name) or 0
             if not least <= value <= most:
                 raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
         for kind in (self.type_k, self.type_v):
@@ -130,7 +130,8 @@ class MemoryPlan:
     """Bytes at the most that will be resident at once, and what GPUs hold besides.
 
     Attributes:
-        weights: the whole file, which is mapped.
+        weights: the file, which is mapped; beside a GPU what stays of it, or what is there while
+            it is read, whichever comes to more.
         copies: of weights, in the layout that the CPU's kernels want.
         kv: keys and values.
         cells: llama.cpp's notes about who is in which cell, once the context is full.
@@ -193,26 +194,33 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
     """
     layers = read_layers(headers)
     tensors = [tensor for header in headers for tensor in header.tensors]
-    placed = split(tensors, layers.n_layer, shape.gpu_layers)
+    file_bytes = sum(header.file_bytes for header in headers)
+    has_gpu = shape.gpu_layers is not None
+    placed = split(tensors, layers.n_layer, shape.gpu_layers or 0)
     kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
     kv_away, state_away = int(placed.share * kv), int(placed.share * state)
-    device = sum(tensor.n_bytes for tensor in placed.device)
     plan = MemoryPlan(
-        weights=sum(header.file_bytes for header in headers) - placed.gone,
-        copies=copied_bytes(placed.host, features, is_table=placed.has_table_alone),
+        weights=file_bytes - placed.gone,
+        # Beside a GPU llama.cpp keeps the layout that can be copied there.
+        copies=0 if has_gpu else copied_bytes(tensors, features),
         kv=kv - kv_away,
         cells=_cells(layers, shape),
         state=state - state_away,
-        compute=compute,
+        compute=_inputs(layers, shape) if has_gpu else compute,
         work=_work(layers, shape),
         outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=shape.drafters,
         baseline=(_LEAN_BASELINE if shape.lean else BASELINE) + shape.interface,
-        device=device + kv_away + state_away + (compute if device else 0),
+        # Long prompts are computed there even where no layer is.
+        device=sum(tensor.n_bytes for tensor in placed.device) + kv_away + state_away + compute
+        if has_gpu
+        else 0,
     )
-    # Code is dropped after all of it was there.
-    return replace(plan, baseline=plan.baseline + max(0, BASELINE - plan.total))
+    # Code is dropped after all of it was there, and weights go to a GPU after they were read.
+    plan = replace(plan, baseline=plan.baseline + max(0, BASELINE - plan.total))
+    loading = file_bytes + plan.vocabulary + plan.baseline
+    return replace(plan, weights=plan.weights + max(0, loading - plan.total))
 
 
 def _kv(layers: Layers, shape: Shape) -> int:
@@ -288,6 +296,13 @@ def _compute(layers: Layers, shape: Shape) -> int:
         rows * max(layers.recurrent, _feed_forward(layers)) + states,
     )
     return _INPUTS * rows + max(mask + _FLOAT * widest, _logits(layers, shape))
+
+
+def _inputs(layers: Layers, shape: Shape) -> int:
+    """What the host keeps of the compute buffer beside a GPU: the mask, and embeddings twice."""
+    rows = shape.rows
+    mask = rows * sum(_caches(layers, shape)) * (2 if shape.flash_attention else _FLOAT)
+    return _INPUTS * rows + mask + 2 * _FLOAT * rows * layers.n_embd
 
 
 def _feed_forward(layers: Layers) -> int:

@@ -17,21 +17,17 @@ _BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Weights by where they are.
+    """What goes to GPUs.
 
     Attributes:
-        host: tensors that stay.
+        device: tensors that go; a table of embeddings that is the output, too, stays as well.
         gone: bytes that the host need not have.
-        device: tensors that go; a table of embeddings that is the output, too, is in both.
         share: of the layers, those that go.
-        has_table_alone: whether the table of embeddings, where it stays, is only looked up.
     """
 
-    host: tuple[TensorInfo, ...]
-    gone: int
     device: tuple[TensorInfo, ...]
+    gone: int
     share: float
-    has_table_alone: bool
 
 
 def split(tensors: Iterable[TensorInfo], n_layer: int, gpu_layers: int) -> Split:
@@ -39,7 +35,6 @@ def split(tensors: Iterable[TensorInfo], n_layer: int, gpu_layers: int) -> Split
     tensors = tuple(tensors)
     n_offloaded = min(gpu_layers, n_layer + 1)
     first = n_layer + 1 - n_offloaded
-    has_output = any(tensor.name == "output.weight" for tensor in tensors)
 
     def goes(tensor: TensorInfo) -> bool:
         if found := _BLOCK.match(tensor.name):
@@ -48,8 +43,8 @@ def split(tensors: Iterable[TensorInfo], n_layer: int, gpu_layers: int) -> Split
 
     device = [tensor for tensor in tensors if goes(tensor)]
     gone = sum(tensor.n_bytes for tensor in device)
-    host = [tensor for tensor in tensors if not goes(tensor)]
+    has_output = any(tensor.name == "output.weight" for tensor in tensors)
     if n_offloaded and not has_output:
         device += [tensor for tensor in tensors if tensor.name == "token_embd.weight"]
     share = max(0, n_offloaded - 1) / n_layer if n_layer else 0.0
-    return Split(tuple(host), gone, tuple(device), share, has_output or n_offloaded > 0)
+    return Split(tuple(device), gone, share)

@@ -76,18 +76,14 @@ def _fits_tiles(tensor: TensorInfo) -> bool:
     return not tensor.shape[0] % columns and not tensor.shape[1] % _TILE_ROWS
 
 
-def copied_bytes(
-    tensors: Iterable[TensorInfo], features: frozenset[str], *, is_table: bool | None = None
-) -> int:
+def copied_bytes(tensors: Iterable[TensorInfo], features: frozenset[str]) -> int:
     """Bytes of all copies: as many as the weights that are copied have in the file.
 
-    (AMX adds up to an eighth.) Embeddings are copied where they are the CPU's output matrix,
-    too: that is, unless `is_table`, or by default unless there is another.
+    (AMX adds up to an eighth.) Embeddings are copied where they are the output matrix, too.
     """
     tensors = tuple(tensors)
-    if is_table is None:
-        is_table = any(tensor.name == "output.weight" for tensor in tensors)
-    tables = _TABLES if is_table else _TABLES - {"token_embd.weight"}
+    has_output = any(tensor.name == "output.weight" for tensor in tensors)
+    tables = _TABLES if has_output else _TABLES - {"token_embd.weight"}
     return sum(
         tensor.n_bytes
         for tensor in tensors
