@@ -46,7 +46,7 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
     """What a plan needs to know of the model, this machine and the drafters. Raises ModelError."""
     headers = read_headers(wanted.path)
     info = ModelInfo.from_headers(headers)
-    few = fewer(wanted.drafters)
+    few, draft = fewer(wanted.drafters), wanted.config.draft_model
     return Subject(
         headers=headers,
         info=info,
@@ -61,6 +61,7 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
         flash_attention=profile.flash_attention if profile else None,
         interface=wanted.interface + driver_bytes(),
         device=free_device_memory(),
+        draft=() if draft is None else read_headers(draft),
     )
 
 

@@ -70,6 +70,19 @@ MemoryBudget = Annotated[
 ]
 
 
+ModelDraft = Annotated[
+    str | None,
+    typer.Option(
+        "-md",
+        "--model-draft",
+        metavar="MODEL",
+        show_default=False,
+        help="A smaller model of the same family that guesses ahead, beside the drafters.",
+        rich_help_panel=_SPECULATION,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """How long the text may get."""
@@ -299,6 +312,7 @@ class EngineOptions(MachineOptions):
             rich_help_panel=_SPECULATION,
         ),
     ] = DEFAULT_DRAFTER
+    model_draft: ModelDraft = None
     predicted_output: Annotated[
         Path | None,
         typer.Option(
@@ -343,7 +357,7 @@ class EngineOptions(MachineOptions):
         """The core's configuration. Raises UsageError for a value that means nothing."""
         config = MachineOptions.config(self)
         max_drafts = self.draft_max
-        if not self.predicted_output:
+        if not self.predicted_output and not self.model_draft:
             max_drafts = most_drafts(self.drafter, max_drafts)
         return replace(config, max_drafts=max_drafts, tree=self.tree.choice, strict=self.strict)
 

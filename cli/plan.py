@@ -12,7 +12,7 @@ from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
+from .options import MachineOptions, MemoryBudget, ModelArgument, ModelDraft, Verbosity
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _TERMS = {
     "outputs": "rows of logits",
     "vocabulary": "tables of tokens",
     "drafters": "tables of the drafters",
+    "draft": "the draft model: its weights, context and tables of tokens",
     "baseline": "Python, NumPy and libraries",
 }
 
@@ -53,6 +54,7 @@ def plan(
     drafter: Annotated[
         str, typer.Option(metavar="NAME[,NAME]", help="Drafters, for their tables.")
     ] = DEFAULT_DRAFTER,
+    model_draft: ModelDraft = None,
     draft_max: Annotated[
         int, typer.Option(min=0, max=63, help="Most guesses checked at once.")
     ] = DEFAULT_MAX_DRAFTS,
@@ -78,8 +80,9 @@ def plan(
     set_up_logging(verbose)
     require_model(model)
     path = ensure_model(model)
-    max_drafts = most_drafts(drafter, draft_max)
-    config = replace(engine.config(), max_drafts=max_drafts, strict=strict)
+    draft = None if model_draft is None else ensure_model(model_draft)
+    max_drafts = draft_max if draft else most_drafts(drafter, draft_max)
+    config = replace(engine.config(), max_drafts=max_drafts, strict=strict, draft_model=draft)
     profile = find_profile(path, config)
     if strict:
         require_profile(profile)
@@ -100,6 +103,7 @@ def plan(
 
 def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> dict[str, Any]:
     config = asdict(found.config) | {"n_ctx": n_ctx, "max_rows": found.config.max_rows}
+    config["draft_model"] = found.config.draft_model and str(found.config.draft_model)
     return {
         "budget": limit,
         "plan": found.plan.record(),

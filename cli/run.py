@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from specgen.core.logprobs import RecordingSampler
 from specgen.core.profile import Profile, find_profile
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.drafters import create, fewer, with_past
+from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
 
 from .calibrate import ensure_profile
@@ -46,6 +47,7 @@ class Job:
     params: SamplingParams
     config: EngineConfig
     drafters: str  # names
+    draft: str | None = None  # the draft model, as `model` is given
     predicted: Path | None = None  # a file
     learn: bool = False
     memory_budget: str | None = None
@@ -68,6 +70,7 @@ class Job:
             sampling.params(),
             engine.config(),
             engine.drafters(),
+            engine.model_draft,
             engine.predicted_output,
             engine.learn,
             engine.memory_budget,
@@ -76,13 +79,13 @@ class Job:
     def open(self) -> Engine:
         """The model, fetched first if need be, and measured for --strict. Raises SpecgenError."""
         path = ensure_model(self.model)
-        if self.config.strict:
-            profile: Profile | None = ensure_profile(path, self.config, self.memory_budget)
+        draft = None if self.draft is None else ensure_model(self.draft)
+        config = replace(self.config, draft_model=draft)
+        if config.strict:
+            profile: Profile | None = ensure_profile(path, config, self.memory_budget)
         else:
-            profile = find_profile(path, self.config)
-        wanted = Wanted(
-            path, self.config, self.drafters, self.memory_budget, self.learn, self.interface
-        )
+            profile = find_profile(path, config)
+        wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
         fit = fitted(wanted, profile)
         engine = self._engine(path, fit.config, profile)
         engine.stay_within(fit.ceiling, fit.plan)
@@ -98,6 +101,8 @@ class Job:
         if text is not None:
             tokens = engine.vocab.tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
+        if engine.draft:
+            drafters = (*drafters, DraftModel(engine.draft))
         # A single one drafts as its paper says; and learning takes memory.
         if not self.learn or len(drafters) < 2 or config.few_drafters:
             engine.renew(drafters)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from .config import EngineConfig
+from .config import DRAFT_ROWS, EngineConfig
 from .errors import MemoryBudgetError
 from .gguf import Header
 from .memory import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
@@ -44,6 +44,7 @@ class Subject:
         flash_attention: what is taken where nobody asks; None leaves it to llama.cpp.
         interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
         device: bytes that are free on GPUs; None where there is none.
+        draft: headers of the draft model, if there is one.
     """
 
     headers: Sequence[Header]
@@ -54,6 +55,7 @@ class Subject:
     flash_attention: bool | None = None
     interface: int = 0
     device: int | None = None
+    draft: Sequence[Header] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,26 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
         interface=subject.interface,
         gpu_layers=_gpu_layers(subject, config),
     )
-    return plan_memory(subject.headers, shape, subject.features)
+    plan = plan_memory(subject.headers, shape, subject.features)
+    if config.draft_model is None:
+        return plan
+    return plan.beside(_draft_plan(subject, shape))
+
+
+def _draft_plan(subject: Subject, shape: Shape) -> MemoryPlan:
+    """The memory of the draft model, which has a context like that of the model (see draft.py)."""
+    info = ModelInfo.from_headers(subject.draft)
+    shape = replace(
+        shape,
+        n_ctx=min(shape.n_ctx, info.n_ctx_train),
+        max_rows=DRAFT_ROWS,
+        max_leaves=1,
+        swa_full=True,
+        snapshots=0,
+        drafters=0,
+        interface=0,
+    )
+    return plan_memory(subject.draft, shape, subject.features)
 
 
 def _flash_attention(subject: Subject, config: EngineConfig) -> bool:
@@ -216,6 +237,8 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     yield from contexts[:-1]
     if subject.tables(0, True) < subject.tables(0, False):
         yield "smaller tables of drafters", {"few_drafters": True}
+    if config.draft_model is not None:
+        yield "draft model left out", {"draft_model": None}
     if not config.strict:
         yield from _chunks(config)
     yield from contexts[-1:]

@@ -10,12 +10,13 @@ drafting nothing, is always a candidate.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Container, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from .calibrate import Calibrator, Guess
-from .protocols import Drafter, Pricing
+from .protocols import DearDrafter, Drafter, Pricing
 from .tree import DraftTree, Evidence
 
 # The drafters that know something here, each with its state.
@@ -32,6 +33,9 @@ _HOPELESS = 0.2
 # How many times as many tokens a second as plain decoding a draft must promise to be made: of many
 # estimates the highest is likely to be too high.
 _PREMIUM = 1.05
+
+# Rows that are looked ahead to, to see what one more costs.
+_ROWS_AHEAD = 4
 
 # Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
 _EDGES = (*range(2, 17), 24, 32, 48, 64)
@@ -66,6 +70,7 @@ class Builder:
     ) -> None:
         self._eog = eog
         self._drafters = tuple(drafters)
+        self._dear = [each for each in drafters if getattr(each, "price", None) is not None]
         self._max_drafts = max_drafts
         self._max_leaves = max_leaves if branch else 1
         self._calibrator = calibrator
@@ -92,13 +97,16 @@ class Builder:
         room = min(room, self._max_drafts)
         if room <= 0 or depth <= 0:
             return DraftTree.root(root)
+        row = None if self._pricing is None else self._pricing.row(context)
+        worth = math.inf if row is None else _worth(row, n_lead)
         live: _Live = []
         for drafter in self._drafters:
+            if self._dear and _price(drafter, self._dear) > worth:
+                continue
             if (state := drafter.root()) is not None:
                 live.append((drafter, state))
         if not live:
             return DraftTree.root(root)
-        row = None if self._pricing is None else self._pricing.row(context)
         least = 0.0 if row is None else _HOPELESS * (row[n_lead + 1] - row[n_lead]) / row[n_lead]
         growth = _Growth(
             root,
@@ -108,6 +116,8 @@ class Builder:
             calibrator=self._calibrator,
             run=self._run,
             least=least,
+            worth=worth,
+            dear=self._dear,
             eog=self._eog,
         )
         growth.offer(0, live)
@@ -179,9 +189,13 @@ class _Growth:
         calibrator: Calibrator | None,
         run: int,
         least: float,
+        worth: float,
+        dear: Sequence[Drafter],
         eog: Container[int],
     ) -> None:
         self._eog = eog
+        self._dear = dear
+        self._worth = worth  # seconds that a right guess saves
         self._calibrator = calibrator
         self._least = least  # guesses that their drafters think less likely are not judged
         self._run = run
@@ -236,7 +250,7 @@ class _Growth:
         False if it would have been one leaf too many.
         """
         best = self.offers.pop()
-        _, _, parent, token, _, _, live, _ = best
+        path, _, parent, token, _, _, live, _ = best
         node = len(self._nodes)
         if not self._first_child[parent]:
             self._first_child[parent] = node
@@ -252,6 +266,8 @@ class _Growth:
         if self.room and depth < self._max_depth and token not in self._eog:
             below: _Live = []
             for drafter, state in live:
+                if self._dear and _price(drafter, self._dear) > path * self._worth:
+                    continue
                 if (after := drafter.advance(state, token)) is not None:
                     below.append((drafter, after))
             self.offer(node, below)
@@ -289,3 +305,15 @@ class _Growth:
             place[node] = i
         _, _, parents, tokens, probs, evidence, _, _ = zip(*[nodes[i] for i in order], strict=True)
         return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
+
+
+def _price(drafter: Drafter, dear: Container[Drafter]) -> float:
+    """Seconds that a right guess costs; nothing with a drafter that is not `dear`."""
+    return cast("DearDrafter", drafter).price if drafter in dear else 0.0
+
+
+def _worth(row: Sequence[float], n_lead: int) -> float:
+    """Seconds that a right guess saves: a call with one row, but for what its own row costs."""
+    last = min(n_lead + _ROWS_AHEAD, len(row) - 1)
+    slope = (row[last] - row[n_lead]) / (last - n_lead) if last > n_lead else 0.0
+    return row[0] - slope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import UsageError
 
@@ -12,6 +13,10 @@ DEFAULT_CONTEXT = 8192
 DEFAULT_MAX_DRAFTS = 16
 
 DEFAULT_CACHE_TYPE = "f16"
+
+# Rows of logits of a call of the draft model: it looks at one, and a step leaves few tokens that
+# it has not read.
+DRAFT_ROWS = 4
 
 _MOST_ROWS = 64
 _PENDING = 4
@@ -37,6 +42,7 @@ class EngineConfig:
             where memory is short.
         few_drafters: leave out drafters, and what was learnt, that take more memory than they gain.
         lean: drop what was needed only to start, see resident.drop_code.
+        draft_model: a GGUF file of a model that drafts, see draft.open_draft; None has none.
     """
 
     n_ctx: int | None = None
@@ -52,6 +58,7 @@ class EngineConfig:
     type_v: str | None = None
     few_drafters: bool = False
     lean: bool = False
+    draft_model: Path | None = None
 
     @property
     def cache_types(self) -> tuple[str, str]:

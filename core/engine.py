@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .calibrate import experienced
 from .config import EngineConfig
+from .draft import open_draft
 from .errors import ContextFull, UsageError
 from .host import default_threads
 from .keeper import Keeper
@@ -49,6 +50,7 @@ class Engine:
         profile: what was measured of the model; None takes what is stored.
 
     Attributes:
+        draft: the model that drafts, for a drafter to use, or None.
         planned: the memory that it was said to take, see `stay_within`.
         device_bytes: what llama.cpp says that it took on GPUs.
 
@@ -82,6 +84,7 @@ class Engine:
                 self.model, _context_config(self.model, config, self.strict)
             )
             self._open.callback(self.backend.close)
+            self.draft = self._open_draft(config)
             self.device_bytes = library().log.device_bytes
             _require_branches(self.model, self.backend, config, self.strict)
         except BaseException:
@@ -97,6 +100,13 @@ class Engine:
         if self.strict == ONE_ROW:
             _log.warning("no two widths of calls round alike here: --strict means one row a call")
         _log.info("%s", _describe(self.model, self.backend, config, self.strict))
+
+    def _open_draft(self, config: EngineConfig) -> LlamaBackend | None:
+        """The draft model that the configuration asks for."""
+        if config.draft_model is None:
+            return None
+        n_ctx = self.backend.limits.n_ctx
+        return open_draft(config.draft_model, self.model, n_ctx, config, self._open)
 
     def __enter__(self) -> Engine:
         return self
@@ -164,7 +174,7 @@ class Engine:
         return make(
             calibrator=learned.calibrator if learned else experienced(),
             pricing=CostTracker(self.profile.curve if self.profile else None),
-            pace=Pace(),
+            pace=None if self.draft else Pace(),  # which would leave the draft model behind
             host_s=_HOST_S,
         )
 

@@ -54,6 +54,11 @@ class Guarded:
         self._drafter = drafter
         self._n_vocab = n_vocab
 
+    @property
+    def price(self) -> float | None:
+        """See DearDrafter; None for another drafter."""
+        return getattr(self._drafter, "price", None)
+
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
         try:

@@ -142,6 +142,7 @@ class MemoryPlan:
         vocabulary: llama.cpp's tables of tokens and merges.
         drafters: tables of the drafters.
         baseline: of a process that does nothing yet: Python, NumPy, specgen, libraries.
+        draft: all that a draft model takes on the host.
         device: on GPUs: weights, cache and compute buffer of what is offloaded; not in the total.
     """
 
@@ -156,6 +157,7 @@ class MemoryPlan:
     vocabulary: int
     drafters: int
     baseline: int
+    draft: int = 0
     device: int = 0
 
     @property
@@ -178,6 +180,11 @@ class MemoryPlan:
     def generation(self) -> int:
         """All but the weights and the copies of them."""
         return self.total - self.weights - self.copies
+
+    def beside(self, draft: MemoryPlan) -> MemoryPlan:
+        """This one with a draft model opened after it, whose own plan is `draft`."""
+        taken = draft.total - draft.baseline
+        return replace(self, draft=taken, device=self.device + draft.device)
 
     def record(self) -> dict[str, int]:
         """As JSON."""

@@ -140,6 +140,15 @@ class Drafter(Protocol):
         ...
 
 
+class DearDrafter(Drafter, Protocol):
+    """A drafter whose answers take time: it is asked only where they are worth it."""
+
+    @property
+    def price(self) -> float:
+        """Seconds that a right guess costs; 0 asks to be tried whatever it costs."""
+        ...
+
+
 class Pricing(Protocol):
     """What calls cost: a cost.CostModel, or a tracker.CostTracker that refines one."""
 

@@ -38,6 +38,16 @@ class LlamaVocab:
         control = (t for t in ids if self._api.llama_vocab_is_control(self._handle, t))
         return frozenset(text for t in control if (text := self._text(t)))
 
+    def different_share(self, other: LlamaVocab) -> float:
+        """Of the tokens that this or `other` has, the part that is not the same in both."""
+        shared = range(min(self.n_vocab, other.n_vocab))
+        same = sum(self._raw(token) == other._raw(token) for token in shared)
+        return 1 - same / max(self.n_vocab, other.n_vocab)
+
+    def _raw(self, token: int) -> bytes:
+        text: bytes = self._api.llama_vocab_get_text(self._handle, token)
+        return text
+
     def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
         """See protocols.Vocab. Raises BackendError if llama.cpp cannot tokenize the text."""
         data = text.encode("utf-8", errors="replace")

@@ -12,14 +12,22 @@ import pytest
 
 from specgen.core.conformance import check_drafter, repeating_text
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
+from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters import REGISTRY
+from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.past import Past
 from specgen.drafters.predicted import Predicted
 
 from .drafting import begun, observe
 
 PREDICTED = repeating_text(60, 12, 9)
+
+
+def draft_backend() -> FakeBackend:
+    """A model that some of the texts are too long for."""
+    return FakeBackend(HashModel(12), fake_limits(12, n_ctx=256, max_rows=4, branch=False))
+
 
 MAKERS: dict[str, Callable[[], Drafter]] = {
     **{name: partial(spec.create, alone=False) for name, spec in REGISTRY.items()},
@@ -28,6 +36,8 @@ MAKERS: dict[str, Callable[[], Drafter]] = {
     "predicted alone": lambda: Predicted(PREDICTED, alone=True),
     "predicted nothing": lambda: Predicted([]),
     "past": lambda: Past(np.array(PREDICTED, np.int32)),
+    "draft model": lambda: DraftModel(draft_backend()),
+    "draft model alone": lambda: DraftModel(draft_backend(), alone=True),
     "past without answers": lambda: Past(np.array([], np.int32)),
 }
 

@@ -1,0 +1,171 @@
+"""A draft model: a smaller model writes on, and the target checks what it wrote.
+
+Its likeliest tokens are the guesses, a chain of them with their rivals beside it, so the text is
+the target's for every sampler. A pass of a model takes time, unlike a look into the other
+drafters' tables. So one is made only where it is worth it: the builder asks in a state whose
+chance to be reached, times what a right guess saves, is more than `price`.
+
+Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv
+2211.17192, section 2; where to stop as in Mamou et al., "Dynamic Speculation Lookahead", arXiv
+2405.04304.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from specgen.core.protocols import Backend, Candidate, Logits, Tokens
+from specgen.core.tree import DraftTree
+
+from .evidence import chance_bucket
+from .recycle import top_k_rows
+
+ALONE: Final = 4  # guesses in a row, when alone
+
+_WIDTH = 4  # guesses in a state
+_LEAST = 0.01  # guesses less likely than this are not worth offering
+_PASSES = 5  # remembered; the quickest counts
+_HOPE, _VISITS = 0.7, 4.0  # chance of its first guess, and what it counts for, at the beginning
+_DECAY = 0.95  # of what was seen before, for each guess
+_TRIAL = 6  # passes at the beginning of a text, to see what comes of them,
+_GOOD = 0.85  # with a first guess that is right as often as one can hope for
+
+_State: TypeAlias = tuple[int, ...]  # tokens after the end of the text, its likeliest ones
+
+
+class DraftModel:
+    """See specgen.core.protocols.Drafter.
+
+    Memory: what the backend takes, and 8 bytes a token of the text.
+
+    Args:
+        backend: the draft model; this is its only user. It must be able to rewind.
+        alone: a chain of ALONE guesses, however sure the model is.
+    """
+
+    name = "draft-model"
+
+    def __init__(self, backend: Backend, alone: bool = False) -> None:
+        self._backend = backend
+        self._alone = alone
+        self._seconds: deque[float] = deque(maxlen=_PASSES)
+        self._hits, self._visits = _HOPE * _VISITS, _VISITS
+        self._text: list[int] = []
+        self._agreed = 0  # tokens in the cache that are the beginning of the text
+        self._tail: list[int] = []  # tokens in the cache after them
+        self._answers: dict[_State, Sequence[Candidate]] = {}
+        self._trial = _TRIAL  # passes left of it
+
+    @property
+    def price(self) -> float:
+        """Seconds that a right guess costs, or while it is on trial, may cost at best."""
+        seconds = min(self._seconds, default=0.0)
+        return seconds / (_GOOD if self._trial else self._hits / self._visits)
+
+    def begin(self, context: Tokens) -> None:
+        """See Drafter."""
+        held = self._text[: self._agreed] + self._tail
+        self._text = context.tolist()
+        self._agreed = _common(held, self._text)
+        self._tail = held[self._agreed :]
+        self._answers = {}
+        self._trial = _TRIAL
+        if self._text and not self._seconds:
+            self._measure()
+
+    def root(self) -> _State | None:
+        """See Drafter. None where the model cannot read the text: too long, or other tokens."""
+        limits = self._backend.limits
+        if not self._text or len(self._text) > limits.n_ctx:
+            return None
+        unread = self._text[self._agreed :]
+        return () if max(unread, default=0) < limits.n_vocab else None
+
+    def predict(self, state: _State) -> Sequence[Candidate]:
+        """The likeliest tokens: one pass of the model, unless it was asked before."""
+        if self._alone and len(state) >= ALONE:
+            return ()
+        if len(self._text) + len(state) > self._backend.limits.n_ctx:
+            return ()
+        if state not in self._answers:
+            self._trial = max(0, self._trial - 1)
+            self._answers[state] = self._guesses(len(state), self._logits(state))
+        return self._answers[state]
+
+    def advance(self, state: _State, token: int) -> _State | None:
+        """The model follows its own likeliest token; what comes after others is another pass."""
+        guesses = self._answers.get(state)
+        return (*state, token) if guesses and guesses[0].token == token else None
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        """See Drafter."""
+        self._learn(emitted)
+        self._text += emitted
+        n_right = _common(self._tail, self._text[self._agreed :])
+        self._agreed += n_right
+        self._tail = self._tail[n_right:]
+        self._answers = {}
+
+    def _learn(self, emitted: Sequence[int]) -> None:
+        """How often the first guess is right, where its parent was."""
+        for i, token in enumerate(emitted):
+            if not (guesses := self._answers.get(tuple(emitted[:i]))):
+                break
+            self._hits = self._hits * _DECAY + (guesses[0].token == token)
+            self._visits = self._visits * _DECAY + 1
+
+    def _measure(self) -> None:
+        """See what a pass takes, before the model reads a text that it may not be worth reading."""
+        if self._text[0] >= self._backend.limits.n_vocab:
+            return
+        for _ in range(_PASSES):
+            self._pass(self._text[:1])
+            self._backend.rewind(0)
+
+    def _pass(self, tokens: Sequence[int]) -> Logits:  # (1, n_vocab)
+        """Read on, and give the logits of what may follow."""
+        start = perf_counter()
+        *lead, last = tokens
+        logits = self._backend.score(DraftTree.root(last), lead)
+        self._backend.commit(len(tokens))
+        if not lead:
+            self._seconds.append(perf_counter() - start)
+        return logits
+
+    def _guesses(self, depth: int, logits: Logits) -> Sequence[Candidate]:
+        width = 1 if self._alone else _WIDTH
+        return [
+            Candidate(token, (self.name, rank, chance_bucket(prob), min(depth, 3)), prob)
+            for rank, (token, prob) in enumerate(top_k_rows(logits, width)[0].tolist())
+            if prob > _LEAST
+        ]
+
+    def _logits(self, state: _State) -> Logits:  # (1, n_vocab)
+        """Of the token after the text and `state`: one pass, and what it has not read yet."""
+        backend = self._backend
+        wanted = [*self._text[self._agreed :], *state]
+        if not wanted:  # all was read, but its logits are gone
+            self._agreed -= 1
+            wanted = self._text[-1:]
+        kept = _common(self._tail, wanted[:-1])
+        backend.rewind(self._agreed + kept)
+        unread = wanted[kept:]
+        while len(unread) > backend.limits.max_rows:
+            n = min(backend.limits.chunk, len(unread) - 1)
+            backend.prefill(np.array(unread[:n], np.int32))
+            unread = unread[n:]
+        logits = self._pass(unread)
+        self._agreed, self._tail = len(self._text), list(state)
+        return logits
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n], np.int64) != np.asarray(b[:n], np.int64)
+    return int(differs.argmax()) if differs.any() else n
