@@ -94,6 +94,16 @@ class LiveOptions:
         int,
         typer.Option(min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_LIVE),
     ] = DEFAULT_MAX_DRAFTS
+    model_draft: Annotated[
+        str | None,
+        typer.Option(
+            "-md",
+            "--model-draft",
+            metavar="MODEL",
+            help="A draft model: beside the drafters that work together, and by itself.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = None
     memory_budget: MemoryBudget = None
 
 
@@ -251,6 +261,7 @@ def _measure(
             model=model,
             config=replace(engine.config(), strict=live.strict, max_drafts=live.draft_max),
             names=names,
+            draft=live.model_draft,
             data=live.data,
             per_task=per_task if live.per_task is None else live.per_task,
             n_predict=live.n_predict or n_predict,

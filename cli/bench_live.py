@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ from specgen.core.errors import ContextFull
 from specgen.core.host import default_threads
 from specgen.core.machine import card_of
 from specgen.core.profile import Profile
-from specgen.core.protocols import Drafter, Tokens, Vocab
+from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
 from specgen.drafters import AUTO, create, fewer, names_of, with_past
+from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
 
 from .bench_plot import check_plot, plot
@@ -48,6 +49,7 @@ class LiveJob:
 
     Attributes:
         names: of drafters.
+        draft: the draft model, as `model` is given, or None.
         data: questions; None takes our own.
         per_task: prompts of each task; 0 takes all.
         warm: whether to measure drafters that go on learning, too.
@@ -58,6 +60,7 @@ class LiveJob:
     model: str | None
     config: EngineConfig
     names: Sequence[str]
+    draft: str | None
     data: Path | None
     per_task: int
     n_predict: int
@@ -86,15 +89,17 @@ def run_live(job: LiveJob) -> None:
     if job.per_task:
         prompts = sampled(prompts, job.per_task)
     path = ensure_model(job.model)
-    profile = ensure_profile(path, job.config, job.memory_budget)
+    draft = None if job.draft is None else ensure_model(job.draft)
+    wanted = replace(job.config, draft_model=draft)
+    profile = ensure_profile(path, wanted, job.memory_budget)
     every = dict.fromkeys(drafter for name in job.names for drafter in names_of(name))
     names = AUTO if list(job.names) == [AUTO] else ",".join(every)
-    fit = fitted(Wanted(path, job.config, names, job.memory_budget, job.warm, _REPORT), profile)
+    fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)
     config = fit.config
     bandwidth = _bandwidth(job, fit)
     with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
         engine.stay_within(fit.ceiling, fit.plan)
-        arms = list(_arms(job, config, engine.vocab))
+        arms = list(_arms(job, config, engine))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
         runs = _measure(engine, plan, interrupts)
         results = _results(engine, profile, bandwidth, runs)
@@ -160,23 +165,33 @@ def _results(engine: Engine, profile: Profile, bandwidth: float, runs: tuple[Run
     return Results(card, profile.curve, runs)
 
 
-def _arms(job: LiveJob, config: EngineConfig, vocab: Vocab) -> Iterator[Arm]:
-    """Plain decoding, then each drafter: cold, and warm where asked for."""
-    strict = job.config.strict
+def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:
+    """Plain decoding, then each drafter: cold, and warm where asked for; a draft model alone."""
+    strict, draft = job.config.strict, engine.draft
     yield Arm(PLAIN, lambda prompt, answers: ())
     if strict and PLAIN not in job.names:
         yield Arm(f"{PLAIN} strict", lambda prompt, answers: (), strict=True)
     for name in job.names if config.max_drafts else ():
         label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
         few = config.few_drafters
-        make = partial(_drafters, fewer(name) if few else name, vocab, past=not few)
+        chosen = fewer(name) if few else name
+        make = partial(_drafters, chosen, engine.vocab, draft=draft, past=not few)
         yield Arm(label, make, strict=strict)
         if job.warm and len(create(name)) > 1:  # a single one learns nothing that is kept
             yield Arm(f"{label} warm", make, warm=True, strict=strict)
+    if draft and config.max_drafts:
+        label = f"{DraftModel.name} strict" if strict else DraftModel.name
+        yield Arm(label, lambda prompt, answers: (DraftModel(draft, alone=True),), strict=strict)
 
 
 def _drafters(
-    name: str, vocab: Vocab, prompt: Prompt, answers: Tokens, *, past: bool = True
+    name: str,
+    vocab: Vocab,
+    prompt: Prompt,
+    answers: Tokens,
+    *,
+    draft: Backend | None = None,
+    past: bool = True,
 ) -> Sequence[Drafter]:
     """Drafters as `generate` has them. A single one is compared as its paper describes it."""
     drafters = tuple(create(name))
@@ -185,6 +200,8 @@ def _drafters(
     if prompt.predicted is not None:
         predicted = vocab.tokenize(prompt.predicted, add_bos=False, special=False)
         drafters = (*drafters, Predicted(predicted))
+    if draft:
+        drafters = (*drafters, DraftModel(draft))
     return with_past(drafters, answers) if past else drafters
 
 

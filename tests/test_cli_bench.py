@@ -192,6 +192,16 @@ def test_more_rows(bench: Bench, words: tuple[str, ...], drafters: list[str]) ->
     assert of_all == [(drafter, 3) for drafter in drafters]  # each is measured but once
 
 
+def test_a_draft_model_is_measured_beside_the_others_and_alone(bench: Bench, endless: Path) -> None:
+    """Alone it guesses four at a time, and being the model itself is right."""
+    outcome = bench("-md", endless, "--drafter", "suffix", "-r", "1", "-o", "jsonl")
+    assert outcome.code == 0
+    records = [json.loads(line) for line in outcome.out.splitlines()]
+    steps = {r["drafter"]: r["tokens_per_step"] for r in records if r["task"] == ALL}
+    assert list(steps) == [PLAIN, "suffix", "draft-model"]
+    assert steps["draft-model"] == 4.0  # 8 tokens an answer: 5 and 3
+
+
 def test_answers_that_do_not_fit(bench: Bench, tmp_path: Path) -> None:
     """They are left out, which is told; if there are no others, it is an error."""
     long = {"category": "long", "prompt": "the one that was not there " * 20}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_every_token_is_read_once() -> None:
     assert chain(drafter, 2) == likeliest(text, 2)
     assert backend.n_read == 1 + 1  # the wrong one's rival, and a guess
     assert backend.cached == [*text, *likeliest(text, 1)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_never_loses_the_text(seed: int) -> None:
+    """Whatever follows: guesses, some of them, or others of the same tokens, drafted or not."""
+    rng = random.Random(seed)
+    backend, text = Reading(), list(TEXT)
+    drafter = begun(backend)
+    for _ in range(60):
+        guessed = chain(drafter, rng.randint(0, 4))
+        emitted = guessed[: rng.randint(0, len(guessed))]
+        emitted += rng.choices([*guessed, 5, 7], k=rng.randint(1, 3))
+        observe(drafter, emitted)
+        text += emitted
+        if rng.random() < 0.1:
+            text = [*text[: rng.randint(1, len(text))], *emitted, 3]
+            drafter.begin(np.array(text, np.int32))
+        if rng.random() < 0.5:
+            assert chain(drafter, 2) == likeliest(text, 2)
+            assert backend.cached == [*text, *likeliest(text, 1)]
 
 
 def test_another_turn_goes_on_where_the_last_one_ended() -> None:
