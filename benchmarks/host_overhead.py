@@ -27,7 +27,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +34,7 @@ from specgen.core.calibrate import Calibrator
 from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
+from specgen.core.library import library
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.pull import pull
 from specgen.core.sampling import Sampler, SamplingParams
@@ -120,9 +120,10 @@ class Bench:
     """Runs steps and says where their time goes."""
 
     def __init__(self) -> None:
-        self._decode = llama_cpp.llama_decode = Clock(llama_cpp.llama_decode)
-        self._lend = llama_cpp.llama_memory_seq_cp = Clock(llama_cpp.llama_memory_seq_cp)
-        self._drop = llama_cpp.llama_memory_seq_rm = Clock(llama_cpp.llama_memory_seq_rm)
+        api = library().api
+        self._decode = api.llama_decode = Clock(api.llama_decode)
+        self._lend = api.llama_memory_seq_cp = Clock(api.llama_memory_seq_cp)
+        self._drop = api.llama_memory_seq_rm = Clock(api.llama_memory_seq_rm)
 
     def run(self, engine: Engine, params: SamplingParams, nodes: int, judged: bool) -> list[Sample]:
         """Each of STEPS steps, after a few that are left out."""
