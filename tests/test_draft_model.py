@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,26 @@ import gguf
 import numpy as np
 import pytest
 
+from specgen.core.budget import Subject, plan_for
 from specgen.core.builder import Builder
 from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS, CostModel
 from specgen.core.draft import open_draft
 from specgen.core.errors import UsageError
 from specgen.core.llama import LlamaModel
+from specgen.core.modelinfo import ModelInfo, read_headers
+from specgen.core.profile import Profile
 from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
+from specgen.core.tracker import CostTracker
 from specgen.core.tree import DraftTree
 from specgen.drafters.draft_model import ALONE, DraftModel
 
 from . import command
 from .conftest import TinyModel
-from .tiny import write_tiny
+from .headers import MADE
 
 N_VOCAB = 40
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
@@ -261,14 +266,35 @@ def with_other_tokens(model: Path, copy: Path) -> Path:
     return copy
 
 
-def test_generate_with_a_draft_model(endless: Path, tmp_path: Path) -> None:
-    """The target's own text; what the draft model guessed is told, and its memory."""
-    draft = write_tiny(tmp_path / "draft.gguf", "llama", "Q4_1", end_gain=0)
+def test_a_session_heeds_the_price() -> None:
+    """A drafter that is too dear is never asked, one that is not in every step."""
+    for price in (1e9, 1e-9):
+        drafter = Dear(price)
+        pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1.0, 2.0),)))
+        target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
+        session = Session(target, [drafter], 1, pricing=pricing)
+        session.feed(TEXT)
+        sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
+        n_steps = len(list(session.generate(sampler, 20, lambda _: False)))
+        assert drafter.n_asked == (0 if price > 1 else n_steps - 1)  # the last has no room
+
+
+FLAT = CostModel((1, MAX_ROWS), (0,), ((1.0, 1.1),))  # s; a tiny model takes a thousandth of it
+PROFILE = Profile(FLAT, True, None, {128: ((1, 2, 4, 8),)}, {128: {2: True, 4: True}}, 1.0)
+
+
+@pytest.mark.parametrize("drafter", ["none", "auto"])
+def test_generate_with_a_draft_model(
+    drafter: str, endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target's own text; what the draft model guessed is told: being the same, all is right."""
+    monkeypatch.setattr("specgen.cli.run.find_profile", lambda *_: PROFILE)
     words = ("--greedy", "-n", "40", "-p", "the sea", "-c", "512", "--no-learn")
     plain = command.record_of(endless, *words, "--drafter", "none")
-    drafted = command.record_of(endless, *words, "--drafter", "none", "-md", draft)
+    drafted = command.record_of(endless, *words, "--drafter", drafter, "-md", endless)
     assert drafted["choices"][0]["text"] == plain["choices"][0]["text"]
-    assert set(drafted["specgen"]["by_drafter"]) <= {"draft-model"}
+    guesses = drafted["specgen"]["by_drafter"]["draft-model"]
+    assert guesses["accepted"] > 5
     missing = command.generate(endless, *words, "-md", tmp_path / "missing.gguf")
     assert missing.code == 3
     assert "missing.gguf" in missing.err
@@ -289,3 +315,15 @@ def test_the_plan_has_it(endless: Path) -> None:
     short = plan("-md", endless, "--memory-budget", str(beside["needs"]["least"]))
     assert "draft model left out" in short["concessions"]
     assert short["plan"]["draft"] == 0
+
+
+def test_on_a_gpu_both_take_room(tmp_path: Path) -> None:
+    """The draft model's layers are offloaded, too."""
+    headers = read_headers(MADE["1b"].write(tmp_path / "m.gguf"))
+    info = ModelInfo.from_headers(headers)
+    subject = Subject(headers, info, frozenset(), lambda *_: 0, device=1 << 40, draft=headers)
+    config = EngineConfig(n_ctx=1024)
+    alone = plan_for(subject, config)
+    beside = plan_for(subject, replace(config, draft_model=tmp_path / "m.gguf"))
+    assert 1.9 * alone.device < beside.device <= 2 * alone.device
+    assert beside.total == alone.total + beside.draft
