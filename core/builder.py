@@ -10,13 +10,13 @@ drafting nothing, is always a candidate.
 
 from __future__ import annotations
 
-import math
 from bisect import insort
 from collections.abc import Container, Sequence
 from typing import Any, TypeAlias, cast
 
 from .calibrate import Calibrator, Guess
-from .protocols import DearDrafter, Drafter, Pricing
+from .dear import PREMIUM, pays, pays_on
+from .protocols import DearDrafter, Drafter, Effort, Pricing
 from .tree import DraftTree, Evidence
 
 # The drafters that know something here, each with its state.
@@ -29,13 +29,6 @@ _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Li
 # A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
 # those that their drafters think far less likely are not judged.
 _HOPELESS = 0.2
-
-# How many times as many tokens a second as plain decoding a draft must promise to be made: of many
-# estimates the highest is likely to be too high.
-_PREMIUM = 1.05
-
-# Rows that are looked ahead to, to see what one more costs.
-_ROWS_AHEAD = 4
 
 # Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
 _EDGES = (*range(2, 17), 24, 32, 48, 64)
@@ -54,6 +47,9 @@ class Builder:
         pricing: what a call costs; without it a tree takes all that is on offer.
         host_s: seconds of host time that each further row costs.
         eog: tokens that end a text: nothing is drafted behind them.
+
+    Attributes:
+        asked_dear: whether a drafter whose answers take time was asked for the last tree.
     """
 
     def __init__(
@@ -70,7 +66,7 @@ class Builder:
     ) -> None:
         self._eog = eog
         self._drafters = tuple(drafters)
-        self._dear = [each for each in drafters if getattr(each, "price", None) is not None]
+        self._dear = [each for each in drafters if getattr(each, "effort", None) is not None]
         self._max_drafts = max_drafts
         self._max_leaves = max_leaves if branch else 1
         self._calibrator = calibrator
@@ -78,10 +74,12 @@ class Builder:
         self._host_s = host_s
         self._run = 0  # emitted tokens in a row that were the first choice
         self._growth: _Growth | None = None
+        self.asked_dear = False
 
     def begin(self) -> None:
         """Another text begins, or the text goes on with another turn."""
         self._run = 0
+        self.asked_dear = False
         self._growth = None
         if self._calibrator is not None:
             self._calibrator.begin()
@@ -94,17 +92,18 @@ class Builder:
         `context` tokens are committed, and `n_lead` rows go ahead of the tree.
         """
         self._growth = None
+        self.asked_dear = False
         room = min(room, self._max_drafts)
         if room <= 0 or depth <= 0:
             return DraftTree.root(root)
         row = None if self._pricing is None else self._pricing.row(context)
-        worth = math.inf if row is None else _worth(row, n_lead)
         live: _Live = []
         for drafter in self._drafters:
-            if self._dear and _price(drafter, self._dear) > worth:
+            if row and (effort := _effort(drafter, self._dear)) and not pays(effort, row, n_lead):
                 continue
             if (state := drafter.root()) is not None:
                 live.append((drafter, state))
+        self.asked_dear = bool(self._dear) and any(each in self._dear for each, _ in live)
         if not live:
             return DraftTree.root(root)
         least = 0.0 if row is None else _HOPELESS * (row[n_lead + 1] - row[n_lead]) / row[n_lead]
@@ -116,7 +115,8 @@ class Builder:
             calibrator=self._calibrator,
             run=self._run,
             least=least,
-            worth=worth,
+            row=row,
+            n_lead=n_lead,
             dear=self._dear,
             eog=self._eog,
         )
@@ -132,7 +132,7 @@ class Builder:
         """Let the tree grow while a larger one may still pay; the best size, root included."""
         host = self._host_s
         expected = 1.0
-        n_best, best = 1, _PREMIUM / (row[n_lead] + host)
+        n_best, best = 1, PREMIUM / (row[n_lead] + host)
         while growth.offers and growth.room:
             path = growth.offers[-1][0]
             if not growth.take():
@@ -189,13 +189,15 @@ class _Growth:
         calibrator: Calibrator | None,
         run: int,
         least: float,
-        worth: float,
+        row: Sequence[float] | None,
+        n_lead: int,
         dear: Sequence[Drafter],
         eog: Container[int],
     ) -> None:
         self._eog = eog
         self._dear = dear
-        self._worth = worth  # seconds that a right guess saves
+        self._row = row
+        self._n_lead = n_lead
         self._calibrator = calibrator
         self._least = least  # guesses that their drafters think less likely are not judged
         self._run = run
@@ -266,12 +268,18 @@ class _Growth:
         if self.room and depth < self._max_depth and token not in self._eog:
             below: _Live = []
             for drafter, state in live:
-                if self._dear and _price(drafter, self._dear) > path * self._worth:
+                if self._dear and not self._pays_on(drafter, path):
                     continue
                 if (after := drafter.advance(state, token)) is not None:
                     below.append((drafter, after))
             self.offer(node, below)
         return True
+
+    def _pays_on(self, drafter: Drafter, path: float) -> bool:
+        """Whether to ask a drafter below the last node."""
+        effort = _effort(drafter, self._dear)
+        n_rows = self._n_lead + self.n_nodes
+        return effort is None or self._row is None or pays_on(effort, path, self._row, n_rows)
 
     def judge(self, node: int, token: int) -> tuple[int | None, int]:
         """Let the calibrator learn that `token` followed `node`.
@@ -307,13 +315,6 @@ class _Growth:
         return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
 
 
-def _price(drafter: Drafter, dear: Container[Drafter]) -> float:
-    """Seconds that a right guess costs; nothing with a drafter that is not `dear`."""
-    return cast("DearDrafter", drafter).price if drafter in dear else 0.0
-
-
-def _worth(row: Sequence[float], n_lead: int) -> float:
-    """Seconds that a right guess saves: a call with one row, but for what its own row costs."""
-    last = min(n_lead + _ROWS_AHEAD, len(row) - 1)
-    slope = (row[last] - row[n_lead]) / (last - n_lead) if last > n_lead else 0.0
-    return row[0] - slope
+def _effort(drafter: Drafter, dear: Container[Drafter]) -> Effort | None:
+    """What asking it takes; None where that is next to nothing."""
+    return cast("DearDrafter", drafter).effort if drafter in dear else None

@@ -174,7 +174,7 @@ class Engine:
         return make(
             calibrator=learned.calibrator if learned else experienced(),
             pricing=CostTracker(self.profile.curve if self.profile else None),
-            pace=None if self.draft else Pace(),  # which would leave the draft model behind
+            pace=Pace(),
             host_s=_HOST_S,
         )
 

@@ -12,7 +12,7 @@ from numbers import Real
 from traceback import format_exception_only
 from typing import Any
 
-from .protocols import Candidate, Drafter, Logits, Tokens
+from .protocols import Candidate, Drafter, Effort, Logits, Tokens
 from .tree import DraftTree
 
 MOST_CANDIDATES = 64  # of one state; more are a waste of the builder's time
@@ -55,9 +55,9 @@ class Guarded:
         self._n_vocab = n_vocab
 
     @property
-    def price(self) -> float | None:
+    def effort(self) -> Effort | None:
         """See DearDrafter; None for another drafter."""
-        return getattr(self._drafter, "price", None)
+        return getattr(self._drafter, "effort", None)
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""

@@ -140,13 +140,19 @@ class Drafter(Protocol):
         ...
 
 
+class Effort(NamedTuple):
+    """What asking a drafter takes, and what may come of it."""
+
+    seconds: float  # of an answer
+    hope: float  # chance that its first guess is right, where the text came as far
+    reading: float  # seconds until it has read the text
+
+
 class DearDrafter(Drafter, Protocol):
     """A drafter whose answers take time: it is asked only where they are worth it."""
 
     @property
-    def price(self) -> float:
-        """Seconds that a right guess costs; 0 asks to be tried whatever it costs."""
-        ...
+    def effort(self) -> Effort: ...
 
 
 class Pricing(Protocol):

@@ -2,8 +2,7 @@
 
 Its likeliest tokens are the guesses, a chain of them with their rivals beside it, so the text is
 the target's for every sampler. A pass of a model takes time, unlike a look into the other
-drafters' tables. So one is made only where it is worth it: the builder asks in a state whose
-chance to be reached, times what a right guess saves, is more than `price`.
+drafters' tables. So one is made only where it is worth it (see specgen.core.dear).
 
 Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv
 2211.17192, section 2; where to stop as in Mamou et al., "Dynamic Speculation Lookahead", arXiv
@@ -19,7 +18,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from specgen.core.protocols import Backend, Candidate, Logits, Tokens
+from specgen.core.protocols import Backend, Candidate, Effort, Logits, Tokens
 from specgen.core.tree import DraftTree
 
 from .evidence import chance_bucket
@@ -29,7 +28,8 @@ ALONE: Final = 4  # guesses in a row, when alone
 
 _WIDTH = 4  # guesses in a state
 _LEAST = 0.01  # guesses less likely than this are not worth offering
-_PASSES = 5  # remembered; the quickest counts
+_PASSES = 5  # remembered
+_READING = 0.5  # of a pass, that a token of a prompt takes: on a CPU, much less on a GPU
 _HOPE, _VISITS = 0.7, 4.0  # chance of its first guess, and what it counts for, at the beginning
 _DECAY = 0.95  # of what was seen before, for each guess
 _TRIAL = 6  # passes at the beginning of a text, to see what comes of them,
@@ -62,10 +62,15 @@ class DraftModel:
         self._trial = _TRIAL  # passes left of it
 
     @property
-    def price(self) -> float:
-        """Seconds that a right guess costs, or while it is on trial, may cost at best."""
-        seconds = min(self._seconds, default=0.0)
-        return seconds / (_GOOD if self._trial else self._hits / self._visits)
+    def effort(self) -> Effort:
+        """What a pass takes; while the model is on trial, the best that can be hoped for."""
+        seconds = sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
+        unread = len(self._text) - self._agreed
+        return Effort(
+            seconds,
+            _GOOD if self._trial else self._hits / self._visits,
+            unread * seconds * _READING,
+        )
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""

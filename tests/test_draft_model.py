@@ -13,17 +13,20 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specgen.core.budget import Subject, plan_for
 from specgen.core.builder import Builder
 from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS, CostModel
+from specgen.core.dear import pays
 from specgen.core.draft import open_draft
 from specgen.core.errors import UsageError
 from specgen.core.llama import LlamaModel
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.profile import Profile
-from specgen.core.protocols import Candidate, Logits, Tokens
+from specgen.core.protocols import Candidate, Effort, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
@@ -184,29 +187,57 @@ def test_the_text_is_the_targets(draft_seed: int) -> None:
         assert n_steps > 30
 
 
-def test_a_right_guess_costs_more_where_guesses_are_wrong() -> None:
-    """Its price follows how often the first guess is right; on trial it is hoped for."""
+def test_its_hope_follows_its_guesses() -> None:
+    """How often the first guess is right; each text begins with a trial."""
     drafter = begun(Reading())
-    on_trial = drafter.price
-    assert on_trial > 0
-    prices = []
+    on_trial = drafter.effort
+    assert on_trial.seconds > 0
+    assert on_trial.reading == pytest.approx(len(TEXT) * on_trial.seconds / 2)
+    hopes = []
     for wrong in (0, 1):
         for _ in range(40):
             token = (chain(drafter, 1)[0] + wrong) % N_VOCAB
             observe(drafter, [token])
-        prices.append(drafter.price)
-    assert prices[1] > 5 * prices[0]
+        hopes.append(drafter.effort.hope)
+    assert hopes[0] > 0.95 > on_trial.hope > 0.8 > 0.2 > hopes[1]
+    assert drafter.effort.reading < on_trial.reading
     drafter.begin(np.array(TEXT, np.int32))
-    assert drafter.price < prices[1] / 5
+    assert drafter.effort.hope == on_trial.hope
+
+
+def best_speedup(hope: float, seconds: float, plain: float, slope: float) -> float:
+    """Of chains of 1 to 16 guesses, written out: tokens of each outcome by its chance."""
+    best = 0.0
+    for n in range(1, 17):
+        tokens = sum((i + 1) * hope**i * (1 - hope) for i in range(n)) + (n + 1) * hope**n
+        best = max(best, tokens * plain / (plain + n * (slope + seconds)))
+    return best
+
+
+@given(
+    hope=st.floats(0.05, 0.99),
+    seconds=st.floats(0, 3),
+    slope=st.floats(0, 2),
+    n_lead=st.integers(0, 3),
+)
+def test_it_is_asked_where_the_best_length_gains(
+    hope: float, seconds: float, slope: float, n_lead: int
+) -> None:
+    """By more than 5 %, with nothing to be read first; and not if reading takes forever."""
+    row = [1.0] * n_lead + [1.0 + slope * i for i in range(MAX_ROWS - n_lead)]
+    speedup = best_speedup(hope, seconds, 1.0, slope)
+    if abs(speedup - 1.05) > 1e-6:
+        assert pays(Effort(seconds, hope, 0.0), row, n_lead) == (speedup > 1.05)
+    assert not pays(Effort(seconds, hope, 1e6), row, n_lead)
 
 
 class Dear:
-    """One guess everywhere, at a price."""
+    """One guess everywhere, at so many seconds."""
 
     name = "dear"
 
-    def __init__(self, price: float, prob: float = 0.8) -> None:
-        self.price = price
+    def __init__(self, seconds: float, prob: float = 0.8) -> None:
+        self.effort = Effort(seconds, prob, 0.0)
         self.n_asked = 0
         self._prob = prob
 
@@ -230,18 +261,19 @@ class Dear:
         """See Drafter."""
 
 
-@pytest.mark.parametrize(("price", "n_asked"), [(0.1, 6), (6.0, 2), (8.9, 1), (9.1, 0)])
-def test_it_is_asked_where_it_is_worth_its_price(price: float, n_asked: int) -> None:
-    """A plain call takes 10 s and each row 1 s more, so a right guess saves 9.
+@pytest.mark.parametrize(("seconds", "n_asked"), [(0.1, 5), (3.0, 4), (4.0, 3), (6.0, 1), (6.3, 0)])
+def test_it_is_asked_on_where_a_right_guess_saves_more(seconds: float, n_asked: int) -> None:
+    """A plain call takes 10 s and each row 1 s more; guesses are right 8 times in 10.
 
-    The chance to get to depth d is 0.8 ** d: 9, 7.2, 5.8, 4.6, ... can be paid.
+    Below the first guess 6.4, 5.1, 4.1, 3.3, … s can be paid for an answer and its row. To ask at
+    all, (1 + 0.8) / (11 + seconds) must be more than 1.05 / 10, and longer chains ask for more.
     """
-    drafter = Dear(price)
+    drafter = Dear(seconds)
     last = 10.0 + MAX_ROWS - 1
     pricing = CostModel((1, MAX_ROWS), (0,), ((10.0, last),))
     builder = Builder([drafter], 5, max_leaves=8, branch=True, pricing=pricing)
     builder.build(0, 99, 99)
-    assert drafter.n_asked == min(n_asked, 5)
+    assert drafter.n_asked == n_asked
 
 
 def test_a_model_that_cannot_draft(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -266,17 +298,17 @@ def with_other_tokens(model: Path, copy: Path) -> Path:
     return copy
 
 
-def test_a_session_heeds_the_price() -> None:
-    """A drafter that is too dear is never asked, one that is not in every step."""
-    for price in (1e9, 1e-9):
-        drafter = Dear(price)
+def test_a_session_heeds_the_effort() -> None:
+    """A drafter that takes too long is never asked, one that does not in every step."""
+    for seconds in (1e9, 1e-9):
+        drafter = Dear(seconds)
         pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1.0, 2.0),)))
         target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
         session = Session(target, [drafter], 1, pricing=pricing)
         session.feed(TEXT)
         sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
         n_steps = len(list(session.generate(sampler, 20, lambda _: False)))
-        assert drafter.n_asked == (0 if price > 1 else n_steps - 1)  # the last has no room
+        assert drafter.n_asked == (0 if seconds > 1 else n_steps - 1)  # the last has no room
 
 
 FLAT = CostModel((1, MAX_ROWS), (0,), ((1.0, 1.1),))  # s; a tiny model takes a thousandth of it
