@@ -11,7 +11,7 @@ from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS
 from specgen.core.errors import MemoryBudgetError
 from specgen.core.host import available_memory_bytes
-from specgen.core.library import driver_bytes, free_device_memory, system_info
+from specgen.core.library import free_device_memory, library, system_info
 from specgen.core.memory import memory_text
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.profile import Profile, measured_context, settings_to_measure
@@ -59,7 +59,7 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
         ),
         strict=profile.strict if profile and wanted.config.strict else None,
         flash_attention=profile.flash_attention if profile else None,
-        interface=wanted.interface + driver_bytes(),
+        interface=wanted.interface + library().driver_bytes,
         device=free_device_memory(),
         draft=() if draft is None else read_headers(draft),
     )

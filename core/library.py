@@ -11,7 +11,7 @@ import re
 import sys
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
@@ -77,26 +77,30 @@ class Library:
         api: llama.cpp's functions and structures.
         ggml: the library below it, or None where llama-cpp-python does not load it by itself.
         log: what llama.cpp says.
-        resident_before: bytes that were resident before it was loaded.
+        driver_bytes: of the host's memory, that drivers of GPUs took when they were asked what is
+            free. They come with the library, whether or not there is a GPU.
     """
 
     api: Any
     ggml: Any
     log: LogBridge
     log_callback: Any  # ctypes does not keep it alive
-    resident_before: int
+    driver_bytes: int = 0
 
 
 @cache
 def library() -> Library:
     """The library, loaded by the first call."""
-    resident_before = resident_bytes() or 0
+    before = resident_bytes() or 0
     api, ggml = _bindings()
     bridge = LogBridge()
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
-    return Library(api, ggml, bridge, callback, resident_before)
+    loaded = Library(api, ggml, bridge, callback)
+    _free_bytes(loaded)
+    taken = (resident_bytes() or 0) - before
+    return replace(loaded, driver_bytes=max(0, taken - _LIBRARIES))
 
 
 def _bindings() -> tuple[Any, Any]:
@@ -137,21 +141,25 @@ def device_names() -> tuple[str, ...]:
     """The devices that llama.cpp found, such as "CPU AMD EPYC"; none where it does not say."""
     words = ("ggml_backend_dev_name", "ggml_backend_dev_description")
     return tuple(
-        " ".join(_ggml_text(word, device) or "" for word in words) for device in _devices()
+        " ".join(_ggml_text(word, device) or "" for word in words) for device in _devices(library())
     )
 
 
 def free_device_memory() -> int | None:
     """Bytes that are free on all GPUs together, or None where llama.cpp has none to offload to."""
-    if not library().api.llama_supports_gpu_offload():
+    return _free_bytes(library())
+
+
+def _free_bytes(lib: Library) -> int | None:
+    if not lib.api.llama_supports_gpu_offload():
         return None
     size = ctypes.POINTER(ctypes.c_size_t)
-    kind_of = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    ask = _ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    kind_of = _function(lib, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    ask = _function(lib, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
     if kind_of is None or ask is None:
         return None
     found = []
-    for device in _devices():
+    for device in _devices(lib):
         if kind_of(device) in _GPUS:
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
             ask(device, ctypes.byref(free), ctypes.byref(total))
@@ -159,30 +167,19 @@ def free_device_memory() -> int | None:
     return sum(found) if found else None
 
 
-@cache
-def driver_bytes() -> int:
-    """Bytes that drivers of GPUs took of the host's memory; to be asked before a model is loaded.
-
-    They come with the library, whether or not there is a GPU, and with asking what is free.
-    """
-    free_device_memory()
-    taken = (resident_bytes() or 0) - library().resident_before
-    return max(0, taken - _LIBRARIES)
-
-
-def _devices() -> list[int]:
+def _devices(lib: Library) -> list[int]:
     """Handles of all devices; none where llama.cpp does not say."""
-    count = _ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
-    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    count = _function(lib, "ggml_backend_dev_count", ctypes.c_size_t)
+    get = _function(lib, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     if count is None or get is None:
         return []
     return [get(i) for i in range(count())]
 
 
-def _ggml_function(name: str, result: Any, *arguments: Any) -> Any | None:
+def _function(lib: Library, name: str, result: Any, *arguments: Any) -> Any | None:
     """A function of ggml that llama-cpp-python does not wrap, or None where it is not found."""
     try:
-        function = library().ggml[name]  # a new object each time, so its types are ours alone
+        function = lib.ggml[name]  # a new object each time, so its types are ours alone
     except (TypeError, AttributeError):
         return None
     function.restype = result
@@ -191,6 +188,6 @@ def _ggml_function(name: str, result: Any, *arguments: Any) -> Any | None:
 
 
 def _ggml_text(name: str, *handles: int) -> str | None:
-    function = _ggml_function(name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
+    function = _function(library(), name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
     text: bytes | None = function(*handles) if function else None
     return text.decode("utf-8", "replace") if text else None
