@@ -34,7 +34,7 @@ from .tiny import write_tiny
 
 Row = NDArray[np.float32]
 N_TOPS = (0, 1, 5)
-N_CASES = 1200
+N_CASES = 700
 CLOSE = 1e-9  # what sums of doubles in another order differ by, and much more
 LOOP = "the and was the and was the and was the and was"
 
