@@ -14,7 +14,7 @@ from specgen.drafters import AUTO, create
 
 from .choices import Format
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelArgument, Verbosity
+from .options import MachineOptions, MemoryBudget, ModelArgument, ModelDraft, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"
@@ -94,16 +94,7 @@ class LiveOptions:
         int,
         typer.Option(min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_LIVE),
     ] = DEFAULT_MAX_DRAFTS
-    model_draft: Annotated[
-        str | None,
-        typer.Option(
-            "-md",
-            "--model-draft",
-            metavar="MODEL",
-            help="A draft model: beside the drafters that work together, and by itself.",
-            rich_help_panel=_LIVE,
-        ),
-    ] = None
+    model_draft: ModelDraft = None
     memory_budget: MemoryBudget = None
 
 

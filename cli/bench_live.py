@@ -166,7 +166,10 @@ def _results(engine: Engine, profile: Profile, bandwidth: float, runs: tuple[Run
 
 
 def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:
-    """Plain decoding, then each drafter: cold, and warm where asked for; a draft model alone."""
+    """Plain decoding, then each drafter: cold, warm where asked for, and with a draft model.
+
+    The draft model alone comes last.
+    """
     strict, draft = job.config.strict, engine.draft
     yield Arm(PLAIN, lambda prompt, answers: ())
     if strict and PLAIN not in job.names:
@@ -174,12 +177,15 @@ def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:
     for name in job.names if config.max_drafts else ():
         label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
         few = config.few_drafters
-        chosen = fewer(name) if few else name
-        make = partial(_drafters, chosen, engine.vocab, draft=draft, past=not few)
+        make = partial(_drafters, fewer(name) if few else name, engine.vocab, past=not few)
         yield Arm(label, make, strict=strict)
-        if job.warm and len(create(name)) > 1:  # a single one learns nothing that is kept
+        if len(create(name)) < 2:  # a single one learns nothing that is kept
+            continue
+        if job.warm:
             yield Arm(f"{label} warm", make, warm=True, strict=strict)
-    if draft and config.max_drafts:
+        if draft:
+            yield Arm(f"{label} + {DraftModel.name}", partial(make, draft=draft), strict=strict)
+    if draft:
         label = f"{DraftModel.name} strict" if strict else DraftModel.name
         yield Arm(label, lambda prompt, answers: (DraftModel(draft, alone=True),), strict=strict)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget, plan_for
 from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS
+from specgen.core.draft import require_undo
 from specgen.core.errors import MemoryBudgetError
+from specgen.core.gguf import Header
 from specgen.core.host import available_memory_bytes
 from specgen.core.library import free_device_memory, library, system_info
 from specgen.core.memory import memory_text
@@ -46,7 +49,7 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
     """What a plan needs to know of the model, this machine and the drafters. Raises ModelError."""
     headers = read_headers(wanted.path)
     info = ModelInfo.from_headers(headers)
-    few, draft = fewer(wanted.drafters), wanted.config.draft_model
+    few, draft = fewer(wanted.drafters), wanted.config.draft
     return Subject(
         headers=headers,
         info=info,
@@ -61,8 +64,16 @@ def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
         flash_attention=profile.flash_attention if profile else None,
         interface=wanted.interface + library().driver_bytes,
         device=free_device_memory(),
-        draft=() if draft is None else read_headers(draft),
+        draft=() if draft is None else _draft_headers(draft),
     )
+
+
+def _draft_headers(path: Path) -> Sequence[Header]:
+    """Of a draft model. Raises ModelError, and UsageError for one that cannot draft."""
+    headers = read_headers(path)
+    info = ModelInfo.from_headers(headers)
+    require_undo(path, is_stateful=info.is_recurrent or info.is_hybrid)
+    return headers
 
 
 def budget_bytes(text: str | None) -> int | None:
@@ -105,7 +116,7 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
     wanted = Wanted(path, config, NONE, budget)
     subject = subject_of(wanted, None)
     n_ctx = measured_context(config, subject.info.n_ctx_train)
-    largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS)
+    largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS, draft_model=None)
     plans = [
         plan_for(subject, replace(largest, flash_attention=setting))
         for setting in settings_to_measure(config)

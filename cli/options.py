@@ -77,7 +77,8 @@ ModelDraft = Annotated[
         "--model-draft",
         metavar="MODEL",
         show_default=False,
-        help="A smaller model of the same family that guesses ahead, beside the drafters.",
+        help="A smaller model of the same family that guesses ahead, too, where it pays: needs"
+        " `specgen calibrate`.",
         rich_help_panel=_SPECULATION,
     ),
 ]
@@ -356,9 +357,8 @@ class EngineOptions(MachineOptions):
     def config(self) -> EngineConfig:
         """The core's configuration. Raises UsageError for a value that means nothing."""
         config = MachineOptions.config(self)
-        max_drafts = self.draft_max
-        if not self.predicted_output and not self.model_draft:
-            max_drafts = most_drafts(self.drafter, max_drafts)
+        others = bool(self.predicted_output or self.model_draft)
+        max_drafts = most_drafts(self.drafter, self.draft_max, others=others)
         return replace(config, max_drafts=max_drafts, tree=self.tree.choice, strict=self.strict)
 
     def drafters(self) -> str:

@@ -81,7 +81,7 @@ def plan(
     require_model(model)
     path = ensure_model(model)
     draft = None if model_draft is None else ensure_model(model_draft)
-    max_drafts = draft_max if draft else most_drafts(drafter, draft_max)
+    max_drafts = most_drafts(drafter, draft_max, others=draft is not None)
     config = replace(engine.config(), max_drafts=max_drafts, strict=strict, draft_model=draft)
     profile = find_profile(path, config)
     if strict:

@@ -36,6 +36,8 @@ from .streams import note, write
 if TYPE_CHECKING:
     from specgen.core.conversation import Conversation
 
+_log = logging.getLogger("specgen.run")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -85,6 +87,9 @@ class Job:
             profile: Profile | None = ensure_profile(path, config, self.memory_budget)
         else:
             profile = find_profile(path, config)
+        if draft and profile is None:
+            name = draft.name
+            _log.warning("whether %s pays is not known: `specgen calibrate %s` tells", name, path)
         wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
         fit = fitted(wanted, profile)
         engine = self._engine(path, fit.config, profile)
@@ -102,7 +107,7 @@ class Job:
             tokens = engine.vocab.tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
         if engine.draft:
-            drafters = (*drafters, DraftModel(engine.draft))
+            drafters = (*drafters, DraftModel(engine.draft, label=draft_label(config)))
         # A single one drafts as its paper says; and learning takes memory.
         if not self.learn or len(drafters) < 2 or config.few_drafters:
             engine.renew(drafters)
@@ -110,6 +115,11 @@ class Job:
             learned = recall(path)
             engine.renew(with_past(drafters, learned.answers), learned)
         return engine
+
+
+def draft_label(config: EngineConfig) -> str:
+    """What tells what one draft model's guesses were worth from another's."""
+    return config.draft.name if config.draft else ""
 
 
 def require_model(model: str | None) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from .config import DRAFT_ROWS, EngineConfig
+from .config import DEFAULT_CACHE_TYPE, DRAFT_ROWS, EngineConfig
 from .errors import MemoryBudgetError
 from .gguf import Header
 from .memory import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
@@ -98,7 +98,7 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
         gpu_layers=_gpu_layers(subject, config),
     )
     plan = plan_memory(subject.headers, shape, subject.features)
-    if config.draft_model is None:
+    if config.draft is None:
         return plan
     return plan.beside(_draft_plan(subject, shape))
 
@@ -112,6 +112,8 @@ def _draft_plan(subject: Subject, shape: Shape) -> MemoryPlan:
         max_rows=DRAFT_ROWS,
         max_leaves=1,
         swa_full=True,
+        type_k=DEFAULT_CACHE_TYPE,
+        type_v=DEFAULT_CACHE_TYPE,
         snapshots=0,
         drafters=0,
         interface=0,
@@ -237,7 +239,7 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     yield from contexts[:-1]
     if subject.tables(0, True) < subject.tables(0, False):
         yield "smaller tables of drafters", {"few_drafters": True}
-    if config.draft_model is not None:
+    if config.draft is not None:
         yield "draft model left out", {"draft_model": None}
     if not config.strict:
         yield from _chunks(config)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Container, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from .calibrate import Calibrator, Guess
-from .dear import PREMIUM, pays, pays_on
-from .protocols import DearDrafter, Drafter, Effort, Pricing
+from .costly import pays, pays_on
+from .protocols import CostlyDrafter, Drafter, Pricing
 from .tree import DraftTree, Evidence
 
 # The drafters that know something here, each with its state.
@@ -29,6 +29,10 @@ _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Li
 # A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
 # those that their drafters think far less likely are not judged.
 _HOPELESS = 0.2
+
+# How many times as many tokens a second as plain decoding a draft must promise to be made: of many
+# estimates the highest is likely to be too high.
+_PREMIUM = 1.05
 
 # Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
 _EDGES = (*range(2, 17), 24, 32, 48, 64)
@@ -49,7 +53,7 @@ class Builder:
         eog: tokens that end a text: nothing is drafted behind them.
 
     Attributes:
-        asked_dear: whether a drafter whose answers take time was asked for the last tree.
+        asked_costly: whether a drafter whose answers take time was asked for the last tree.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Builder:
     ) -> None:
         self._eog = eog
         self._drafters = tuple(drafters)
-        self._dear = [each for each in drafters if getattr(each, "effort", None) is not None]
+        self._costly = [each for each in drafters if _is_costly(each)]
+        self._cheap = [each for each in drafters if each not in self._costly]
         self._max_drafts = max_drafts
         self._max_leaves = max_leaves if branch else 1
         self._calibrator = calibrator
@@ -74,12 +79,12 @@ class Builder:
         self._host_s = host_s
         self._run = 0  # emitted tokens in a row that were the first choice
         self._growth: _Growth | None = None
-        self.asked_dear = False
+        self.asked_costly = False
 
     def begin(self) -> None:
         """Another text begins, or the text goes on with another turn."""
         self._run = 0
-        self.asked_dear = False
+        self.asked_costly = False
         self._growth = None
         if self._calibrator is not None:
             self._calibrator.begin()
@@ -92,47 +97,58 @@ class Builder:
         `context` tokens are committed, and `n_lead` rows go ahead of the tree.
         """
         self._growth = None
-        self.asked_dear = False
-        room = min(room, self._max_drafts)
-        if room <= 0 or depth <= 0:
+        self.asked_costly = False
+        place = _Place(root, min(room, self._max_drafts), depth, n_lead, self._row(context))
+        if place.room <= 0 or depth <= 0:
             return DraftTree.root(root)
-        row = None if self._pricing is None else self._pricing.row(context)
-        live: _Live = []
-        for drafter in self._drafters:
-            if row and (effort := _effort(drafter, self._dear)) and not pays(effort, row, n_lead):
-                continue
-            if (state := drafter.root()) is not None:
-                live.append((drafter, state))
-        self.asked_dear = bool(self._dear) and any(each in self._dear for each, _ in live)
+        draft = self._drafted(place, self._cheap)
+        costly = [each for each in self._costly if self._is_worth_asking(each, place, draft.rate)]
+        if costly:
+            self.asked_costly = True
+            draft = self._drafted(place, (*self._cheap, *costly))
+        self._growth = draft.growth
+        return draft.growth.tree(draft.n_nodes) if draft.growth else DraftTree.root(root)
+
+    def _row(self, context: int) -> Sequence[float] | None:
+        return None if self._pricing is None else self._pricing.row(context)
+
+    def _is_worth_asking(self, drafter: Drafter, place: _Place, rate: float) -> bool:
+        """Whether its guesses may bring more than the `rate` that there is without them."""
+        if place.row is None:
+            return True
+        effort = cast("CostlyDrafter", drafter).effort
+        return pays(effort, place.row, place.n_lead, min(place.room, place.depth), rate)
+
+    def _drafted(self, place: _Place, drafters: Sequence[Drafter]) -> _Draft:
+        """What `drafters` make of it."""
+        row, n_lead = place.row, place.n_lead
+        plain = _PREMIUM / (row[n_lead] + self._host_s) if row else 0.0
+        live = [(each, state) for each in drafters if (state := each.root()) is not None]
         if not live:
-            return DraftTree.root(root)
-        least = 0.0 if row is None else _HOPELESS * (row[n_lead + 1] - row[n_lead]) / row[n_lead]
+            return _Draft(None, 1, plain)
         growth = _Growth(
-            root,
-            room,
-            depth,
+            place,
             self._max_leaves,
             calibrator=self._calibrator,
             run=self._run,
-            least=least,
-            row=row,
-            n_lead=n_lead,
-            dear=self._dear,
+            costly=self._costly,
             eog=self._eog,
         )
         growth.offer(0, live)
-        self._growth = growth
         if row is None:
             while growth.offers and growth.room:
                 growth.take()
-            return growth.tree(growth.n_nodes)
-        return growth.tree(self._grow(growth, row, n_lead))
+            return _Draft(growth, growth.n_nodes, 0.0)
+        return _Draft(growth, *self._grow(growth, row, n_lead))
 
-    def _grow(self, growth: _Growth, row: Sequence[float], n_lead: int) -> int:
-        """Let the tree grow while a larger one may still pay; the best size, root included."""
+    def _grow(self, growth: _Growth, row: Sequence[float], n_lead: int) -> tuple[int, float]:
+        """Let the tree grow while a larger one may still pay.
+
+        Returns the best size, root included, and its tokens a second.
+        """
         host = self._host_s
         expected = 1.0
-        n_best, best = 1, PREMIUM / (row[n_lead] + host)
+        n_best, best = 1, _PREMIUM / (row[n_lead] + host)
         while growth.offers and growth.room:
             path = growth.offers[-1][0]
             if not growth.take():
@@ -151,7 +167,7 @@ class Builder:
                         break
             else:
                 break
-        return n_best
+        return n_best, best
 
     def learn(self, emitted: Sequence[int]) -> None:
         """Tell the calibrator what became of the last tree's guesses, scored or not.
@@ -171,6 +187,24 @@ class Builder:
             node = matching
 
 
+class _Place(NamedTuple):
+    """What a tree is to be made for."""
+
+    root: int
+    room: int  # guesses
+    depth: int
+    n_lead: int  # rows ahead of it
+    row: Sequence[float] | None  # seconds of a call with 1, 2, … rows, where they are known
+
+
+class _Draft(NamedTuple):
+    """A tree, the size to take of it, and how many tokens a second it promises."""
+
+    growth: _Growth | None
+    n_nodes: int
+    rate: float
+
+
 class _Growth:
     """A tree while it grows: the nodes taken so far, and the offers of further ones.
 
@@ -181,36 +215,30 @@ class _Growth:
 
     def __init__(
         self,
-        root: int,
-        room: int,
-        max_depth: int,
+        place: _Place,
         max_leaves: int,
         *,
         calibrator: Calibrator | None,
         run: int,
-        least: float,
-        row: Sequence[float] | None,
-        n_lead: int,
-        dear: Sequence[Drafter],
+        costly: Sequence[Drafter],
         eog: Container[int],
     ) -> None:
         self._eog = eog
-        self._dear = dear
-        self._row = row
-        self._n_lead = n_lead
+        self._costly = costly
+        self._place = place
         self._calibrator = calibrator
-        self._least = least  # guesses that their drafters think less likely are not judged
+        self._least = _least(place)  # guesses that their drafters think less likely are not judged
         self._run = run
         self.offers: list[_Offer] = []
-        self.room = room
-        self._max_depth = max_depth
+        self.room = place.room
+        self._max_depth = place.depth
         self._max_leaves = max_leaves
         # With leaves enough every offer is good to be taken, so those that come after `room`
         # better ones never will be.
-        self._forgets = max_leaves >= room
+        self._forgets = max_leaves >= place.room
         self._n_offers = 0
         self._n_leaves = 1
-        self._nodes: list[_Offer] = [(1.0, 0, -1, root, 1.0, (), [], None)]
+        self._nodes: list[_Offer] = [(1.0, 0, -1, place.root, 1.0, (), [], None)]
         self._depths = [0]
         self._first_child = [0]  # of each node, the likeliest; 0 where there is none
 
@@ -268,7 +296,7 @@ class _Growth:
         if self.room and depth < self._max_depth and token not in self._eog:
             below: _Live = []
             for drafter, state in live:
-                if self._dear and not self._pays_on(drafter, path):
+                if drafter in self._costly and not self._pays_on(drafter, path):
                     continue
                 if (after := drafter.advance(state, token)) is not None:
                     below.append((drafter, after))
@@ -276,10 +304,10 @@ class _Growth:
         return True
 
     def _pays_on(self, drafter: Drafter, path: float) -> bool:
-        """Whether to ask a drafter below the last node."""
-        effort = _effort(drafter, self._dear)
-        n_rows = self._n_lead + self.n_nodes
-        return effort is None or self._row is None or pays_on(effort, path, self._row, n_rows)
+        """Whether to ask it below the last node."""
+        row = self._place.row
+        effort = cast("CostlyDrafter", drafter).effort
+        return row is None or pays_on(effort, path, row, self._place.n_lead + self.n_nodes)
 
     def judge(self, node: int, token: int) -> tuple[int | None, int]:
         """Let the calibrator learn that `token` followed `node`.
@@ -315,6 +343,13 @@ class _Growth:
         return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
 
 
-def _effort(drafter: Drafter, dear: Container[Drafter]) -> Effort | None:
-    """What asking it takes; None where that is next to nothing."""
-    return cast("DearDrafter", drafter).effort if drafter in dear else None
+def _is_costly(drafter: Drafter) -> bool:
+    """Whether it says what asking it takes, see CostlyDrafter."""
+    said: bool | None = getattr(drafter, "is_costly", None)
+    return hasattr(drafter, "effort") if said is None else said
+
+
+def _least(place: _Place) -> float:
+    """The least chance of a guess that may be worth its row."""
+    row, n = place.row, place.n_lead
+    return 0.0 if row is None else _HOPELESS * (row[n + 1] - row[n]) / row[n]

@@ -42,7 +42,7 @@ class EngineConfig:
             where memory is short.
         few_drafters: leave out drafters, and what was learnt, that take more memory than they gain.
         lean: drop what was needed only to start, see resident.drop_code.
-        draft_model: a GGUF file of a model that drafts, see draft.open_draft; None has none.
+        draft_model: a GGUF file of a model that drafts, see `draft`; None has none.
     """
 
     n_ctx: int | None = None
@@ -64,6 +64,11 @@ class EngineConfig:
     def cache_types(self) -> tuple[str, str]:
         """Of keys and of values."""
         return self.type_k or DEFAULT_CACHE_TYPE, self.type_v or DEFAULT_CACHE_TYPE
+
+    @property
+    def draft(self) -> Path | None:
+        """The draft model that is opened: none where there are to be no drafts."""
+        return self.draft_model if self.max_drafts else None
 
     @property
     def max_rows(self) -> int:

@@ -24,11 +24,7 @@ def open_draft(
     """
     model = LlamaModel(path, config.gpu_layers)
     stack.callback(model.close)
-    if model.is_recurrent or model.is_hybrid:
-        raise UsageError(
-            f"{path.name} cannot draft: a recurrent model cannot undo a guess",
-            "use a draft model with attention alone",
-        )
+    require_undo(path, is_stateful=model.is_recurrent or model.is_hybrid)
     share = target.vocab.different_share(model.vocab)
     if share > _DIFFERENT:
         raise UsageError(
@@ -44,8 +40,16 @@ def open_draft(
             max_leaves=1,
             chunk=config.chunk,
             flash_attention=config.flash_attention,
-            cache_types=config.cache_types,
         ),
     )
     stack.callback(backend.close)
     return backend
+
+
+def require_undo(path: Path, *, is_stateful: bool) -> None:
+    """Raise UsageError for a draft model with states, which cannot undo a guess."""
+    if is_stateful:
+        raise UsageError(
+            f"{path.name} cannot draft: a recurrent model cannot undo a guess",
+            "use a draft model with attention alone",
+        )

@@ -103,10 +103,9 @@ class Engine:
 
     def _open_draft(self, config: EngineConfig) -> LlamaBackend | None:
         """The draft model that the configuration asks for."""
-        if config.draft_model is None:
+        if config.draft is None:
             return None
-        n_ctx = self.backend.limits.n_ctx
-        return open_draft(config.draft_model, self.model, n_ctx, config, self._open)
+        return open_draft(config.draft, self.model, self.backend.limits.n_ctx, config, self._open)
 
     def __enter__(self) -> Engine:
         return self
@@ -384,6 +383,8 @@ def _describe(
         drafts = f"drafts are verified as chains of up to {max_rows - 1} tokens"
     if not limits.can_branch:
         drafts += f": {_obstacle(model)}"
+    if config.draft:
+        drafts += f"; {config.draft.name} drafts, too, where a pass of it pays"
     if strict:
         drafts += f"; calls have {' or '.join(map(str, strict.widths))} rows"
     return f"context {limits.n_ctx - (strict.slack if strict else 0)} tokens; {drafts}"

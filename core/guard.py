@@ -7,6 +7,7 @@ the builder gets, once per node of every tree: the rules are few and cheap to ch
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from numbers import Real
 from traceback import format_exception_only
@@ -17,6 +18,7 @@ from .tree import DraftTree
 
 MOST_CANDIDATES = 64  # of one state; more are a waste of the builder's time
 _LONGEST_REASON = 300  # characters
+_HOPELESS = Effort(math.inf, 0.0, math.inf)
 
 _log = logging.getLogger("specgen.drafters")
 
@@ -55,9 +57,19 @@ class Guarded:
         self._n_vocab = n_vocab
 
     @property
-    def effort(self) -> Effort | None:
-        """See DearDrafter; None for another drafter."""
-        return getattr(self._drafter, "effort", None)
+    def is_costly(self) -> bool:
+        """Whether the drafter says what asking it takes, see CostlyDrafter."""
+        return hasattr(type(self._drafter), "effort")
+
+    @property
+    def effort(self) -> Effort:
+        """See CostlyDrafter; no answer is worth it of one that is switched off."""
+        try:
+            effort: Effort = self._drafter.effort  # type: ignore[attr-defined]
+        except Exception as error:
+            self._switch_off("effort", _reason(error))
+            return _HOPELESS
+        return effort
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
@@ -117,6 +129,7 @@ class _Silent:
     """What stands in for a drafter that is switched off; the builder may still hold its states."""
 
     name = "switched off"
+    effort = _HOPELESS
 
     def begin(self, context: Tokens) -> None:
         pass

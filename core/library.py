@@ -23,8 +23,8 @@ _log = logging.getLogger("specgen.llama")
 
 _GPUS = (1, 2)  # ggml_backend_dev_type: with memory of its own, and with the host's
 
-# Bytes, more than llama.cpp's libraries take at first without drivers of GPUs: 5 MB were seen.
-_LIBRARIES = 8 << 20
+# Bytes, more than llama.cpp's libraries take at first without drivers of GPUs: 6 MB were seen.
+_LIBRARIES = 16 << 20
 
 # ggml_log_level -> logging level; 5 continues the line before it.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}

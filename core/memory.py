@@ -132,7 +132,7 @@ class MemoryPlan:
     Attributes:
         weights: the file, which is mapped; beside a GPU what stays of it, or what is there while
             it is read, whichever comes to more.
-        copies: of weights, in the layout that the CPU's kernels want.
+        copies: of weights, in the layout that the CPU's kernels want; of a draft model's, too.
         kv: keys and values.
         cells: llama.cpp's notes about who is in which cell, once the context is full.
         state: of recurrent layers, with snapshots.
@@ -142,7 +142,7 @@ class MemoryPlan:
         vocabulary: llama.cpp's tables of tokens and merges.
         drafters: tables of the drafters.
         baseline: of a process that does nothing yet: Python, NumPy, specgen, libraries.
-        draft: all that a draft model takes on the host.
+        draft: what a draft model takes on the host, but for copies of its weights.
         device: on GPUs: weights, cache and compute buffer of what is offloaded; not in the total.
     """
 
@@ -183,8 +183,12 @@ class MemoryPlan:
 
     def beside(self, draft: MemoryPlan) -> MemoryPlan:
         """This one with a draft model opened after it, whose own plan is `draft`."""
-        taken = draft.total - draft.baseline
-        return replace(self, draft=taken, device=self.device + draft.device)
+        return replace(
+            self,
+            copies=self.copies + draft.copies,
+            draft=draft.total - draft.baseline - draft.copies,
+            device=self.device + draft.device,
+        )
 
     def record(self) -> dict[str, int]:
         """As JSON."""

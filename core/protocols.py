@@ -144,15 +144,17 @@ class Effort(NamedTuple):
     """What asking a drafter takes, and what may come of it."""
 
     seconds: float  # of an answer
-    hope: float  # chance that its first guess is right, where the text came as far
+    chance: float  # that its first guess is right, where the text came as far
     reading: float  # seconds until it has read the text
 
 
-class DearDrafter(Drafter, Protocol):
+class CostlyDrafter(Drafter, Protocol):
     """A drafter whose answers take time: it is asked only where they are worth it."""
 
     @property
-    def effort(self) -> Effort: ...
+    def effort(self) -> Effort:
+        """What the next answer takes, and what may come of it."""
+        ...
 
 
 class Pricing(Protocol):

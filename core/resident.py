@@ -96,7 +96,7 @@ def drop_code() -> int:
         madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         code = list(_code())
         piece = max(_PIECE, sum(mapping.size for mapping in code) // _MOST_PIECES)
-        piece -= piece % mmap.PAGESIZE
+        piece = max(mmap.PAGESIZE, piece - piece % mmap.PAGESIZE)
         for mapping in code:
             # Neighbours are one mapping unless they differ: every other one is not in core dumps.
             for start in range(mapping.start, mapping.end - piece, 2 * piece):

@@ -174,7 +174,7 @@ class Session:
         backend = self._backend
         limit = min(limit, self._n_ctx + 1 - len(self.tokens))  # padding may be right, too
         *lead, root = self.tokens[backend.length :]
-        asks = self._pace is None or self._builder.asked_dear or self._pace.asks()
+        asks = self._pace is None or self._builder.asked_costly or self._pace.asks()
         guesses = self._draft(root, len(lead), limit - 1) if asks else DraftTree.root(root)
         tree = self._padded(guesses, len(lead), explore=asks)
         drafted = perf_counter()
@@ -277,8 +277,8 @@ class Session:
             else:
                 drafter.observe(emitted, tree, logits[:, :0])
         self._builder.learn(emitted)
-        # A dear drafter knows what it is worth, and steps without it would leave it behind.
-        if self._pace is not None and not self._builder.asked_dear:
+        # A costly drafter knows what it is worth, and steps without it would leave it behind.
+        if self._pace is not None and not self._builder.asked_costly:
             host_s = draft_s + perf_counter() - start
             cost_s = row[call.n_wanted - 1]
             self._pace.settle(row[0], len(emitted) * row[0] - cost_s - host_s)

@@ -94,9 +94,9 @@ def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ..
     return (*drafters, Past(answers))
 
 
-def most_drafts(names: str, asked: int) -> int:
+def most_drafts(names: str, asked: int, *, others: bool = False) -> int:
     """Most guesses of a tree by the drafters of `names`, where `asked` are allowed.
 
-    Raises UsageError for an unknown name.
+    `others` is whether somebody else drafts, too. Raises UsageError for an unknown name.
     """
-    return 0 if names_of(names) == (NONE,) else asked
+    return 0 if names_of(names) == (NONE,) and not others else asked

@@ -2,7 +2,7 @@
 
 Its likeliest tokens are the guesses, a chain of them with their rivals beside it, so the text is
 the target's for every sampler. A pass of a model takes time, unlike a look into the other
-drafters' tables. So one is made only where it is worth it (see specgen.core.dear).
+drafters' tables. So one is made only where it is worth it (see specgen.core.costly).
 
 Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv
 2211.17192, section 2; where to stop as in Mamou et al., "Dynamic Speculation Lookahead", arXiv
@@ -29,8 +29,8 @@ ALONE: Final = 4  # guesses in a row, when alone
 _WIDTH = 4  # guesses in a state
 _LEAST = 0.01  # guesses less likely than this are not worth offering
 _PASSES = 5  # remembered
-_READING = 0.5  # of a pass, that a token of a prompt takes: on a CPU, much less on a GPU
-_HOPE, _VISITS = 0.7, 4.0  # chance of its first guess, and what it counts for, at the beginning
+_BEGINNING = 32  # tokens of a text that are read to see what reading takes
+_CHANCE, _VISITS = 0.7, 4.0  # of its first guess, and what it counts for, at the beginning
 _DECAY = 0.95  # of what was seen before, for each guess
 _TRIAL = 6  # passes at the beginning of a text, to see what comes of them,
 _GOOD = 0.85  # with a first guess that is right as often as one can hope for
@@ -44,17 +44,21 @@ class DraftModel:
     Memory: what the backend takes, and 8 bytes a token of the text.
 
     Args:
-        backend: the draft model; this is its only user. It must be able to rewind.
+        backend: the draft model, which must be able to rewind; this is its only user from now on.
         alone: a chain of ALONE guesses, however sure the model is.
+        label: tells its evidence from that of other draft models.
     """
 
     name = "draft-model"
 
-    def __init__(self, backend: Backend, alone: bool = False) -> None:
+    def __init__(self, backend: Backend, alone: bool = False, label: str = "") -> None:
+        backend.rewind(0)
         self._backend = backend
         self._alone = alone
+        self._label = label
         self._seconds: deque[float] = deque(maxlen=_PASSES)
-        self._hits, self._visits = _HOPE * _VISITS, _VISITS
+        self._reading = 0.0  # seconds a token
+        self._hits, self._visits = _CHANCE * _VISITS, _VISITS
         self._text: list[int] = []
         self._agreed = 0  # tokens in the cache that are the beginning of the text
         self._tail: list[int] = []  # tokens in the cache after them
@@ -65,12 +69,8 @@ class DraftModel:
     def effort(self) -> Effort:
         """What a pass takes; while the model is on trial, the best that can be hoped for."""
         seconds = sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
-        unread = len(self._text) - self._agreed
-        return Effort(
-            seconds,
-            _GOOD if self._trial else self._hits / self._visits,
-            unread * seconds * _READING,
-        )
+        chance = _GOOD if self._trial else self._hits / self._visits
+        return Effort(seconds, chance, (len(self._text) - self._agreed) * self._reading)
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
@@ -125,12 +125,23 @@ class DraftModel:
             self._visits = self._visits * _DECAY + 1
 
     def _measure(self) -> None:
-        """See what a pass takes, before the model reads a text that it may not be worth reading."""
-        if self._text[0] >= self._backend.limits.n_vocab:
+        """See what a pass and reading take, before all of a text is read that may not be worth it.
+
+        The beginning of a text that is longer stays read.
+        """
+        beginning = self._text[: min(_BEGINNING, self._backend.limits.chunk)]
+        if max(beginning) >= self._backend.limits.n_vocab:
             return
         for _ in range(_PASSES):
-            self._pass(self._text[:1])
             self._backend.rewind(0)
+            self._pass(beginning[:1])
+        self._reading = min(self._seconds)
+        self._agreed, self._tail = 1, []
+        if len(beginning) > 2 and len(self._text) > len(beginning):
+            start = perf_counter()
+            self._backend.prefill(np.array(beginning[1:], np.int32))
+            self._reading = (perf_counter() - start) / (len(beginning) - 1)
+            self._agreed = len(beginning)
 
     def _pass(self, tokens: Sequence[int]) -> Logits:  # (1, n_vocab)
         """Read on, and give the logits of what may follow."""
@@ -145,7 +156,9 @@ class DraftModel:
     def _guesses(self, depth: int, logits: Logits) -> Sequence[Candidate]:
         width = 1 if self._alone else _WIDTH
         return [
-            Candidate(token, (self.name, rank, chance_bucket(prob), min(depth, 3)), prob)
+            Candidate(
+                token, (self.name, self._label, rank, chance_bucket(prob), min(depth, 3)), prob
+            )
             for rank, (token, prob) in enumerate(top_k_rows(logits, width)[0].tolist())
             if prob > _LEAST
         ]

@@ -206,6 +206,7 @@ def test_measuring_needs_two_contexts_at_once(
     both = on.total + off.total - off.weights - off.copies - off.vocabulary - off.baseline
     for config, needed in (
         (EngineConfig(), both),
+        (EngineConfig(draft_model=model), both),  # which is not opened
         (EngineConfig(flash_attention=True), on.total),
         (EngineConfig(flash_attention=False), off.total),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.core.budget import Subject, plan_for
+from specgen.core.budget import Subject, fit, least, plan_for
 from specgen.core.builder import Builder
 from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS, CostModel
-from specgen.core.dear import pays
+from specgen.core.costly import pays
 from specgen.core.draft import open_draft
+from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
 from specgen.core.llama import LlamaModel
 from specgen.core.modelinfo import ModelInfo, read_headers
@@ -36,6 +37,7 @@ from specgen.drafters.draft_model import ALONE, DraftModel
 
 from . import command
 from .conftest import TinyModel
+from .guessers import Oracle
 from .headers import MADE
 
 N_VOCAB = 40
@@ -109,9 +111,10 @@ def test_every_token_is_read_once() -> None:
     backend = Reading()
     drafter = begun(backend)
     guessed = chain(drafter, 5)
-    assert backend.n_read == len(TEXT) + 4  # the fifth was guessed, not read
+    unread = len(TEXT) - backend.limits.chunk  # the beginning was, to see how long it takes
+    assert backend.n_read == unread + 4  # the fifth was guessed, not read
     assert chain(drafter, 5) == guessed  # asked again, nothing is read
-    assert backend.n_read == len(TEXT) + 4
+    assert backend.n_read == unread + 4
     observe(drafter, [*guessed[:3], (guessed[3] + 1) % N_VOCAB])  # three right ones
     backend.n_read = 0
     text = [*TEXT, *guessed[:3], (guessed[3] + 1) % N_VOCAB]
@@ -155,6 +158,15 @@ def test_another_turn_goes_on_where_the_last_one_ended() -> None:
     assert backend.n_read == 3 + 1  # the last one, for its logits
 
 
+def test_another_drafter_on_the_same_model_begins_anew() -> None:
+    """As a benchmark makes one for each prompt, even where the first one filled the context."""
+    backend = Reading(n_ctx=len(TEXT) + 2)
+    chain(begun(backend), 2)
+    second = begun(backend, TEXT[2:8])
+    assert chain(second, 3) == likeliest(TEXT[2:8], 3)
+    assert backend.cached == [*TEXT[2:8], *likeliest(TEXT[2:8], 2)]
+
+
 def test_a_text_that_it_cannot_read() -> None:
     """Tokens that the draft model does not have, or more than it was trained for: no guesses."""
     assert begun(Reading(n_vocab=8)).root() is None
@@ -187,48 +199,50 @@ def test_the_text_is_the_targets(draft_seed: int) -> None:
         assert n_steps > 30
 
 
-def test_its_hope_follows_its_guesses() -> None:
+def test_its_chance_follows_its_guesses() -> None:
     """How often the first guess is right; each text begins with a trial."""
     drafter = begun(Reading())
     on_trial = drafter.effort
     assert on_trial.seconds > 0
-    assert on_trial.reading == pytest.approx(len(TEXT) * on_trial.seconds / 2)
-    hopes = []
+    assert on_trial.reading > 0
+    chances = []
     for wrong in (0, 1):
         for _ in range(40):
             token = (chain(drafter, 1)[0] + wrong) % N_VOCAB
             observe(drafter, [token])
-        hopes.append(drafter.effort.hope)
-    assert hopes[0] > 0.95 > on_trial.hope > 0.8 > 0.2 > hopes[1]
+        chances.append(drafter.effort.chance)
+    assert chances[0] > 0.95 > on_trial.chance > 0.8 > 0.2 > chances[1]
     assert drafter.effort.reading < on_trial.reading
     drafter.begin(np.array(TEXT, np.int32))
-    assert drafter.effort.hope == on_trial.hope
+    assert drafter.effort.chance == on_trial.chance
 
 
-def best_speedup(hope: float, seconds: float, plain: float, slope: float) -> float:
-    """Of chains of 1 to 16 guesses, written out: tokens of each outcome by its chance."""
+def best_speedup(chance: float, seconds: float, plain: float, slope: float, room: int) -> float:
+    """Of chains of up to 16 guesses, written out: tokens of each outcome by its chance."""
     best = 0.0
-    for n in range(1, 17):
-        tokens = sum((i + 1) * hope**i * (1 - hope) for i in range(n)) + (n + 1) * hope**n
+    for n in range(1, min(room, 16) + 1):
+        tokens = sum((i + 1) * chance**i * (1 - chance) for i in range(n)) + (n + 1) * chance**n
         best = max(best, tokens * plain / (plain + n * (slope + seconds)))
     return best
 
 
 @given(
-    hope=st.floats(0.05, 0.99),
+    chance=st.floats(0.05, 0.99),
     seconds=st.floats(0, 3),
     slope=st.floats(0, 2),
     n_lead=st.integers(0, 3),
+    room=st.integers(1, 20),
+    rate=st.sampled_from([1.05, 1.5, 3.0]),
 )
 def test_it_is_asked_where_the_best_length_gains(
-    hope: float, seconds: float, slope: float, n_lead: int
+    chance: float, seconds: float, slope: float, n_lead: int, room: int, rate: float
 ) -> None:
-    """By more than 5 %, with nothing to be read first; and not if reading takes forever."""
+    """On what there is without it, with nothing to be read first; and not if that takes forever."""
     row = [1.0] * n_lead + [1.0 + slope * i for i in range(MAX_ROWS - n_lead)]
-    speedup = best_speedup(hope, seconds, 1.0, slope)
-    if abs(speedup - 1.05) > 1e-6:
-        assert pays(Effort(seconds, hope, 0.0), row, n_lead) == (speedup > 1.05)
-    assert not pays(Effort(seconds, hope, 1e6), row, n_lead)
+    speedup = best_speedup(chance, seconds, 1.0, slope, room)
+    if abs(speedup - rate) > 1e-6:
+        assert pays(Effort(seconds, chance, 0.0), row, n_lead, room, rate) == (speedup > rate)
+    assert not pays(Effort(seconds, chance, 1e6), row, n_lead, room, rate)
 
 
 class Dear:
@@ -237,9 +251,14 @@ class Dear:
     name = "dear"
 
     def __init__(self, seconds: float, prob: float = 0.8) -> None:
-        self.effort = Effort(seconds, prob, 0.0)
+        self._effort = Effort(seconds, prob, 0.0)
         self.n_asked = 0
         self._prob = prob
+
+    @property
+    def effort(self) -> Effort:
+        """See CostlyDrafter."""
+        return self._effort
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
@@ -298,6 +317,38 @@ def with_other_tokens(model: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.parametrize("sure", [True, False])
+def test_it_is_not_asked_where_others_know_as_much(sure: bool) -> None:
+    """A copy that is nearly certain promises more than a chain that takes time to make."""
+    copy = Oracle(range(40) if sure else [], 64, decoys=0)
+    dear = Dear(3.0, prob=0.9)
+    pricing = CostModel((1, MAX_ROWS), (0,), ((10.0, 10.0 + MAX_ROWS - 1),))
+    builder = Builder([copy, dear], 16, max_leaves=8, branch=True, pricing=pricing)
+    copy.begin(np.array([0], np.int32))
+    builder.build(0, 99, 99)
+    assert (dear.n_asked == 0) == sure
+    assert builder.asked_costly != sure
+
+
+def test_one_whose_effort_fails_is_switched_off() -> None:
+    """As one that fails in any other way; the text goes on."""
+
+    class Failing(Dear):
+        @property
+        def effort(self) -> Effort:
+            raise RuntimeError("no idea")
+
+    target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
+    pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1.0, 2.0),)))
+    drafter = Failing(0.1)
+    session = Session(target, [drafter], 4, pricing=pricing)
+    session.feed(TEXT)
+    sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
+    list(session.generate(sampler, 20, lambda _: False))
+    assert session.tokens[len(TEXT) :] == likeliest(TEXT, 20)
+    assert drafter.n_asked == 0
+
+
 def test_a_session_heeds_the_effort() -> None:
     """A drafter that takes too long is never asked, one that does not in every step."""
     for seconds in (1e9, 1e-9):
@@ -330,6 +381,70 @@ def test_generate_with_a_draft_model(
     missing = command.generate(endless, *words, "-md", tmp_path / "missing.gguf")
     assert missing.code == 3
     assert "missing.gguf" in missing.err
+
+
+@pytest.mark.parametrize(
+    "words", [("--strict",), ("--tree", "on"), ("--predicted-output", "FILE"), ("-c", "200")]
+)
+def test_a_draft_model_beside_other_options(
+    words: tuple[str, ...], endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text stays; the context may be longer than the draft model can read."""
+    (tmp_path / "FILE").write_text("the sea the sea the sea")
+    monkeypatch.chdir(tmp_path)
+    for place in ("cli.run.find_profile", "cli.run.ensure_profile"):
+        monkeypatch.setattr(f"specgen.{place}", lambda *_: PROFILE)
+    monkeypatch.setattr(LlamaModel, "__init__", shorter(LlamaModel.__init__, tmp_path / "s.gguf"))
+    (tmp_path / "s.gguf").write_bytes(endless.read_bytes())
+    line = ("--greedy", "-n", "60", "-p", "the sea", "--no-learn", *words)
+    plain = command.record_of(endless, *line, "--drafter", "none")
+    drafted = command.record_of(endless, *line, "-md", tmp_path / "s.gguf")
+    assert drafted["choices"][0]["text"] == plain["choices"][0]["text"]
+
+
+def shorter(init: Callable[..., None], path: Path) -> Callable[..., None]:
+    """A model in `path` is said to be trained for 32 tokens."""
+
+    def initialize(self: LlamaModel, *args: Any) -> None:
+        init(self, *args)
+        if args[0] == path:
+            self.n_ctx_train = 32
+
+    return initialize
+
+
+def test_no_drafts_need_no_draft_model(endless: Path, tiny_model: TinyModel) -> None:
+    """It is neither planned nor opened; and one that cannot draft is refused before that."""
+    plan = json.loads(
+        command.run("plan", endless, "-md", endless, "--draft-max", "0", "--json").out
+    )
+    assert plan["plan"]["draft"] == 0
+    refused = command.run("plan", endless, "-md", tiny_model("mamba"))
+    assert (refused.code, refused.out) == (2, "")
+    assert "cannot draft: a recurrent model" in refused.err
+    config = EngineConfig(n_ctx=256, max_drafts=0, draft_model=tiny_model("mamba"))
+    with Engine(endless, (), config) as engine:
+        assert engine.draft is None
+
+
+def test_an_unknown_price_is_told(endless: Path) -> None:
+    """Without a measured curve nobody knows whether it pays."""
+    outcome = command.generate(endless, "-md", endless, "-n", "2", "-p", "a")
+    assert outcome.code == 0
+    assert "is not known: `specgen calibrate" in outcome.err
+
+
+def test_a_tight_budget_with_heads_that_no_quantized_cache_stores(tmp_path: Path) -> None:
+    """The draft model's cache is not quantized with the target's."""
+    headers = read_headers(MADE["1b"].write(tmp_path / "m.gguf"))
+    odd = replace(MADE["1b"], head=80)
+    others = read_headers(odd.write(tmp_path / "d.gguf"))
+    info = ModelInfo.from_headers(headers)
+    subject = Subject(headers, info, frozenset(), lambda *_: 0, draft=others)
+    config = EngineConfig(draft_model=tmp_path / "d.gguf")
+    smallest = least(subject, config).total
+    for budget in (smallest, smallest + (50 << 20), smallest + (500 << 20)):
+        assert fit(subject, config, budget).plan.total <= budget
 
 
 def test_the_plan_has_it(endless: Path) -> None:

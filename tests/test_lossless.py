@@ -26,7 +26,7 @@ from specgen.core.verify import Verdict, verify
 from .guessers import TriesSizes
 from .lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
 
-N_CASES = 6_000
+N_CASES = 5_000
 
 
 @pytest.mark.parametrize("batch", range(10))

@@ -135,6 +135,13 @@ def test_little_comes_back_around_a_fault(tmp_path: Path) -> None:
         assert file_bytes(path) == 0
 
 
+@needs_proc
+def test_pages_may_be_larger_than_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of some machines have pages of 64 kB."""
+    monkeypatch.setattr(mmap, "PAGESIZE", 1 << 16)
+    assert drop_code() > 0
+
+
 # In a process of its own, which then uses again what was dropped.
 _DROPPING = """
 import ctypes, json, numpy
