@@ -52,7 +52,6 @@ class DraftModel:
     name = "draft-model"
 
     def __init__(self, backend: Backend, alone: bool = False, label: str = "") -> None:
-        backend.rewind(0)
         self._backend = backend
         self._alone = alone
         self._label = label

@@ -7,18 +7,24 @@ import io
 import json
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from specgen.cli import bench_live
 from specgen.cli.memory import fitted
 from specgen.core.benchmark import measure_arms
+from specgen.core.config import EngineConfig
+from specgen.core.engine import Engine
 from specgen.core.profile import Profile
 from specgen.core.runs import PLAIN, Run, load_results
 from specgen.core.summary import ALL
+from specgen.core.tasks import Prompt
+from specgen.core.testing import FakeBackend, HashModel, fake_limits
 
 from .command import Outcome, run
 from .made_up import CURVE, benchmark, results
@@ -194,12 +200,27 @@ def test_more_rows(bench: Bench, words: tuple[str, ...], drafters: list[str]) ->
 
 def test_a_draft_model_is_measured_beside_the_others_and_alone(bench: Bench, endless: Path) -> None:
     """Alone it guesses four at a time, and being the model itself is right."""
-    outcome = bench("-md", endless, "--drafter", "suffix", "-r", "1", "-o", "jsonl")
+    outcome = bench("-md", endless, "--drafter", "suffix,auto", "-r", "1", "-o", "jsonl")
     assert outcome.code == 0
     records = [json.loads(line) for line in outcome.out.splitlines()]
     steps = {r["drafter"]: r["tokens_per_step"] for r in records if r["task"] == ALL}
-    assert list(steps) == [PLAIN, "suffix", "draft-model"]
+    assert list(steps) == [PLAIN, "suffix", "auto", "auto + draft-model", "draft-model"]
     assert steps["draft-model"] == 4.0  # 8 tokens an answer: 5 and 3
+
+
+def test_a_draft_model_joins_those_that_work_together(endless: Path) -> None:
+    """Beside each of them without it."""
+    options: dict[str, Any] = {field.name: None for field in fields(bench_live.LiveJob)}
+    job = bench_live.LiveJob(**options | {"config": EngineConfig(), "names": ["auto"]})
+    backend = FakeBackend(HashModel(12), fake_limits(12))
+    engine = cast(Engine, SimpleNamespace(draft=backend, vocab=None))
+    nothing = np.array([], np.int32)
+    found = {
+        arm.name: [each.name for each in arm.drafters(Prompt("t", ("a",)), nothing)]
+        for arm in bench_live._arms(job, EngineConfig(), engine)
+    }
+    assert found["auto + draft-model"] == [*found["auto"], "draft-model"]
+    assert found["draft-model"] == ["draft-model"]
 
 
 def test_answers_that_do_not_fit(bench: Bench, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
 from specgen.core.llama import LlamaModel
 from specgen.core.modelinfo import ModelInfo, read_headers
+from specgen.core.pace import Pace
 from specgen.core.profile import Profile
 from specgen.core.protocols import Candidate, Effort, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
@@ -317,6 +318,16 @@ def with_other_tokens(model: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.parametrize(("room", "depth", "asked"), [(1, 9, False), (9, 1, False), (9, 9, True)])
+def test_it_is_not_asked_where_only_longer_chains_pay(room: int, depth: int, asked: bool) -> None:
+    """The first further row is dear, others are not."""
+    drafter = Dear(0.01, prob=0.9)
+    pricing = CostModel((1, 2, MAX_ROWS), (0,), ((1.0, 1.85, 2.0),))
+    builder = Builder([drafter], room, max_leaves=8, branch=True, pricing=pricing)
+    builder.build(0, 99, depth)
+    assert (drafter.n_asked > 0) == asked
+
+
 @pytest.mark.parametrize("sure", [True, False])
 def test_it_is_not_asked_where_others_know_as_much(sure: bool) -> None:
     """A copy that is nearly certain promises more than a chain that takes time to make."""
@@ -350,12 +361,15 @@ def test_one_whose_effort_fails_is_switched_off() -> None:
 
 
 def test_a_session_heeds_the_effort() -> None:
-    """A drafter that takes too long is never asked, one that does not in every step."""
+    """A drafter that takes too long is never asked, one that does not in every step.
+
+    Even where it gains nothing: it is not for the pace of the others to say.
+    """
     for seconds in (1e9, 1e-9):
         drafter = Dear(seconds)
         pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1.0, 2.0),)))
         target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
-        session = Session(target, [drafter], 1, pricing=pricing)
+        session = Session(target, [drafter], 1, pricing=pricing, pace=Pace())
         session.feed(TEXT)
         sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
         n_steps = len(list(session.generate(sampler, 20, lambda _: False)))
@@ -442,6 +456,8 @@ def test_a_tight_budget_with_heads_that_no_quantized_cache_stores(tmp_path: Path
     info = ModelInfo.from_headers(headers)
     subject = Subject(headers, info, frozenset(), lambda *_: 0, draft=others)
     config = EngineConfig(draft_model=tmp_path / "d.gguf")
+    asked = replace(config, type_k="q4_0", type_v="q4_0", flash_attention=True)
+    assert plan_for(subject, asked).draft == plan_for(subject, config).draft
     smallest = least(subject, config).total
     for budget in (smallest, smallest + (50 << 20), smallest + (500 << 20)):
         assert fit(subject, config, budget).plan.total <= budget
@@ -474,3 +490,16 @@ def test_on_a_gpu_both_take_room(tmp_path: Path) -> None:
     beside = plan_for(subject, replace(config, draft_model=tmp_path / "m.gguf"))
     assert 1.9 * alone.device < beside.device <= 2 * alone.device
     assert beside.total == alone.total + beside.draft
+
+
+def test_copies_of_both_models_are_copies(tmp_path: Path) -> None:
+    """Their originals are not read again, so the system may drop them."""
+    headers = read_headers(MADE["1b"].write(tmp_path / "m.gguf"))
+    features = frozenset({"AVX2", "REPACK"})
+    subject = Subject(headers, ModelInfo.from_headers(headers), features, lambda *_: 0)
+    subject = replace(subject, draft=headers)
+    config = EngineConfig(n_ctx=1024)
+    alone = plan_for(subject, config)
+    beside = plan_for(subject, replace(config, draft_model=tmp_path / "m.gguf"))
+    assert beside.copies == 2 * alone.copies > 0
+    assert beside.used == alone.used + beside.draft
