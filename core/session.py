@@ -174,7 +174,7 @@ class Session:
         backend = self._backend
         limit = min(limit, self._n_ctx + 1 - len(self.tokens))  # padding may be right, too
         *lead, root = self.tokens[backend.length :]
-        asks = self._pace is None or self._builder.asked_costly or self._pace.asks()
+        asks = self._pace is None or self._pace.asks()
         guesses = self._draft(root, len(lead), limit - 1) if asks else DraftTree.root(root)
         tree = self._padded(guesses, len(lead), explore=asks)
         drafted = perf_counter()
