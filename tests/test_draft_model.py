@@ -367,7 +367,7 @@ def test_a_session_heeds_the_effort() -> None:
     """
     for seconds in (1e9, 1e-9):
         drafter = Dear(seconds)
-        pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1.0, 2.0),)))
+        pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1e-6, 2e-6),)))
         target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
         session = Session(target, [drafter], 1, pricing=pricing, pace=Pace())
         session.feed(TEXT)
