@@ -44,13 +44,14 @@ types: $(DEVELOPED) ## Check types.
 	$(BIN)/python -m mypy
 
 # Tests on the default model use all cores themselves, so they run one after the other.
-test: $(DEVELOPED) ## Run all tests, those on the default model too.
-	$(BIN)/specgen pull smollm2-135m
-	$(BIN)/python -m pytest -n auto -m "not model and not gemma" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "model or gemma" $(PYTEST_ARGS)
+SLOW := model or gemma or long
 
-test-fast: $(DEVELOPED) ## Run the tests that need no real model.
-	$(BIN)/python -m pytest -n auto -m "not model and not gemma" $(PYTEST_ARGS)
+test: test-fast ## Run all tests, those on the default model too.
+	$(BIN)/specgen pull smollm2-135m
+	$(BIN)/python -m pytest -m "$(SLOW)" $(PYTEST_ARGS)
+
+test-fast: $(DEVELOPED) ## Run the tests that need no real model and little time.
+	$(BIN)/python -m pytest -n auto -m "not ($(SLOW))" $(PYTEST_ARGS)
 
 gemma: $(DEVELOPED) ## Accept the terms of gemma-3-270m, fetch it, run its tests.
 	$(BIN)/specgen pull gemma-3-270m --accept-license

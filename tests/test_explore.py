@@ -123,6 +123,7 @@ def plain() -> list[int]:
     return text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_drafts", [1, 16, 39])
 @pytest.mark.parametrize("curve", ["cpu2", "mi50", "flat", "unknown"])
 def test_sizes_are_tried_and_then_known(

@@ -92,6 +92,7 @@ def within_bounds(work: Callable[[], int]) -> int:
     return result
 
 
+@pytest.mark.long
 def test_damaged_headers(header: Path) -> None:
     """No exception but our own, no hang, no memory; and not all are refused."""
     n = N_TINY if header.name in TINY else N_LARGE

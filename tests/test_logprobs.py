@@ -99,6 +99,7 @@ def is_right(case: Case, n_top: int, patch: pytest.MonkeyPatch) -> bool:
     return same(found.entries, truth(case, found.outcome.tokens, n_top))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_top", N_TOPS)
 def test_every_token_has_the_models_own(n_top: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every drafter, tree, sampler and way to end; and taking them down changes no text."""

@@ -78,6 +78,7 @@ def written(names: str, n_tokens: int, *, past: bool) -> Iterator[tuple[int, int
             yield n + 1, size_of([drafters, calibrator])
 
 
+@pytest.mark.long
 def test_memory_is_bounded_and_constant() -> None:
     """All drafters and the calibrator, over 30,000 tokens: under 64 MiB, and no more at the end."""
     used = {n: n_bytes / MIB for n, n_bytes in written("auto", 30_000, past=True)}
