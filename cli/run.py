@@ -106,8 +106,8 @@ class Job:
         if text is not None:
             tokens = engine.vocab.tokenize(text, add_bos=False, special=False)
             drafters = (*drafters, Predicted(tokens))
-        if engine.draft:
-            drafters = (*drafters, DraftModel(engine.draft, label=draft_label(config)))
+        if engine.draft and config.draft:
+            drafters = (*drafters, DraftModel(engine.draft, label=config.draft.name))
         # A single one drafts as its paper says; and learning takes memory.
         if not self.learn or len(drafters) < 2 or config.few_drafters:
             engine.renew(drafters)
@@ -115,11 +115,6 @@ class Job:
             learned = recall(path)
             engine.renew(with_past(drafters, learned.answers), learned)
         return engine
-
-
-def draft_label(config: EngineConfig) -> str:
-    """What tells what one draft model's guesses were worth from another's."""
-    return config.draft.name if config.draft else ""
 
 
 def require_model(model: str | None) -> None:

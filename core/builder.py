@@ -69,8 +69,7 @@ class Builder:
         eog: Container[int] = (),
     ) -> None:
         self._eog = eog
-        self._drafters = tuple(drafters)
-        self._costly = [each for each in drafters if _is_costly(each)]
+        self._costly = [each for each in drafters if getattr(each, "effort", None) is not None]
         self._cheap = [each for each in drafters if each not in self._costly]
         self._max_drafts = max_drafts
         self._max_leaves = max_leaves if branch else 1
@@ -84,7 +83,6 @@ class Builder:
     def begin(self) -> None:
         """Another text begins, or the text goes on with another turn."""
         self._run = 0
-        self.asked_costly = False
         self._growth = None
         if self._calibrator is not None:
             self._calibrator.begin()
@@ -101,10 +99,11 @@ class Builder:
         place = _Place(root, min(room, self._max_drafts), depth, n_lead, self._row(context))
         if place.room <= 0 or depth <= 0:
             return DraftTree.root(root)
-        draft = self._drafted(place, self._cheap)
-        costly = [each for each in self._costly if self._is_worth_asking(each, place, draft.rate)]
-        if costly:
-            self.asked_costly = True
+        # Without prices all are asked, and there is nothing to compare with.
+        draft = None if place.row is None else self._drafted(place, self._cheap)
+        costly = [each for each in self._costly if draft is None or _pays(each, place, draft.rate)]
+        self.asked_costly = bool(costly)
+        if draft is None or costly:
             draft = self._drafted(place, (*self._cheap, *costly))
         self._growth = draft.growth
         return draft.growth.tree(draft.n_nodes) if draft.growth else DraftTree.root(root)
@@ -112,17 +111,10 @@ class Builder:
     def _row(self, context: int) -> Sequence[float] | None:
         return None if self._pricing is None else self._pricing.row(context)
 
-    def _is_worth_asking(self, drafter: Drafter, place: _Place, rate: float) -> bool:
-        """Whether its guesses may bring more than the `rate` that there is without them."""
-        if place.row is None:
-            return True
-        effort = cast("CostlyDrafter", drafter).effort
-        return pays(effort, place.row, place.n_lead, min(place.room, place.depth), rate)
-
     def _drafted(self, place: _Place, drafters: Sequence[Drafter]) -> _Draft:
         """What `drafters` make of it."""
-        row, n_lead = place.row, place.n_lead
-        plain = _PREMIUM / (row[n_lead] + self._host_s) if row else 0.0
+        row = place.row
+        plain = _PREMIUM / (row[place.n_lead] + self._host_s) if row else 0.0
         live = [(each, state) for each in drafters if (state := each.root()) is not None]
         if not live:
             return _Draft(None, 1, plain)
@@ -138,17 +130,14 @@ class Builder:
         if row is None:
             while growth.offers and growth.room:
                 growth.take()
-            return _Draft(growth, growth.n_nodes, 0.0)
-        return _Draft(growth, *self._grow(growth, row, n_lead))
+            return _Draft(growth, growth.n_nodes, plain)
+        return self._grow(growth, row, place.n_lead, plain)
 
-    def _grow(self, growth: _Growth, row: Sequence[float], n_lead: int) -> tuple[int, float]:
-        """Let the tree grow while a larger one may still pay.
-
-        Returns the best size, root included, and its tokens a second.
-        """
+    def _grow(self, growth: _Growth, row: Sequence[float], n_lead: int, plain: float) -> _Draft:
+        """Let the tree grow while a larger one may still bring more tokens a second."""
         host = self._host_s
         expected = 1.0
-        n_best, best = 1, _PREMIUM / (row[n_lead] + host)
+        n_best, best = 1, plain
         while growth.offers and growth.room:
             path = growth.offers[-1][0]
             if not growth.take():
@@ -167,7 +156,7 @@ class Builder:
                         break
             else:
                 break
-        return n_best, best
+        return _Draft(growth, n_best, best)
 
     def learn(self, emitted: Sequence[int]) -> None:
         """Tell the calibrator what became of the last tree's guesses, scored or not.
@@ -231,7 +220,6 @@ class _Growth:
         self._run = run
         self.offers: list[_Offer] = []
         self.room = place.room
-        self._max_depth = place.depth
         self._max_leaves = max_leaves
         # With leaves enough every offer is good to be taken, so those that come after `room`
         # better ones never will be.
@@ -293,7 +281,7 @@ class _Growth:
         self._depths.append(depth)
         self._first_child.append(0)
         self.room -= 1
-        if self.room and depth < self._max_depth and token not in self._eog:
+        if self.room and depth < self._place.depth and token not in self._eog:
             below: _Live = []
             for drafter, state in live:
                 if drafter in self._costly and not self._pays_on(drafter, path):
@@ -343,10 +331,12 @@ class _Growth:
         return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
 
 
-def _is_costly(drafter: Drafter) -> bool:
-    """Whether it says what asking it takes, see CostlyDrafter."""
-    said: bool | None = getattr(drafter, "is_costly", None)
-    return hasattr(drafter, "effort") if said is None else said
+def _pays(drafter: Drafter, place: _Place, rate: float) -> bool:
+    """Whether it can be asked and may bring more than the `rate` that there is without it."""
+    effort, room = cast("CostlyDrafter", drafter).effort, min(place.room, place.depth)
+    if place.row is not None and not pays(effort, place.row, place.n_lead, room, rate):
+        return False
+    return drafter.root() is not None
 
 
 def _least(place: _Place) -> float:

@@ -57,13 +57,10 @@ class Guarded:
         self._n_vocab = n_vocab
 
     @property
-    def is_costly(self) -> bool:
-        """Whether the drafter says what asking it takes, see CostlyDrafter."""
-        return hasattr(type(self._drafter), "effort")
-
-    @property
-    def effort(self) -> Effort:
-        """See CostlyDrafter; no answer is worth it of one that is switched off."""
+    def effort(self) -> Effort | None:
+        """See CostlyDrafter; None for another one. Nothing is worth it that fails to tell."""
+        if not hasattr(type(self._drafter), "effort"):
+            return None
         try:
             effort: Effort = self._drafter.effort  # type: ignore[attr-defined]
         except Exception as error:

@@ -299,7 +299,7 @@ def _state(layers: Layers, shape: Shape) -> int:
 def _compute(layers: Layers, shape: Shape) -> int:
     """The inputs, and the largest of the phases that share the rest of the buffer."""
     rows = shape.rows
-    mask = rows * sum(_caches(layers, shape)) * (2 if shape.flash_attention else _FLOAT)
+    mask = _mask(layers, shape)
     scores = 0 if shape.flash_attention else layers.heads * shape.cells
     states = layers.layer_state * shape.max_leaves
     widest = max(
@@ -311,9 +311,14 @@ def _compute(layers: Layers, shape: Shape) -> int:
 
 def _inputs(layers: Layers, shape: Shape) -> int:
     """What the host keeps of the compute buffer beside a GPU: the mask, and embeddings twice."""
-    rows = shape.rows
-    mask = rows * sum(_caches(layers, shape)) * (2 if shape.flash_attention else _FLOAT)
-    return _INPUTS * rows + mask + 2 * _FLOAT * rows * layers.n_embd
+    embeddings = _FLOAT * shape.rows * layers.n_embd
+    return _INPUTS * shape.rows + _mask(layers, shape) + 2 * embeddings
+
+
+def _mask(layers: Layers, shape: Shape) -> int:
+    """Which row sees which cell."""
+    a_place = _HALF if shape.flash_attention else _FLOAT
+    return a_place * shape.rows * sum(_caches(layers, shape))
 
 
 def _feed_forward(layers: Layers) -> int:

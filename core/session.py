@@ -22,7 +22,7 @@ from .protocols import Backend, Drafter, Logits, Prices
 from .sampling import Sampler
 from .stats import Step
 from .strict import Strict, StrictPrices
-from .tree import DraftTree, Evidence
+from .tree import DraftTree, Evidence, common_prefix
 from .verify import verify
 
 _PADDING: Evidence = ("padding",)
@@ -108,7 +108,7 @@ class Session:
         if self._strict:
             self._settle(self._strict)
         cached = self.tokens[: self._backend.length]
-        reused = self._backend.rewind(_common_prefix(cached, tokens[:-1]))
+        reused = self._backend.rewind(common_prefix(cached, tokens[:-1]))
         self.tokens = list(tokens)
         self._prefill(on_chunk)
         context = np.array(self.tokens, np.int32)
@@ -299,9 +299,3 @@ def _accepted_on_main(tree: DraftTree, path: Sequence[int]) -> int:
     while count < len(path) and path[count] == count + 1 < tree.n_main:
         count += 1
     return count
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    n = min(len(a), len(b))
-    differs = np.asarray(a[:n], np.int64) != np.asarray(b[:n], np.int64)
-    return int(differs.argmax()) if differs.any() else n

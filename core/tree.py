@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
+import numpy as np
+
 # A small hashable bucket whose first entry is the drafter's name.
 Evidence: TypeAlias = tuple[str | int, ...]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n], np.int64) != np.asarray(b[:n], np.int64)
+    return int(differs.argmax()) if differs.any() else n
 
 
 @dataclass(frozen=True)

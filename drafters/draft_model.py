@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from specgen.core.protocols import Backend, Candidate, Effort, Logits, Tokens
-from specgen.core.tree import DraftTree
+from specgen.core.tree import DraftTree, common_prefix
 
 from .evidence import chance_bucket
 from .recycle import top_k_rows
@@ -75,7 +75,7 @@ class DraftModel:
         """See Drafter."""
         held = self._text[: self._agreed] + self._tail
         self._text = context.tolist()
-        self._agreed = _common(held, self._text)
+        self._agreed = common_prefix(held, self._text)
         self._tail = held[self._agreed :]
         self._answers = {}
         self._trial = _TRIAL
@@ -110,7 +110,9 @@ class DraftModel:
         """See Drafter."""
         self._learn(emitted)
         self._text += emitted
-        n_right = _common(self._tail, self._text[self._agreed :])
+        n_right = common_prefix(
+            self._tail, self._text[self._agreed : self._agreed + len(self._tail)]
+        )
         self._agreed += n_right
         self._tail = self._tail[n_right:]
         self._answers = {}
@@ -169,7 +171,7 @@ class DraftModel:
         if not wanted:  # all was read, but its logits are gone
             self._agreed -= 1
             wanted = self._text[-1:]
-        kept = _common(self._tail, wanted[:-1])
+        kept = common_prefix(self._tail, wanted[:-1])
         backend.rewind(self._agreed + kept)
         unread = wanted[kept:]
         while len(unread) > backend.limits.max_rows:
@@ -179,10 +181,3 @@ class DraftModel:
         logits = self._pass(unread)
         self._agreed, self._tail = len(self._text), list(state)
         return logits
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    n = min(len(a), len(b))
-    differs = np.asarray(a[:n], np.int64) != np.asarray(b[:n], np.int64)
-    return int(differs.argmax()) if differs.any() else n

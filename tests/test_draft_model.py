@@ -341,6 +341,41 @@ def test_it_is_not_asked_where_others_know_as_much(sure: bool) -> None:
     assert builder.asked_costly != sure
 
 
+class Counting(Oracle):
+    """Counts how often it is asked."""
+
+    n_asked = 0
+
+    def predict(self, state: Any) -> Sequence[Candidate]:
+        """See Drafter."""
+        self.n_asked += 1
+        return super().predict(state)
+
+
+class Lost(Dear):
+    """Would pay, but knows nothing of this text."""
+
+    def root(self) -> Any:
+        """See Drafter."""
+        return None
+
+
+@pytest.mark.parametrize("costly", [Dear(9e9), Lost(1e-9)], ids=["too dear", "lost"])
+def test_where_it_is_not_asked_the_others_are_asked_once(costly: Dear) -> None:
+    """As often as without it; and its text does not count as one that it was asked for."""
+    counts = []
+    for others in ([], [costly]):
+        copy = Counting(range(10), 64, decoys=2)
+        pricing = CostModel((1, MAX_ROWS), (0,), ((10.0, 11.0),))
+        drafters: list[Any] = [copy, *others]
+        builder = Builder(drafters, 16, max_leaves=8, branch=True, pricing=pricing)
+        copy.begin(np.array([0], np.int32))
+        builder.build(0, 99, 99)
+        assert not builder.asked_costly
+        counts.append(copy.n_asked)
+    assert counts[0] == counts[1] > 3
+
+
 def test_one_whose_effort_fails_is_switched_off() -> None:
     """As one that fails in any other way; the text goes on."""
 
