@@ -257,7 +257,7 @@ def _position_is_the_index(patch: pytest.MonkeyPatch) -> None:
 
 
 def _rewinds_too_little(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session_module, "_common_prefix", lambda a, b: min(len(a), len(b)))
+    patch.setattr(session_module, "common_prefix", lambda a, b: min(len(a), len(b)))
 
 
 def _budget_of_tokens_ignored(patch: pytest.MonkeyPatch) -> None:
