@@ -76,14 +76,14 @@ docs: $(DEVELOPED) ## Write docs/cli.md anew.
 	$(BIN)/python -m docs.generate_cli
 
 clean: ## Remove .venv and everything that was built.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist core/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c '$(MIN_PYTHON)'
 	$(PYTHON) -m venv $(VENV)
 
 # Stamps: done again when the dependencies may have changed.
-$(INSTALLED): pyproject.toml | $(BIN)/python
+$(INSTALLED): pyproject.toml $(wildcard kernels/*) | $(BIN)/python
 	@echo "Installing. The first time, llama.cpp is compiled, which takes some minutes."
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 	PYTHONWARNINGS=ignore $(PIP) install --quiet $(FRESH) --no-binary llama-cpp-python --editable .

@@ -17,6 +17,8 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from typing import Any
 
+from .ggml import function
+from .kernels import install_kernels
 from .resident import resident_bytes
 
 _log = logging.getLogger("specgen.llama")
@@ -77,6 +79,7 @@ class Library:
         api: llama.cpp's functions and structures.
         ggml: the library below it, or None where llama-cpp-python does not load it by itself.
         log: what llama.cpp says.
+        kernels: the instructions of specgen's own matrix products, or "none".
         driver_bytes: of the host's memory, that drivers of GPUs took when they were asked what is
             free. They come with the library, whether or not there is a GPU.
     """
@@ -85,6 +88,7 @@ class Library:
     ggml: Any
     log: LogBridge
     log_callback: Any  # ctypes does not keep it alive
+    kernels: str
     driver_bytes: int = 0
 
 
@@ -97,7 +101,7 @@ def library() -> Library:
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
-    loaded = Library(api, ggml, bridge, callback)
+    loaded = Library(api, ggml, bridge, callback, install_kernels(ggml))
     _free_bytes(loaded)
     taken = (resident_bytes() or 0) - before
     return replace(loaded, driver_bytes=max(0, taken - _LIBRARIES))
@@ -134,7 +138,7 @@ def library_version() -> str:
     """Everything about the build of llama.cpp that may change its speed or its rounding."""
     names = ("ggml_version", "ggml_commit")
     built = [text for name in names if (text := _ggml_text(name)) is not None]
-    return " ".join(["ggml", *built, system_info()])
+    return " ".join(["ggml", *built, "kernels", library().kernels, system_info()])
 
 
 def device_names() -> tuple[str, ...]:
@@ -154,8 +158,8 @@ def _free_bytes(lib: Library) -> int | None:
     if not lib.api.llama_supports_gpu_offload():
         return None
     size = ctypes.POINTER(ctypes.c_size_t)
-    kind_of = _function(lib, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    ask = _function(lib, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    kind_of = function(lib.ggml, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    ask = function(lib.ggml, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
     if kind_of is None or ask is None:
         return None
     found = []
@@ -169,25 +173,14 @@ def _free_bytes(lib: Library) -> int | None:
 
 def _devices(lib: Library) -> list[int]:
     """Handles of all devices; none where llama.cpp does not say."""
-    count = _function(lib, "ggml_backend_dev_count", ctypes.c_size_t)
-    get = _function(lib, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    count = function(lib.ggml, "ggml_backend_dev_count", ctypes.c_size_t)
+    get = function(lib.ggml, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     if count is None or get is None:
         return []
     return [get(i) for i in range(count())]
 
 
-def _function(lib: Library, name: str, result: Any, *arguments: Any) -> Any | None:
-    """A function of ggml that llama-cpp-python does not wrap, or None where it is not found."""
-    try:
-        function = lib.ggml[name]  # a new object each time, so its types are ours alone
-    except (TypeError, AttributeError):
-        return None
-    function.restype = result
-    function.argtypes = list(arguments)
-    return function
-
-
 def _ggml_text(name: str, *handles: int) -> str | None:
-    function = _function(library(), name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
-    text: bytes | None = function(*handles) if function else None
+    ask = function(library().ggml, name, ctypes.c_char_p, *[ctypes.c_void_p] * len(handles))
+    text: bytes | None = ask(*handles) if ask else None
     return text.decode("utf-8", "replace") if text else None

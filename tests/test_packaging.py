@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -30,8 +31,8 @@ def project() -> dict[str, Any]:
 def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Names and contents of the files in a wheel built from a copy of the tree."""
     copy = tmp_path_factory.mktemp("tree")
-    skip = shutil.ignore_patterns("__pycache__")
-    for folder in ("specgen", *FOLDERS):
+    skip = shutil.ignore_patterns("__pycache__", "*.so")
+    for folder in ("specgen", *FOLDERS, "kernels"):
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=skip)
     for name in BUILD_NEEDS:
         shutil.copy(ROOT / name, copy)
@@ -90,10 +91,35 @@ def test_wheel_holds_the_whole_tree(wheel_files: dict[str, bytes]) -> None:
         for path in (ROOT / folder).iterdir()
         if path.is_file() and path.suffix in (".py", ".json", ".typed")
     }
-    found = {name: data for name, data in wheel_files.items() if name.startswith("specgen/")}
+    found = {
+        name: data
+        for name, data in wheel_files.items()
+        if name.startswith("specgen/") and name not in compiled(wheel_files)
+    }
     assert sorted(found) == sorted(expected)
     assert found == expected
     assert "specgen/py.typed" in found
+
+
+def compiled(files: dict[str, bytes]) -> list[str]:
+    """Names of the libraries among the files of a wheel."""
+    return [name for name in files if name.endswith((".so", ".pyd"))]
+
+
+def test_wheel_holds_the_kernels(wheel_files: dict[str, bytes]) -> None:
+    """The kernels are compiled while a wheel is built, if they could be for this installation."""
+    if find_spec("specgen.core._kernels") is None:
+        pytest.skip("this installation had no compiler for them")
+    (name,) = compiled(wheel_files)
+    assert name.startswith("specgen/core/_kernels.")
+    assert b"specgen_install" in wheel_files[name]
+
+
+def test_every_source_of_the_kernels_is_named(project: dict[str, Any]) -> None:
+    """What a source distribution must hold is what lies in kernels/."""
+    (extension,) = project["tool"]["setuptools"]["ext-modules"]
+    named = [*extension["sources"], *extension["depends"]]
+    assert sorted(named) == sorted(f"kernels/{path.name}" for path in (ROOT / "kernels").iterdir())
 
 
 def test_wheel_declares_the_script(wheel_files: dict[str, bytes], project: dict[str, Any]) -> None:

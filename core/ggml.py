@@ -1,0 +1,181 @@
+"""Functions of ggml, llama.cpp's library below, that llama-cpp-python does not wrap."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32: Final = 0  # ggml_type, as in GGUF files
+F16: Final = 1
+
+_POINTER = ctypes.c_void_p
+_OPERATIONS = 90  # fewer than there are: ggml does not check
+
+
+def function(ggml: Any, name: str, result: Any, *arguments: Any) -> Any | None:
+    """The function of this name, with these ctypes types, or None where it is not found.
+
+    Args:
+        ggml: the library as ctypes has it, or None.
+    """
+    try:
+        found = ggml[name]  # a new object each time, so its types are ours alone
+    except (TypeError, AttributeError):
+        return None
+    found.restype = result
+    found.argtypes = list(arguments)
+    return found
+
+
+def address(ggml: Any, name: str) -> int:
+    """Where a function or a table lies in memory, or 0 where it is not found."""
+    found = function(ggml, name, None)
+    return ctypes.cast(found, _POINTER).value or 0 if found else 0
+
+
+def operation(ggml: Any, name: str) -> int:
+    """The number of an operation such as "MUL_MAT", or -1."""
+    name_of = function(ggml, "ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+    if name_of is None:
+        return -1
+    return next((i for i in range(_OPERATIONS) if name_of(i) == name.encode()), -1)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Addresses of a product's tensors, not computed yet, and of the context that they live in."""
+
+    context: int
+    weights: int
+    values: int
+    result: int
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+@contextmanager
+def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
+    """Memory for tensors of `n_bytes`, a graph and what computing takes."""
+    free = _needed(ggml, "ggml_free", None, _POINTER)
+    init = _needed(ggml, "ggml_init", _POINTER, _InitParams)
+    context: int = init(_InitParams((1 << 20) + 4 * n_bytes, None, False))
+    try:
+        yield context
+    finally:
+        free(context)
+
+
+@contextmanager
+def product(ggml: Any, kind: int, columns: int, rows: int, n: int) -> Iterator[Product]:
+    """Tensors for `rows` rows of `columns` weights of type `kind`, times n vectors of float32."""
+    multiply_ = _needed(ggml, "ggml_mul_mat", _POINTER, *[_POINTER] * 3)
+    with _context(ggml, 4 * (columns * (rows + n) + rows * n)) as context:
+        weights = _tensor(ggml, context, kind, columns, rows)
+        values = _tensor(ggml, context, F32, columns, n)
+        yield Product(context, weights, values, multiply_(context, weights, values))
+
+
+def multiply(
+    ggml: Any, kind: int, weights: NDArray[np.uint8], values: NDArray[np.float32], threads: int = 2
+) -> NDArray[np.float32]:
+    """A product as ggml's CPU backend computes it.
+
+    Args:
+        ggml: the library as ctypes has it.
+        kind: ggml_type of the weights.
+        weights: (rows, bytes of a row), quantized.
+        values: (n, columns).
+        threads: that share the work.
+
+    Returns:
+        (n, rows).
+
+    Raises:
+        AttributeError: ggml lacks a function that this takes.
+    """
+    n, columns = values.shape
+    with product(ggml, kind, columns, len(weights), n) as tensors:
+        _fill(ggml, tensors.weights, weights)
+        _fill(ggml, tensors.values, values)
+        return _compute(ggml, tensors.context, tensors.result, (n, len(weights)), threads)
+
+
+def attend(
+    ggml: Any,
+    queries: NDArray[np.float32],
+    keys: NDArray[np.float16],
+    values: NDArray[np.float16],
+    mask: NDArray[np.float16],
+    threads: int = 2,
+) -> NDArray[np.float32]:
+    """Flash attention as ggml's CPU backend computes it, with 1 over the root of the size as scale.
+
+    Args:
+        ggml: the library as ctypes has it.
+        queries: (heads, tokens, size).
+        keys: (shared heads, positions, size); a shared head serves heads that follow each other.
+        values: likewise.
+        mask: (tokens, positions), 0 or minus infinity.
+        threads: that share the work.
+
+    Returns:
+        (tokens, heads, size).
+
+    Raises:
+        AttributeError: ggml lacks a function that this takes.
+    """
+    heads, tokens, size = queries.shape
+    flash = _needed(ggml, "ggml_flash_attn_ext", _POINTER, *[_POINTER] * 5, *[ctypes.c_float] * 3)
+    arrays = (queries, keys, values, mask)
+    with _context(ggml, 2 * sum(array.nbytes for array in arrays)) as context:
+        tensors = []
+        for array in arrays:
+            kind = F32 if array.dtype == np.float32 else F16
+            tensors.append(_tensor(ggml, context, kind, *array.shape[::-1]))
+            _fill(ggml, tensors[-1], array)
+        result = flash(context, *tensors, size**-0.5, 0.0, 0.0)
+        return _compute(ggml, context, result, (tokens, heads, size), threads)
+
+
+def _tensor(ggml: Any, context: int, kind: int, *sizes: int) -> int:
+    integers = [ctypes.c_int64] * 3
+    new = _needed(ggml, "ggml_new_tensor_3d", _POINTER, _POINTER, ctypes.c_int, *integers)
+    tensor: int = new(context, kind, *sizes, *[1] * (3 - len(sizes)))
+    return tensor
+
+
+def _fill(ggml: Any, tensor: int, array: NDArray[Any]) -> None:
+    data = _needed(ggml, "ggml_get_data", _POINTER, _POINTER)
+    ctypes.memmove(data(tensor), array.tobytes(), array.nbytes)
+
+
+def _compute(
+    ggml: Any, context: int, result: int, shape: tuple[int, ...], threads: int
+) -> NDArray[np.float32]:
+    graph = _needed(ggml, "ggml_new_graph", _POINTER, _POINTER)(context)
+    _needed(ggml, "ggml_build_forward_expand", None, _POINTER, _POINTER)(graph, result)
+    name = "ggml_graph_compute_with_ctx"
+    _needed(ggml, name, ctypes.c_int, _POINTER, _POINTER, ctypes.c_int)(context, graph, threads)
+    found = np.empty(shape, np.float32)
+    data = _needed(ggml, "ggml_get_data", _POINTER, _POINTER)
+    ctypes.memmove(found.ctypes.data, data(result), found.nbytes)
+    return found
+
+
+def _needed(ggml: Any, name: str, result: Any, *arguments: Any) -> Any:
+    found = function(ggml, name, result, *arguments)
+    if found is None:
+        raise AttributeError(f"ggml has no function {name}")
+    return found

@@ -1,0 +1,63 @@
+// The parts of ggml's structures that are used here. ggml does not install the headers that
+// declare them; core/kernels.py compares them with the running library before anything is changed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ggml {
+
+constexpr int F32 = 0, F16 = 1, Q4_1 = 3, Q8_0 = 8, Q8_1 = 9;  // ggml_type, as in GGUF files
+
+struct Tensor {  // ggml_tensor
+    int type;
+    void *buffer;
+    int64_t ne[4];
+    size_t nb[4];
+    int op;
+    int32_t op_params[16];
+    int32_t flags;
+    Tensor *src[10];
+    Tensor *view_src;
+    size_t view_offs;
+    void *data;
+    char name[64];
+    void *extra;  // set where a backend keeps the data in a layout of its own
+    char padding[8];
+};
+
+struct Params {  // ggml_compute_params: one thread's share of one operation
+    int ith, nth;
+    size_t work_size;
+    void *work;
+    void *threadpool;
+};
+
+using Quantize = void (*)(const float *from, void *to, int64_t n);
+
+struct TypeTraits {  // ggml_type_traits_cpu
+    Quantize quantize;
+    void *vec_dot;
+    int vec_dot_type;
+};
+
+struct BufferType {  // ggml_backend_buffer_type
+    void *functions[6];
+    void *device;
+    void *context;
+};
+
+// The virtual functions of ggml::cpu::tensor_traits and ggml::cpu::extra_buffer_type, in order.
+struct TensorTraits {
+    virtual ~TensorTraits() = default;
+    virtual bool work_size(int n_threads, const Tensor *op, size_t &size) = 0;
+    virtual bool compute_forward(Params *params, Tensor *op) = 0;
+};
+
+struct ExtraBufferType {
+    virtual ~ExtraBufferType() = default;
+    virtual bool supports_op(void *device, const Tensor *op) = 0;
+    virtual TensorTraits *get_tensor_traits(const Tensor *op) = 0;
+};
+
+}  // namespace ggml

@@ -1,0 +1,122 @@
+// specgen's kernels for llama.cpp's CPU backend, and how they get into it.
+//
+// ggml asks its "extra buffer types" about every operation that it computes on the CPU; one more
+// of these, which holds no data, answers for the operations that are computed here. The results
+// have the same bits as ggml's own for one token at a time.
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include "attention.h"
+#include "product.h"
+
+#include <immintrin.h>
+
+namespace {
+
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+TARGET inline float half_to_float(uint16_t h) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+}
+// The order in which ggml adds 8 lanes.
+TARGET inline float sum8(__m256 x) {
+    __m128 s = _mm_add_ps(_mm256_extractf128_ps(x, 1), _mm256_castps256_ps128(x));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+namespace avx2 {
+#include "avx2.h"
+#include "product_tile.h"
+}  // namespace avx2
+#undef TARGET
+
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+namespace avx512 {
+#include "avx512.h"
+#include "product_tile.h"
+#include "attention_tile.h"
+}  // namespace avx512
+#undef TARGET
+
+Product product;
+Attention attention;
+
+struct Interceptor final : ggml::ExtraBufferType {
+    bool supports_op(void *, const ggml::Tensor *) override { return false; }  // nothing is kept in it
+    ggml::TensorTraits *get_tensor_traits(const ggml::Tensor *op) override {
+        if (product.applies(op)) return &product;
+        return attention.applies(op) ? &attention : nullptr;
+    }
+};
+
+Interceptor interceptor;
+ggml::BufferType buffer_type{{}, nullptr, &interceptor};
+
+bool has(const char *instructions) {
+    if (!strcmp(instructions, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
+    return !strcmp(instructions, "avx2") && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether a product is laid out as declared above; nothing outside the tensors is read.
+bool specgen_layout(const ggml::Tensor *result, const ggml::Tensor *weights,
+                    const ggml::Tensor *columns, size_t overhead, int mul_mat) {
+    constexpr size_t OBJECT = 32;  // ggml_object, counted as well
+    const ggml::Tensor *w = weights, *x = columns;
+    return overhead == OBJECT + sizeof(ggml::Tensor) && result->op == mul_mat && !result->op_params[1] &&
+           result->src[0] == w && result->src[1] == x && !result->src[2] &&
+           result->ne[0] == w->ne[1] && result->ne[1] == x->ne[1] && result->ne[2] == 1 &&
+           result->nb[1] == sizeof(float) * result->ne[0] && w->ne[0] == x->ne[0] && !w->extra &&
+           w->type == ggml::Q8_0 && w->nb[1] == w->ne[0] / BLOCK * sizeof(BlockQ8_0) &&
+           result->type == ggml::F32 && x->type == ggml::F32 && (const void *)w->data > w &&
+           !strcmp(result->name, "product");
+}
+
+// Adds the kernels to ggml's CPU backend, switched off. False where the processor lacks the
+// instructions, or ggml's own products take their columns in another format.
+bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
+                     void (*barrier)(void *), const ggml::TypeTraits *(*type_traits)(int),
+                     std::vector<ggml::BufferType *> &(*extra_buffer_types)()) {
+    if (!has(instructions)) return false;
+    if (type_traits(ggml::Q4_1)->vec_dot_type != ggml::Q8_1 ||
+        type_traits(ggml::Q8_0)->vec_dot_type != ggml::Q8_0)
+        return false;
+    const bool wide = !strcmp(instructions, "avx512");
+    product.formats = wide ? avx512::FORMATS : avx2::FORMATS;
+    product.quantize[0] = type_traits(ggml::Q8_1)->quantize;
+    product.quantize[1] = type_traits(ggml::Q8_0)->quantize;
+    product.mul_mat = mul_mat;
+    product.barrier = barrier;
+    attention.heads = wide ? avx512::HEADS : nullptr;
+    attention.flash_attn_ext = flash_attn_ext;
+    attention.barrier = barrier;
+    auto &types = extra_buffer_types();
+    for (auto *type : types)
+        if (type == &buffer_type) return true;
+    types.push_back(&buffer_type);
+    return true;
+}
+
+// Switches kernels on and off. False where there is none that attends.
+bool specgen_enable(bool products, bool attentions) {
+    product.enabled = products;
+    attention.enabled = attentions && attention.heads;
+    return attention.heads;
+}
+
+// How many products, and how many attentions, were computed here since the library was loaded.
+int64_t specgen_products() { return product.calls; }
+int64_t specgen_attentions() { return attention.calls; }
+
+}
+
+#endif  // other processors keep llama.cpp's own kernels
