@@ -199,7 +199,7 @@ def _check_attention(ggml: Any, kernels: Any) -> None:
         raise _Unusable("ours needs other instructions")
     random = np.random.default_rng(0)
     for size in HEAD_SIZES:
-        inputs = random_attention(random, size, heads=6, shared=2, tokens=3, positions=40)
+        inputs = random_attention(random, size, heads=6, shared=2, tokens=3, positions=300)
         expected = attend(ggml, *inputs)
         before = calls().attentions
         kernels.specgen_enable(False, True)

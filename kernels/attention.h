@@ -79,7 +79,7 @@ struct Attention final : ggml::TensorTraits {
         // A task: some of the queries that share a head of the cache.
         const auto &attend = heads[sizes(k->ne[0])];
         const int tokens = q->ne[1], sharing = q->ne[2] / k->ne[2], pairs = tokens * sharing;
-        int size = pairs * k->ne[2] / (4 * params->nth);  // leaves something to share
+        int size = pairs * k->ne[2] / (2 * params->nth);  // leaves something to share
         size = size < 1 ? 1 : size > 4 ? 4 : size;
         while (!attend[size - 1]) size--;
         const int tasks = (pairs + size - 1) / size;  // of one head
