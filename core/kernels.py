@@ -79,7 +79,7 @@ def install_kernels(ggml: Any) -> str:
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     try:
-        kernels = _compiled()
+        kernels = _installable()
         _check_classes(ggml)
         _check_tensors(ggml, kernels)
         instructions = _add(ggml, kernels, choices)
@@ -108,21 +108,25 @@ class Calls:
 def calls() -> Calls:
     """How often the kernels were used."""
     try:
-        kernels = _compiled()
+        kernels = _installable()
     except _Unusable:
         return Calls(0, 0)
     return Calls(kernels.specgen_products(), kernels.specgen_attentions())
 
 
 @cache
-def _compiled() -> Any:
+def compiled() -> Any | None:
+    """The compiled library, or None where there was no compiler when specgen was installed."""
     spec = find_spec("specgen.core._kernels")
     if spec is None or spec.origin is None:
-        raise _Unusable("ours were not compiled when specgen was installed")
+        return None
     library = ctypes.CDLL(spec.origin)
-    if not hasattr(library, "specgen_install"):
-        raise _Unusable("there are none of ours for this processor")
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
+    size = ctypes.c_int64
+    library.specgen_top_k.restype = None
+    library.specgen_top_k.argtypes = [pointer, size, size, integer, pointer]
+    if not hasattr(library, "specgen_install"):
+        return library
     library.specgen_layout.restype = truth
     library.specgen_layout.argtypes = [pointer, pointer, pointer, ctypes.c_size_t, integer]
     library.specgen_install.restype = truth
@@ -138,6 +142,15 @@ def _compiled() -> Any:
     library.specgen_enable.argtypes = [truth, truth]
     library.specgen_products.restype = ctypes.c_int64
     library.specgen_attentions.restype = ctypes.c_int64
+    return library
+
+
+def _installable() -> Any:
+    library = compiled()
+    if library is None:
+        raise _Unusable("ours were not compiled when specgen was installed")
+    if not hasattr(library, "specgen_install"):
+        raise _Unusable("there are none of ours for this processor")
     return library
 
 

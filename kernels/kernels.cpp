@@ -4,9 +4,15 @@
 // of these, which holds no data, answers for the operations that are computed here. The results
 // have the same bits as ggml's own for one token at a time.
 
+#include "top_k.h"
+
 #include <cmath>
 #include <cstring>
 #include <vector>
+
+extern "C" void specgen_top_k(const float *logits, int64_t n_rows, int64_t n, int k, Entry *entries) {
+    for (int64_t i = 0; i < n_rows; i++) top_k(logits + i * n, n, k, entries + i * k);
+}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"

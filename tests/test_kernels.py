@@ -35,7 +35,7 @@ def installed(request: pytest.FixtureRequest) -> Iterator[Any]:
     loaded = library()
     if loaded.kernels == kernels.NONE:
         pytest.skip("there are none for this processor, or no compiler was there")
-    compiled = kernels._compiled()
+    compiled = kernels._installable()
     try:
         kernels._add(loaded.ggml, compiled, (request.param,))
     except kernels._Unusable:
@@ -221,11 +221,11 @@ def test_without_a_compiled_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An installation without a compiler works, and says so in the log."""
-    kernels._compiled.cache_clear()
+    kernels.compiled.cache_clear()
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     assert "not compiled" in reason_for_none(caplog, library().ggml)
     assert kernels.calls() == kernels.Calls(0, 0)
-    kernels._compiled.cache_clear()
+    kernels.compiled.cache_clear()
 
 
 def test_without_ggml(caplog: pytest.LogCaptureFixture) -> None:
