@@ -64,8 +64,10 @@ inline void top_k(const float *row, int64_t n, int k, Entry *entries) {
 
     Best blocks(k), best(k);
     for (int64_t b = 0; b < n_blocks; b++) blocks.offer(peaks[b], b);
-    for (const Ranked &block : blocks.kept())
-        for (int64_t i = block.place; i < n_even; i += n_blocks) best.offer(row[i], i);
+    const float least = blocks.kept().back().value;
+    for (int64_t b = 0; b < n_blocks; b++)
+        if (peaks[b] >= least)  // more than k of them where maxima are equal
+            for (int64_t i = b; i < n_even; i += n_blocks) best.offer(row[i], i);
     for (int64_t i = n_even; i < n; i++) best.offer(row[i], i);
 
     const float top = best.kept()[0].value;

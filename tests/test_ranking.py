@@ -58,3 +58,14 @@ def test_both_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     other = top_k_rows(logits, 8)
     assert np.array_equal(found["token"], other["token"])
     assert np.allclose(found["prob"], other["prob"], rtol=1e-4)
+
+
+def test_ties_go_to_the_lowest_token(rank: str) -> None:
+    """Of tokens that are equally likely the first are taken, wherever their blocks begin."""
+    if rank == "numpy":
+        pytest.skip("it takes any of equals")
+    logits = np.zeros((2, 5000), np.float32)
+    logits[1, [9, 5 + 3 * (5000 // 64), 4999]] = 1.0
+    entries = top_k_rows(logits, 3)["token"]
+    assert entries.tolist() == [[0, 1, 2], [9, 5 + 3 * (5000 // 64), 4999]]
+    assert top_k_rows(logits, 1)["token"].tolist() == [[0], [9]]
