@@ -94,6 +94,7 @@ def install_kernels(ggml: Any) -> str:
         kernels.specgen_enable(True, False)
         return f"{instructions} products"
     kernels.specgen_enable(True, True)
+    _log.info("products of Q4_1 and Q8_0, and attention, by specgen's kernels: %s", instructions)
     return instructions
 
 

@@ -1,8 +1,8 @@
 // Attention of a few tokens to a cache of half precision: how it is shared out.
 //
-// Queries that share keys and values go through the cache together, 4 at a time. ggml splits the cache between
-// threads where there is one token alone, which rounds otherwise; here one token is computed
-// like several, so the number of tokens and of threads does not show in the result.
+// Queries that share keys and values go through the cache together, 4 at a time. ggml splits the
+// cache between threads where there is one token alone, which rounds otherwise; here one token is
+// computed like several, so the number of tokens and of threads does not show in the result.
 #pragma once
 
 #include "ggml_abi.h"
@@ -89,13 +89,19 @@ struct Attention final : ggml::TensorTraits {
             const int first = t % tasks * size, n = pairs - first < size ? pairs - first : size;
             Query queries[4];
             for (int i = 0; i < n; i++) {
-                const int64_t token = (first + i) / sharing, head = shared * sharing + (first + i) % sharing;
-                queries[i].values = (const float *)((const char *)q->data + token * q->nb[1] + head * q->nb[2]);
-                queries[i].mask = mask ? (const uint16_t *)((const char *)mask->data + token * mask->nb[1]) : nullptr;
-                queries[i].out = (float *)((char *)op->data + (head + token * op->ne[1]) * op->nb[1]);
+                const int64_t token = (first + i) / sharing,
+                              head = shared * sharing + (first + i) % sharing;
+                queries[i].values =
+                    (const float *)((const char *)q->data + token * q->nb[1] + head * q->nb[2]);
+                queries[i].mask =
+                    mask ? (const uint16_t *)((const char *)mask->data + token * mask->nb[1])
+                         : nullptr;
+                queries[i].out =
+                    (float *)((char *)op->data + (head + token * op->ne[1]) * op->nb[1]);
             }
             const Cache cache{(const char *)k->data + shared * k->nb[2],
-                                      (const char *)v->data + shared * v->nb[2], k->nb[1], v->nb[1], k->ne[1]};
+                              (const char *)v->data + shared * v->nb[2], k->nb[1], v->nb[1],
+                              k->ne[1]};
             attend[n - 1](queries, cache, settings(op).scale);
         }
         return true;

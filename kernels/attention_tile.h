@@ -27,8 +27,8 @@ struct ExpTable {
 };
 inline const ExpTable EXP_TABLE;
 
-// expf of 8 values that are not positive, by the method of the GNU C library (Arm's optimized routines,
-// math/expf.c): equal for every such float.
+// expf of 8 values that are not positive, by the method of the GNU C library (Arm's optimized
+// routines, math/expf.c): equal for every such float.
 TARGET inline __m256 exp8(__m256 values) {
     const __m512d x = _mm512_cvtps_pd(_mm256_max_ps(values, _mm256_set1_ps(-104)));
     const __m512d per_step = _mm512_set1_pd(0x1.71547652b82fep+0 * 32);
@@ -48,9 +48,12 @@ TARGET inline __m256 exp8(__m256 values) {
 
 // The sums of four vectors, each in the order of _mm512_reduce_add_ps.
 TARGET inline __m128 sum_each(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
-    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
-    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    const __m512 ab =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    const __m512 cd =
+        _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    __m512 s =
+        _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
     s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4E));
     s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xB1));
     return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, s));
@@ -61,8 +64,9 @@ struct State {
     float largest = -INFINITY, total = 0;
 };
 
-// Turns scores of a span into weights: expf(score - largest so far) where a score is `seen`. Returns where
-// a score is a new largest one; there the weight is 1, and `weights` has what all before shrinks by.
+// Turns scores of a span into weights: expf(score - largest so far) where a score is `seen`.
+// Returns where a score is a new largest one; there the weight is 1, and `weights` has what all
+// before shrinks by.
 TARGET inline uint32_t weigh(float *weights, uint32_t seen, State &state) {
     __m512 scores = _mm512_load_ps(weights);
     uint32_t grows = 0;
@@ -127,9 +131,11 @@ TARGET void attend(const Query *queries, const Cache &cache, float scale) {
                 for (int j = 0; j < 4; j++) {
                     __m512 part[4] = {};
                     for (int v = 0; v < V; v++)
-                        part[v % 4] = _mm512_fmadd_ps(load_halves(keys[j] + v * LANES * 2),
-                                                      _mm512_load_ps(query[q] + v * LANES), part[v % 4]);
-                    dot[j] = _mm512_add_ps(_mm512_add_ps(part[0], part[2]), _mm512_add_ps(part[1], part[3]));
+                        part[v % 4] =
+                            _mm512_fmadd_ps(load_halves(keys[j] + v * LANES * 2),
+                                            _mm512_load_ps(query[q] + v * LANES), part[v % 4]);
+                    dot[j] = _mm512_add_ps(_mm512_add_ps(part[0], part[2]),
+                                           _mm512_add_ps(part[1], part[3]));
                 }
                 _mm_store_ps(weights[q] + i, sum_each(dot[0], dot[1], dot[2], dot[3]));
             }
@@ -153,7 +159,8 @@ TARGET void attend(const Query *queries, const Cache &cache, float scale) {
             if (all >> i & 1) {
                 for (int q = 0; q < Q; q++)
                     for (int v = 0; v < V; v++)
-                        sum[q][v] = round_to_half(_mm512_fmadd_ps(x[v], _mm512_set1_ps(weights[q][i]), sum[q][v]));
+                        sum[q][v] = round_to_half(
+                            _mm512_fmadd_ps(x[v], _mm512_set1_ps(weights[q][i]), sum[q][v]));
                 continue;
             }
             for (int q = 0; q < Q; q++) {
@@ -161,7 +168,9 @@ TARGET void attend(const Query *queries, const Cache &cache, float scale) {
                 const bool first = grows[q] >> i & 1;
                 const __m512 weight = _mm512_set1_ps(first ? 1 : weights[q][i]);
                 for (int v = 0; v < V; v++) {
-                    if (first) sum[q][v] = round_to_half(_mm512_mul_ps(sum[q][v], _mm512_set1_ps(weights[q][i])));
+                    if (first)
+                        sum[q][v] =
+                            round_to_half(_mm512_mul_ps(sum[q][v], _mm512_set1_ps(weights[q][i])));
                     sum[q][v] = round_to_half(_mm512_fmadd_ps(x[v], weight, sum[q][v]));
                 }
             }
@@ -172,7 +181,8 @@ TARGET void attend(const Query *queries, const Cache &cache, float scale) {
     for (int q = 0; q < Q; q++) {
         const __m512 share = _mm512_set1_ps(states[q].total == 0 ? 0 : 1 / states[q].total);
         for (int v = 0; v < V; v++)
-            _mm512_storeu_ps(queries[q].out + v * LANES, _mm512_mul_ps(_mm512_load_ps(sums[q] + v * LANES), share));
+            _mm512_storeu_ps(queries[q].out + v * LANES,
+                             _mm512_mul_ps(_mm512_load_ps(sums[q] + v * LANES), share));
     }
 }
 

@@ -25,19 +25,17 @@ struct BlockQ8_1 {
 
 // The functions of one format in one instruction set.
 struct FormatKernel {
-    int type;            // of the weights
-    int64_t most;        // columns in all: with more, ggml's own product is faster
-    int group;           // columns at once, at most
-    int vector_columns;  // of these share a vector
+    int type;                         // of the weights
+    int64_t most;                     // columns in all: with more, ggml's own product is faster
+    int group;                        // columns at once, at most
+    int vector_columns;               // of these share a vector
     size_t block_base, block_vector;  // bytes of a packed block: a base, and some per vector
     void (*pack)(ggml::Quantize, const char *from, size_t stride, int columns, int index, char *to);
     void (*rows[4])(const ggml::Tensor *weights, const char *packed, int64_t from, int64_t to,
                     int columns, float *out, size_t out_stride);  // by vectors - 1
 
     int vectors(int columns) const { return (columns + vector_columns - 1) / vector_columns; }
-    size_t packed_block(int columns) const {
-        return block_base + vectors(columns) * block_vector;
-    }
+    size_t packed_block(int columns) const { return block_base + vectors(columns) * block_vector; }
     // Bytes that n columns take, in groups.
     size_t packed(int64_t blocks, int n) const {
         const int rest = n % group;

@@ -10,7 +10,8 @@
 #include <cstring>
 #include <vector>
 
-extern "C" void specgen_top_k(const float *logits, int64_t n_rows, int64_t n, int k, Entry *entries) {
+extern "C" void specgen_top_k(const float *logits, int64_t n_rows, int64_t n, int k,
+                              Entry *entries) {
     for (int64_t i = 0; i < n_rows; i++) top_k(logits + i * n, n, k, entries + i * k);
 }
 
@@ -38,7 +39,8 @@ namespace avx2 {
 }  // namespace avx2
 #undef TARGET
 
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define TARGET \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 namespace avx512 {
 #include "avx512.h"
 #include "product_tile.h"
@@ -50,7 +52,9 @@ Product product;
 Attention attention;
 
 struct Interceptor final : ggml::ExtraBufferType {
-    bool supports_op(void *, const ggml::Tensor *) override { return false; }  // nothing is kept in it
+    bool supports_op(void *, const ggml::Tensor *) override {
+        return false;
+    }  // nothing is kept in it
     ggml::TensorTraits *get_tensor_traits(const ggml::Tensor *op) override {
         if (product.applies(op)) return &product;
         return attention.applies(op) ? &attention : nullptr;
@@ -78,8 +82,8 @@ bool specgen_layout(const ggml::Tensor *result, const ggml::Tensor *weights,
                     const ggml::Tensor *columns, size_t overhead, int mul_mat) {
     constexpr size_t OBJECT = 32;  // ggml_object, counted as well
     const ggml::Tensor *w = weights, *x = columns;
-    return overhead == OBJECT + sizeof(ggml::Tensor) && result->op == mul_mat && !result->op_params[1] &&
-           result->src[0] == w && result->src[1] == x && !result->src[2] &&
+    return overhead == OBJECT + sizeof(ggml::Tensor) && result->op == mul_mat &&
+           !result->op_params[1] && result->src[0] == w && result->src[1] == x && !result->src[2] &&
            result->ne[0] == w->ne[1] && result->ne[1] == x->ne[1] && result->ne[2] == 1 &&
            result->nb[1] == sizeof(float) * result->ne[0] && w->ne[0] == x->ne[0] && !w->extra &&
            w->type == ggml::Q8_0 && w->nb[1] == w->ne[0] / BLOCK * sizeof(BlockQ8_0) &&
@@ -122,7 +126,6 @@ bool specgen_enable(bool products, bool attentions) {
 // How many products, and how many attentions, were computed here since the library was loaded.
 int64_t specgen_products() { return product.calls; }
 int64_t specgen_attentions() { return attention.calls; }
-
 }
 
 #endif  // other processors keep llama.cpp's own kernels

@@ -1,8 +1,8 @@
 // Products of quantized weights with a few columns of activations: how they are shared out.
 //
-// With more than one column ggml hands out weights in pieces of a few kB, by turns to the threads, and
-// unpacks them for each column anew: two columns of Q4_1 take twice as long as one. Here a thread
-// reads weights in one go and multiplies them with up to 8 columns at once.
+// With more than one column ggml hands out weights in pieces of a few kB, by turns to the threads,
+// and unpacks them for each column anew: two columns of Q4_1 take twice as long as one. Here a
+// thread reads weights in one go and multiplies them with up to 8 columns at once.
 #pragma once
 
 #include "formats.h"
@@ -25,11 +25,13 @@ struct Product final : ggml::TensorTraits {
     int format(const ggml::Tensor *op) const { return op->src[0]->type == formats[1].type; }
 
     bool applies(const ggml::Tensor *op) const {
-        if (op->op != mul_mat || op->op_params[1] || !enabled) return false;  // [1]: a Hadamard hint
+        if (op->op != mul_mat || op->op_params[1] || !enabled)
+            return false;  // [1]: a Hadamard hint
         const ggml::Tensor *w = op->src[0], *x = op->src[1];
         return (w->type == formats[0].type || w->type == formats[1].type) && x->type == ggml::F32 &&
                !w->extra && x->nb[0] == sizeof(float) && op->nb[0] == sizeof(float) &&
-               w->ne[2] * w->ne[3] * x->ne[2] * x->ne[3] == 1 && x->ne[1] <= formats[format(op)].most;
+               w->ne[2] * w->ne[3] * x->ne[2] * x->ne[3] == 1 &&
+               x->ne[1] <= formats[format(op)].most;
     }
 
     bool work_size(int, const ggml::Tensor *op, size_t &size) override {
@@ -41,7 +43,8 @@ struct Product final : ggml::TensorTraits {
     bool compute_forward(ggml::Params *params, ggml::Tensor *op) override {
         size_t needed;
         work_size(params->nth, op, needed);
-        if (params->work_size < needed || params->ith < 0 || params->ith >= params->nth) return false;
+        if (params->work_size < needed || params->ith < 0 || params->ith >= params->nth)
+            return false;
         if (params->ith == 0) calls.fetch_add(1, std::memory_order_relaxed);
         for (int first = 0; first < op->ne[1]; first += PANEL) {
             if (first) barrier(params->threadpool);  // others still read the last panel
@@ -83,8 +86,8 @@ struct Product final : ggml::TensorTraits {
                 for (int c = 0; c < n; c += kernel.group) {
                     const int columns = n - c < kernel.group ? n - c : kernel.group;
                     kernel.rows[kernel.vectors(columns) - 1](
-                        w, packed + c / kernel.group * group_bytes, i, i + step < end ? i + step : end,
-                        columns, out + c * out_stride, out_stride);
+                        w, packed + c / kernel.group * group_bytes, i,
+                        i + step < end ? i + step : end, columns, out + c * out_stride, out_stride);
                 }
         }
     }

@@ -5,11 +5,11 @@
 // and a column is then summed in 8 lanes, in the order of ggml's own dot products: the
 // result has the same bits, whatever is computed beside it.
 
-constexpr int VECTORS = 4;  // per group, at most
-constexpr int GROUP = VECTORS * Simd::COLUMNS;  // columns
+constexpr int VECTORS = 4;                           // per group, at most
+constexpr int GROUP = VECTORS * Simd::COLUMNS;       // columns
 constexpr int WIDTH = sizeof(typename Simd::Float);  // bytes of a vector
-constexpr int ROWS = 2;  // that are multiplied at the same time
-constexpr int AHEAD = 4096;  // bytes: weights are fetched this early
+constexpr int ROWS = 2;                              // that are multiplied at the same time
+constexpr int AHEAD = 8192;                          // bytes: weights are fetched this early
 
 constexpr size_t packed_block(int vectors) { return (2 * vectors + 1) * WIDTH; }
 
@@ -111,7 +111,8 @@ TARGET void rows(const ggml::Tensor *weights, const char *packed, int64_t from, 
                            out_stride);
 }
 
-template <class Format> constexpr FormatKernel kernel(int type, int64_t most) {
+template <class Format>
+constexpr FormatKernel kernel(int type, int64_t most) {
     return {type,
             most,
             GROUP,

@@ -6,8 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-// A row is cut into blocks whose maxima stand for them: block b holds places b, b + n_blocks, ... The k largest
-// values lie in the k blocks of largest maxima; as for all others, the maxima hold nearly all of the probability.
+// A row is cut into blocks whose maxima stand for them: block b holds places b, b + n_blocks, ...
+// The k largest values lie in the k blocks of largest maxima; as for all others, the maxima hold
+// nearly all of the probability.
 constexpr int BLOCK_SIZE = 64;
 
 struct Ranked {
@@ -29,7 +30,8 @@ class Best {
             if (value < kept_.back().value) return;  // nearly always
             if (!(Ranked{value, place} < kept_.back())) return;
         }
-        kept_.insert(std::upper_bound(kept_.begin(), kept_.end(), Ranked{value, place}), {value, place});
+        kept_.insert(std::upper_bound(kept_.begin(), kept_.end(), Ranked{value, place}),
+                     {value, place});
         if ((int)kept_.size() > k_) kept_.pop_back();
     }
     const std::vector<Ranked> &kept() const { return kept_; }
@@ -44,8 +46,8 @@ struct Entry {
     float probability;
 };
 
-// The k <= n likeliest tokens of a row of n logits, best first, and about their probabilities: 0 where the row
-// has a NaN or no finite maximum.
+// The k <= n likeliest tokens of a row of n logits, best first, and about their probabilities: 0
+// where the row has a NaN or no finite maximum.
 inline void top_k(const float *row, int64_t n, int k, Entry *entries) {
     const int64_t n_blocks = n / BLOCK_SIZE > 2 * k ? n / BLOCK_SIZE : n;  // else each is its own
     const int64_t n_even = n / n_blocks * n_blocks;
