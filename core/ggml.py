@@ -15,6 +15,7 @@ F32: Final = 0  # ggml_type, as in GGUF files
 F16: Final = 1
 
 _POINTER = ctypes.c_void_p
+_ROOM = 16 << 20  # bytes for graph and threads: more than they take, and untouched
 _OPERATIONS = 90  # fewer than there are: ggml does not check
 
 
@@ -70,7 +71,7 @@ def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
     """Memory for tensors of `n_bytes`, a graph and what computing takes."""
     free = _needed(ggml, "ggml_free", None, _POINTER)
     init = _needed(ggml, "ggml_init", _POINTER, _InitParams)
-    context: int = init(_InitParams((1 << 20) + 4 * n_bytes, None, False))
+    context: int = init(_InitParams(_ROOM + 4 * n_bytes, None, False))
     try:
         yield context
     finally:
@@ -138,13 +139,17 @@ def attend(
     """
     heads, tokens, size = queries.shape
     flash = _needed(ggml, "ggml_flash_attn_ext", _POINTER, *[_POINTER] * 5, *[ctypes.c_float] * 3)
-    arrays = (queries, keys, values, mask)
-    with _context(ggml, 2 * sum(array.nbytes for array in arrays)) as context:
+    permute = _needed(ggml, "ggml_permute", _POINTER, _POINTER, _POINTER, *[ctypes.c_int] * 4)
+    arrays = (queries, keys, values)
+    with _context(ggml, 2 * sum(array.nbytes for array in (*arrays, mask))) as context:
         tensors = []
-        for array in arrays:
+        for array in arrays:  # token by token, as llama.cpp has them
             kind = F32 if array.dtype == np.float32 else F16
-            tensors.append(_tensor(ggml, context, kind, *array.shape[::-1]))
-            _fill(ggml, tensors[-1], array)
+            by_token = _tensor(ggml, context, kind, size, len(array), array.shape[1])
+            _fill(ggml, by_token, array.swapaxes(0, 1))
+            tensors.append(permute(context, by_token, 0, 2, 1, 3))
+        tensors.append(_tensor(ggml, context, F16, *mask.shape[::-1]))
+        _fill(ggml, tensors[-1], mask)
         result = flash(context, *tensors, size**-0.5, 0.0, 0.0)
         return _compute(ggml, context, result, (tokens, heads, size), threads)
 

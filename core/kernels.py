@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -49,6 +51,10 @@ _CLASSES: Final = MappingProxyType(
     }
 )
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
+_WORD = ctypes.sizeof(ctypes.c_size_t)
+_CONTEXT = 7  # words of a buffer type before the address of its object
+
+_VERSION = 1  # of the compiled functions' arguments
 
 
 class _Unusable(Exception):
@@ -80,7 +86,9 @@ def install_kernels(ggml: Any) -> str:
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     try:
         kernels = _installable()
+        kernels.specgen_enable(False, False)
         _check_classes(ggml)
+        _check_buffer_types(ggml)
         _check_tensors(ggml, kernels)
         instructions = _add(ggml, kernels, choices)
         _check_products(ggml, kernels)
@@ -121,24 +129,26 @@ def compiled() -> Any | None:
     spec = find_spec("specgen.core._kernels")
     if spec is None or spec.origin is None:
         return None
-    library = ctypes.CDLL(spec.origin)
+    try:
+        return _with_types(ctypes.CDLL(spec.origin))
+    except (OSError, AttributeError) as error:  # of another system, or of an older specgen
+        _log.warning("%s can't be used: %s; install specgen again", spec.origin, error)
+        return None
+
+
+def _with_types(library: Any) -> Any:
+    if library.specgen_version() != _VERSION:
+        raise AttributeError("it belongs to another version of specgen")
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
     size = ctypes.c_int64
     library.specgen_top_k.restype = None
     library.specgen_top_k.argtypes = [pointer, size, size, integer, pointer]
-    if not hasattr(library, "specgen_install"):
+    if not hasattr(library, "specgen_install"):  # another processor
         return library
     library.specgen_layout.restype = truth
     library.specgen_layout.argtypes = [pointer, pointer, pointer, ctypes.c_size_t, integer]
     library.specgen_install.restype = truth
-    library.specgen_install.argtypes = [
-        ctypes.c_char_p,
-        integer,
-        integer,
-        pointer,
-        pointer,
-        pointer,
-    ]
+    library.specgen_install.argtypes = [ctypes.c_char_p, integer, integer, *[pointer] * 3]
     library.specgen_enable.restype = truth
     library.specgen_enable.argtypes = [truth, truth]
     library.specgen_products.restype = ctypes.c_int64
@@ -165,6 +175,30 @@ def _check_classes(ggml: Any) -> None:
             raise _Unusable("ggml's classes differ from those that ours were written for")
 
 
+def _check_buffer_types(ggml: Any) -> None:
+    """The first that ggml has must look as ours will."""
+    pointer = ctypes.c_void_p
+    registry = function(ggml, "ggml_backend_cpu_reg", pointer)
+    device = function(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
+    name = "ggml_backend_reg_get_proc_address"
+    find = function(ggml, name, pointer, pointer, ctypes.c_char_p)
+    if not (registry and device and find):
+        raise _Unusable("ggml lacks functions")
+    found = find(registry(), b"ggml_backend_dev_get_extra_bufts")
+    if not found:
+        raise _Unusable("ggml has no extra buffer types")
+    # llama.cpp chooses buffers for weights from the list that the first call makes: without ours.
+    listed = ctypes.CFUNCTYPE(pointer, pointer)(found)(device(registry(), 0))
+    first = _word(listed) if listed else 0
+    table = address(ggml, f"_ZTV{_BUFFERS}E")
+    if not first or _word(_word(first + _CONTEXT * _WORD)) != table + 2 * _WORD:
+        raise _Unusable("ggml's buffer types differ from those that ours were written for")
+
+
+def _word(at: int) -> int:
+    return ctypes.c_size_t.from_address(at).value
+
+
 def _check_tensors(ggml: Any, kernels: Any) -> None:
     overhead = function(ggml, "ggml_tensor_overhead", ctypes.c_size_t)
     name = function(ggml, "ggml_set_name", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
@@ -187,7 +221,7 @@ def _add(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     for instructions in choices:
         if kernels.specgen_install(instructions.encode(), *numbers, *functions):
             return instructions
-    raise _Unusable(f"this processor does not have {' or '.join(choices)}")
+    raise _Unusable(f"neither {' nor '.join(choices)} suits this processor and ggml's formats")
 
 
 def _check_products(ggml: Any, kernels: Any) -> None:
@@ -198,9 +232,8 @@ def _check_products(ggml: Any, kernels: Any) -> None:
         values = random.standard_normal((11, 96), np.float32)
         expected = np.concatenate([multiply(ggml, kind, weights, v[None]) for v in values])
         before = calls().products
-        kernels.specgen_enable(True, False)
-        found = multiply(ggml, kind, weights, values)
-        kernels.specgen_enable(False, False)
+        with _switched_on(kernels, products=True):
+            found = multiply(ggml, kind, weights, values)
         if calls().products != before + 1:
             raise _Unusable("ggml does not ask for ours")
         if found.tobytes() != expected.tobytes():
@@ -216,13 +249,23 @@ def _check_attention(ggml: Any, kernels: Any) -> None:
         inputs = random_attention(random, size, heads=6, shared=2, tokens=3, positions=300)
         expected = attend(ggml, *inputs)
         before = calls().attentions
-        kernels.specgen_enable(False, True)
-        found = attend(ggml, *inputs)
-        kernels.specgen_enable(False, False)
+        with _switched_on(kernels, attention=True):
+            found = attend(ggml, *inputs)
         if calls().attentions != before + 1:
             raise _Unusable("ggml does not ask for ours")
         if found.tobytes() != expected.tobytes():
             raise _Unusable("ours differs from ggml's in some bits")
+
+
+@contextmanager
+def _switched_on(
+    kernels: Any, *, products: bool = False, attention: bool = False
+) -> Iterator[None]:
+    kernels.specgen_enable(products, attention)
+    try:
+        yield
+    finally:
+        kernels.specgen_enable(False, False)
 
 
 def random_weights(

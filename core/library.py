@@ -97,11 +97,12 @@ def library() -> Library:
     """The library, loaded by the first call."""
     before = resident_bytes() or 0
     api, ggml = _bindings()
+    kernels = install_kernels(ggml)  # may raise, and llama.cpp keeps the callback that it is given
     bridge = LogBridge()
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
-    loaded = Library(api, ggml, bridge, callback, install_kernels(ggml))
+    loaded = Library(api, ggml, bridge, callback, kernels)
     _free_bytes(loaded)
     taken = (resident_bytes() or 0) - before
     return replace(loaded, driver_bytes=max(0, taken - _LIBRARIES))

@@ -23,7 +23,7 @@ def top_k_rows(logits: Logits, k: int) -> NDArray[np.void]:  # (rows, min(k, n_v
     the maxima of the other blocks are summed up: they hold nearly all that the row holds.
     """
     kernels = compiled()
-    if kernels is None or not logits.flags.c_contiguous:
+    if kernels is None or not logits.flags.c_contiguous or logits.dtype != np.float32:
         return _by_numpy(logits, k)
     n_rows, n_vocab = logits.shape
     entries = np.empty((n_rows, min(k, n_vocab)), ENTRY)

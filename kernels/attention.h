@@ -1,8 +1,8 @@
 // Attention of a few tokens to a cache of half precision: how it is shared out.
 //
-// Queries that share keys and values go through the cache together, 4 at a time. ggml splits the
-// cache between threads where there is one token alone, which rounds otherwise; here one token is
-// computed like several, so the number of tokens and of threads does not show in the result.
+// Queries that share keys and values go through the cache together, up to 4 at a time. ggml splits
+// the cache between threads where there is one token alone, which rounds otherwise; here one token
+// is computed like several, so the number of tokens and of threads does not show in the result.
 #pragma once
 
 #include "ggml_abi.h"
@@ -69,6 +69,7 @@ struct Attention final : ggml::TensorTraits {
     bool compute_forward(ggml::Params *params, ggml::Tensor *op) override {
         const ggml::Tensor *q = op->src[QUERY], *k = op->src[KEY], *v = op->src[VALUE];
         const ggml::Tensor *mask = op->src[MASK];
+        if (!params->fits(2 * 64)) return false;
         auto next = (std::atomic<int> *)(((uintptr_t)params->work + 63) & ~(uintptr_t)63);
         if (params->ith == 0) {
             calls.fetch_add(1, std::memory_order_relaxed);

@@ -27,10 +27,10 @@ struct ExpTable {
 };
 inline const ExpTable EXP_TABLE;
 
-// expf of 8 values that are not positive, by the method of the GNU C library (Arm's optimized
-// routines, math/expf.c): equal for every such float.
+// expf of 8 values that are not positive, NaN included, by the method of the GNU C library (Arm's
+// optimized routines, math/expf.c): equal for every such float.
 TARGET inline __m256 exp8(__m256 values) {
-    const __m512d x = _mm512_cvtps_pd(_mm256_max_ps(values, _mm256_set1_ps(-104)));
+    const __m512d x = _mm512_cvtps_pd(_mm256_max_ps(_mm256_set1_ps(-104), values));
     const __m512d per_step = _mm512_set1_pd(0x1.71547652b82fep+0 * 32);
     const __m512d shift = _mm512_set1_pd(0x1.8p+52);
     const __m512d shifted = _mm512_fmadd_pd(per_step, x, shift);

@@ -1,4 +1,4 @@
-// Vectors of one column with 8 lanes. Included by matmul.cpp between TARGET and tile.h.
+// Vectors of one column with 8 lanes. Included by kernels.cpp before product_tile.h.
 
 struct Simd {
     using Float = __m256;

@@ -1,4 +1,4 @@
-// Vectors of two columns, 8 lanes each. Included by matmul.cpp between TARGET and tile.h.
+// Vectors of two columns, 8 lanes each. Included by kernels.cpp before product_tile.h.
 
 struct Simd {
     using Float = __m512;

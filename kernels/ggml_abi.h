@@ -31,6 +31,11 @@ struct Params {  // ggml_compute_params: one thread's share of one operation
     size_t work_size;
     void *work;
     void *threadpool;
+
+    // Whether it looks as it must: `needed` bytes were asked for.
+    bool fits(size_t needed) const {
+        return work && threadpool && work_size >= needed && 0 <= ith && ith < nth;
+    }
 };
 
 using Quantize = void (*)(const float *from, void *to, int64_t n);

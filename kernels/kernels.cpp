@@ -10,6 +10,9 @@
 #include <cstring>
 #include <vector>
 
+// Raised with every change of a function's arguments: core/kernels.py wants its own.
+extern "C" int specgen_version() { return 1; }
+
 extern "C" void specgen_top_k(const float *logits, int64_t n_rows, int64_t n, int k,
                               Entry *entries) {
     for (int64_t i = 0; i < n_rows; i++) top_k(logits + i * n, n, k, entries + i * k);
@@ -19,6 +22,7 @@ extern "C" void specgen_top_k(const float *logits, int64_t n_rows, int64_t n, in
 #include "attention.h"
 #include "product.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 namespace {
@@ -52,9 +56,8 @@ Product product;
 Attention attention;
 
 struct Interceptor final : ggml::ExtraBufferType {
-    bool supports_op(void *, const ggml::Tensor *) override {
-        return false;
-    }  // nothing is kept in it
+    // Nothing is kept in it.
+    bool supports_op(void *, const ggml::Tensor *) override { return false; }
     ggml::TensorTraits *get_tensor_traits(const ggml::Tensor *op) override {
         if (product.applies(op)) return &product;
         return attention.applies(op) ? &attention : nullptr;
@@ -65,12 +68,15 @@ Interceptor interceptor;
 ggml::BufferType buffer_type{{}, nullptr, &interceptor};
 
 bool has(const char *instructions) {
+    unsigned eax, ebx, ecx = 0, edx;
+    __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+    const bool basic =
+        ecx & bit_F16C && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!strcmp(instructions, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        return basic && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vnni");
-    return !strcmp(instructions, "avx2") && __builtin_cpu_supports("avx2") &&
-           __builtin_cpu_supports("fma");
+    return basic && !strcmp(instructions, "avx2");
 }
 
 }  // namespace

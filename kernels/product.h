@@ -43,8 +43,7 @@ struct Product final : ggml::TensorTraits {
     bool compute_forward(ggml::Params *params, ggml::Tensor *op) override {
         size_t needed;
         work_size(params->nth, op, needed);
-        if (params->work_size < needed || params->ith < 0 || params->ith >= params->nth)
-            return false;
+        if (!params->fits(needed)) return false;
         if (params->ith == 0) calls.fetch_add(1, std::memory_order_relaxed);
         for (int first = 0; first < op->ne[1]; first += PANEL) {
             if (first) barrier(params->threadpool);  // others still read the last panel

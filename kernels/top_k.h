@@ -49,6 +49,7 @@ struct Entry {
 // The k <= n likeliest tokens of a row of n logits, best first, and about their probabilities: 0
 // where the row has a NaN or no finite maximum.
 inline void top_k(const float *row, int64_t n, int k, Entry *entries) {
+    if (!n || !k) return;
     const int64_t n_blocks = n / BLOCK_SIZE > 2 * k ? n / BLOCK_SIZE : n;  // else each is its own
     const int64_t n_even = n / n_blocks * n_blocks;
     std::vector<float> peaks(row, row + n_blocks);
@@ -64,6 +65,10 @@ inline void top_k(const float *row, int64_t n, int k, Entry *entries) {
     for (int64_t b = 0; b < n_blocks; b++) usable &= !unordered[b];
     for (int64_t i = n_even; i < n; i++) usable &= row[i] == row[i];
 
+    if (!usable) {
+        for (int i = 0; i < k; i++) entries[i] = {i, 0};
+        return;
+    }
     Best blocks(k), best(k);
     for (int64_t b = 0; b < n_blocks; b++) blocks.offer(peaks[b], b);
     const float least = blocks.kept().back().value;

@@ -20,12 +20,14 @@ from specgen.core import ggml, kernels
 from specgen.core.errors import UsageError
 from specgen.core.library import library
 
-from .command import finish, start
+from .command import finish, start, text_of
 from .tiny import Quantization
 
 pytestmark = pytest.mark.llama
 
 KINDS = {"Q4_1": kernels.Q4_1, "Q8_0": kernels.Q8_0}
+# Of the tiny models Q4_K is the one whose heads have 64 dimensions.
+QUANTIZATIONS: tuple[Quantization, ...] = ("Q4_1", "Q8_0", "Q4_K")
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -112,6 +114,7 @@ def test_extreme_blocks(installed: Any, kind: int) -> None:
     values[1] = -3.0
     values[2, 32:] = 0.0
     values[3] = 1e-30
+    values[4, 7] = 3e38
     flat = weights.reshape(6, -1)
     found = by_kernels(installed, kind, flat, values, threads=2)
     assert found.tobytes() == by_ggml(kind, flat, values).tobytes()
@@ -197,7 +200,7 @@ def test_a_model_computes_the_same(
 ) -> None:
     """Text and log-probabilities of a whole model do not depend on the kernels."""
     options = ["-n", "24", "--greedy", "--drafter", "none", "--logprobs", "3", "--json"]
-    for quantization in ("Q4_1", "Q8_0"):
+    for quantization in QUANTIZATIONS:
         found = []
         for name in (kernels.NONE, *kernels.INSTRUCTIONS):
             monkeypatch.setenv("SPECGEN_KERNELS", name)
@@ -208,6 +211,33 @@ def test_a_model_computes_the_same(
             found.append((choice["text"], choice["logprobs"]))
         assert found[0][1]
         assert found[1:] == found[:1] * (len(found) - 1), quantization
+
+
+def test_a_model_runs_on_the_kernels(tiny_llama: Callable[[Quantization], Path]) -> None:
+    """In a model, too, they are asked for what they were written for."""
+    if library().kernels not in kernels.INSTRUCTIONS or library().kernels == "avx2":
+        pytest.skip("there is no attention for this processor")
+    before = kernels.calls()
+    text_of(tiny_llama("Q4_1"), "-p", "the way", "-n", "8", "--greedy", "--no-learn")
+    between = kernels.calls()
+    text_of(tiny_llama("Q4_K"), "-p", "the way", "-n", "8", "--no-learn", "-fa", "on")
+    assert between.products > before.products
+    assert kernels.calls().attentions > between.attentions
+
+
+def test_attention_without_a_finite_score(installed: Any) -> None:
+    """What overflows half precision becomes no number, as in ggml, and not a wrong one."""
+    if not installed.specgen_enable(False, False):
+        pytest.skip("there is no attention for these instructions")
+    inputs = kernels.random_attention(np.random.default_rng(5), 64, 3, 1, tokens=4, positions=60)
+    inputs[0][1, 2, 5] = 1e6
+    inputs[0][2, 3] = np.nan
+    expected = ggml.attend(library().ggml, *inputs)
+    installed.specgen_enable(False, True)
+    found = ggml.attend(library().ggml, *inputs)
+    installed.specgen_enable(False, False)
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert np.isnan(found).any() and not np.isnan(found).all()
 
 
 def reason_for_none(caplog: pytest.LogCaptureFixture, handle: Any) -> str:
@@ -221,11 +251,28 @@ def test_without_a_compiled_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An installation without a compiler works, and says so in the log."""
-    kernels.compiled.cache_clear()
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "compiled", kernels.compiled.__wrapped__)  # not the one it has
     assert "not compiled" in reason_for_none(caplog, library().ggml)
     assert kernels.calls() == kernels.Calls(0, 0)
-    kernels.compiled.cache_clear()
+
+
+def test_a_library_that_does_not_fit(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was compiled for an older specgen is not called."""
+    monkeypatch.setattr(kernels, "compiled", kernels.compiled.__wrapped__)
+    monkeypatch.setattr(kernels, "_VERSION", 0)
+    assert kernels.compiled() is None
+    assert "install specgen again" in caplog.messages[-1]
+
+
+def test_other_buffer_types(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An object that does not lie where it is expected is noticed."""
+    monkeypatch.setattr(kernels, "_CONTEXT", 0)
+    assert "buffer types differ" in reason_for_none(caplog, library().ggml)
 
 
 def test_without_ggml(caplog: pytest.LogCaptureFixture) -> None:
