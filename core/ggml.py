@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, Final
 
 import numpy as np
@@ -71,11 +72,16 @@ def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
     """Memory for tensors of `n_bytes`, a graph and what computing takes."""
     free = _needed(ggml, "ggml_free", None, _POINTER)
     init = _needed(ggml, "ggml_init", _POINTER, _InitParams)
-    context: int = init(_InitParams(_ROOM + 4 * n_bytes, None, False))
-    try:
-        yield context
-    finally:
-        free(context)
+    size = _ROOM + 4 * n_bytes
+    # Not of malloc: freeing a large block makes it keep more for itself from then on.
+    with mmap(-1, size) as memory:
+        start = ctypes.c_char.from_buffer(memory)
+        context: int = init(_InitParams(size, ctypes.addressof(start), False))
+        try:
+            yield context
+        finally:
+            free(context)
+            del start
 
 
 @contextmanager
