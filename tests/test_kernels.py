@@ -93,7 +93,7 @@ def by_kernels(
 
 
 @each_kind
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 1 << 32),
     rows=st.integers(1, 90),
@@ -162,7 +162,7 @@ def test_other_formats_are_left_to_ggml(installed: Any) -> None:
     assert np.allclose(found, values @ floats.view(np.float32).T, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1 << 32),
     size=st.sampled_from(kernels.HEAD_SIZES),
