@@ -35,6 +35,14 @@ def function(ggml: Any, name: str, result: Any, *arguments: Any) -> Any | None:
     return found
 
 
+def needed(ggml: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """As `function`; raises AttributeError where it is not found."""
+    found = function(ggml, name, result, *arguments)
+    if found is None:
+        raise AttributeError(f"ggml has no function {name}")
+    return found
+
+
 def address(ggml: Any, name: str) -> int:
     """Where a function or a table lies in memory, or 0 where it is not found."""
     found = function(ggml, name, None)
@@ -43,9 +51,7 @@ def address(ggml: Any, name: str) -> int:
 
 def operation(ggml: Any, name: str) -> int:
     """The number of an operation such as "MUL_MAT", or -1."""
-    name_of = function(ggml, "ggml_op_name", ctypes.c_char_p, ctypes.c_int)
-    if name_of is None:
-        return -1
+    name_of = needed(ggml, "ggml_op_name", ctypes.c_char_p, ctypes.c_int)
     return next((i for i in range(_OPERATIONS) if name_of(i) == name.encode()), -1)
 
 
@@ -70,8 +76,8 @@ class _InitParams(ctypes.Structure):
 @contextmanager
 def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
     """Memory for tensors of `n_bytes`, a graph and what computing takes."""
-    free = _needed(ggml, "ggml_free", None, _POINTER)
-    init = _needed(ggml, "ggml_init", _POINTER, _InitParams)
+    free = needed(ggml, "ggml_free", None, _POINTER)
+    init = needed(ggml, "ggml_init", _POINTER, _InitParams)
     size = _ROOM + 4 * n_bytes
     # Not of malloc: freeing a large block makes it keep more for itself from then on.
     with mmap(-1, size) as memory:
@@ -87,7 +93,7 @@ def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
 @contextmanager
 def product(ggml: Any, kind: int, columns: int, rows: int, n: int) -> Iterator[Product]:
     """Tensors for `rows` rows of `columns` weights of type `kind`, times n vectors of float32."""
-    multiply_ = _needed(ggml, "ggml_mul_mat", _POINTER, *[_POINTER] * 3)
+    multiply_ = needed(ggml, "ggml_mul_mat", _POINTER, *[_POINTER] * 3)
     with _context(ggml, 4 * (columns * (rows + n) + rows * n)) as context:
         weights = _tensor(ggml, context, kind, columns, rows)
         values = _tensor(ggml, context, F32, columns, n)
@@ -144,8 +150,8 @@ def attend(
         AttributeError: ggml lacks a function that this takes.
     """
     heads, tokens, size = queries.shape
-    flash = _needed(ggml, "ggml_flash_attn_ext", _POINTER, *[_POINTER] * 5, *[ctypes.c_float] * 3)
-    permute = _needed(ggml, "ggml_permute", _POINTER, _POINTER, _POINTER, *[ctypes.c_int] * 4)
+    flash = needed(ggml, "ggml_flash_attn_ext", _POINTER, *[_POINTER] * 5, *[ctypes.c_float] * 3)
+    permute = needed(ggml, "ggml_permute", _POINTER, _POINTER, _POINTER, *[ctypes.c_int] * 4)
     arrays = (queries, keys, values)
     with _context(ggml, 2 * sum(array.nbytes for array in (*arrays, mask))) as context:
         tensors = []
@@ -162,31 +168,24 @@ def attend(
 
 def _tensor(ggml: Any, context: int, kind: int, *sizes: int) -> int:
     integers = [ctypes.c_int64] * 3
-    new = _needed(ggml, "ggml_new_tensor_3d", _POINTER, _POINTER, ctypes.c_int, *integers)
+    new = needed(ggml, "ggml_new_tensor_3d", _POINTER, _POINTER, ctypes.c_int, *integers)
     tensor: int = new(context, kind, *sizes, *[1] * (3 - len(sizes)))
     return tensor
 
 
 def _fill(ggml: Any, tensor: int, array: NDArray[Any]) -> None:
-    data = _needed(ggml, "ggml_get_data", _POINTER, _POINTER)
+    data = needed(ggml, "ggml_get_data", _POINTER, _POINTER)
     ctypes.memmove(data(tensor), array.tobytes(), array.nbytes)
 
 
 def _compute(
     ggml: Any, context: int, result: int, shape: tuple[int, ...], threads: int
 ) -> NDArray[np.float32]:
-    graph = _needed(ggml, "ggml_new_graph", _POINTER, _POINTER)(context)
-    _needed(ggml, "ggml_build_forward_expand", None, _POINTER, _POINTER)(graph, result)
+    graph = needed(ggml, "ggml_new_graph", _POINTER, _POINTER)(context)
+    needed(ggml, "ggml_build_forward_expand", None, _POINTER, _POINTER)(graph, result)
     name = "ggml_graph_compute_with_ctx"
-    _needed(ggml, name, ctypes.c_int, _POINTER, _POINTER, ctypes.c_int)(context, graph, threads)
+    needed(ggml, name, ctypes.c_int, _POINTER, _POINTER, ctypes.c_int)(context, graph, threads)
     found = np.empty(shape, np.float32)
-    data = _needed(ggml, "ggml_get_data", _POINTER, _POINTER)
+    data = needed(ggml, "ggml_get_data", _POINTER, _POINTER)
     ctypes.memmove(found.ctypes.data, data(result), found.nbytes)
-    return found
-
-
-def _needed(ggml: Any, name: str, result: Any, *arguments: Any) -> Any:
-    found = function(ggml, name, result, *arguments)
-    if found is None:
-        raise AttributeError(f"ggml has no function {name}")
     return found

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .ggml import address, attend, function, multiply, operation, product
+from .ggml import address, attend, multiply, needed, operation, product
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -86,7 +86,7 @@ def install_kernels(ggml: Any) -> str:
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     try:
-        kernels = _installable()
+        kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
         _check_buffer_types(ggml)
@@ -118,34 +118,27 @@ class Calls:
 def calls() -> Calls:
     """How often the kernels were used."""
     try:
-        kernels = _installable()
+        kernels = _compiled()
     except _Unusable:
         return Calls(0, 0)
     return Calls(kernels.specgen_products(), kernels.specgen_attentions())
 
 
 @cache
-def compiled() -> Any | None:
-    """The compiled library, or None where there was no compiler when specgen was installed."""
+def _compiled() -> Any:
     spec = find_spec("specgen.core._kernels")
     if spec is None or spec.origin is None:
-        return None
-    try:
-        return _with_types(ctypes.CDLL(spec.origin))
-    except (OSError, AttributeError) as error:  # of another system, or of an older specgen
-        _log.warning("%s can't be used: %s; install specgen again", spec.origin, error)
-        return None
-
-
-def _with_types(library: Any) -> Any:
-    if library.specgen_version() != _VERSION:
-        raise AttributeError("it belongs to another version of specgen")
+        raise _Unusable("ours were not compiled when specgen was installed")
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
-    size = ctypes.c_int64
-    library.specgen_top_k.restype = None
-    library.specgen_top_k.argtypes = [pointer, size, size, integer, pointer]
-    if not hasattr(library, "specgen_install"):  # another processor
-        return library
+    try:
+        library = ctypes.CDLL(spec.origin)
+        version = library.specgen_version()
+    except (OSError, AttributeError) as error:
+        raise _Unusable(f"{spec.origin} can't be used ({error}); install specgen again") from error
+    if version != _VERSION:
+        raise _Unusable(f"{spec.origin} is of another version; install specgen again")
+    if not hasattr(library, "specgen_install"):
+        raise _Unusable("there are none of ours for this processor")
     library.specgen_layout.restype = truth
     library.specgen_layout.argtypes = [pointer, pointer, pointer, ctypes.c_size_t, integer]
     library.specgen_install.restype = truth
@@ -154,15 +147,6 @@ def _with_types(library: Any) -> Any:
     library.specgen_enable.argtypes = [truth, truth]
     library.specgen_products.restype = ctypes.c_int64
     library.specgen_attentions.restype = ctypes.c_int64
-    return library
-
-
-def _installable() -> Any:
-    library = compiled()
-    if library is None:
-        raise _Unusable("ours were not compiled when specgen was installed")
-    if not hasattr(library, "specgen_install"):
-        raise _Unusable("there are none of ours for this processor")
     return library
 
 
@@ -179,17 +163,14 @@ def _check_classes(ggml: Any) -> None:
 def _check_buffer_types(ggml: Any) -> None:
     """The first that ggml has must look as ours will."""
     pointer = ctypes.c_void_p
-    registry = function(ggml, "ggml_backend_cpu_reg", pointer)
-    device = function(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
-    name = "ggml_backend_reg_get_proc_address"
-    find = function(ggml, name, pointer, pointer, ctypes.c_char_p)
-    if not (registry and device and find):
-        raise _Unusable("ggml lacks functions")
-    found = find(registry(), b"ggml_backend_dev_get_extra_bufts")
+    registry = needed(ggml, "ggml_backend_cpu_reg", pointer)()
+    device = needed(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
+    find = needed(ggml, "ggml_backend_reg_get_proc_address", pointer, pointer, ctypes.c_char_p)
+    found = find(registry, b"ggml_backend_dev_get_extra_bufts")
     if not found:
         raise _Unusable("ggml has no extra buffer types")
     # llama.cpp chooses buffers for weights from the list that the first call makes: without ours.
-    listed = ctypes.CFUNCTYPE(pointer, pointer)(found)(device(registry(), 0))
+    listed = ctypes.CFUNCTYPE(pointer, pointer)(found)(device(registry, 0))
     first = _word(listed) if listed else 0
     table = address(ggml, f"_ZTV{_BUFFERS}E")
     if not first or _word(_word(first + _CONTEXT * _WORD)) != table + 2 * _WORD:
@@ -201,10 +182,8 @@ def _word(at: int) -> int:
 
 
 def _check_tensors(ggml: Any, kernels: Any) -> None:
-    overhead = function(ggml, "ggml_tensor_overhead", ctypes.c_size_t)
-    name = function(ggml, "ggml_set_name", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
-    if overhead is None or name is None:
-        raise _Unusable("ggml lacks functions")
+    overhead = needed(ggml, "ggml_tensor_overhead", ctypes.c_size_t)
+    name = needed(ggml, "ggml_set_name", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
     with product(ggml, Q8_0, columns=96, rows=5, n=3) as tensors:
         name(tensors.result, b"product")
         found = tensors.result, tensors.weights, tensors.values

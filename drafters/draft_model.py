@@ -19,10 +19,10 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from specgen.core.protocols import Backend, Candidate, Effort, Logits, Tokens
-from specgen.core.ranking import top_k_rows
 from specgen.core.tree import DraftTree, common_prefix
 
 from .evidence import chance_bucket
+from .recycle import top_k_rows
 
 ALONE: Final = 4  # guesses in a row, when alone
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specgen.core.protocols import Candidate, Logits, Tokens
-from specgen.core.ranking import ENTRY, top_k_rows
 from specgen.core.tree import DraftTree, Evidence
 
 from .evidence import N_CHANCES, chance_bucket
@@ -32,8 +32,11 @@ TEMPLATE_NODES: Final = 60  # of the tree when alone
 SEED_TOKENS: Final = 1 << 14  # of a context from which text rows are made, the last
 TEXT_ROWS: Final = 1 << 14  # for each of the two kinds of keys
 
+ENTRY: Final = np.dtype([("token", np.int32), ("prob", np.float32)])
+
 _NAME: Final = "recycle"
 _LEAST = 0.005  # guesses less likely than this are not worth offering
+_BLOCK = 64  # logits whose maximum stands for them; see `top_k_rows`
 _LOW: Final = (1 << 32) - 1
 
 # What a row's probability is worth in the place where the row is used again, by length of key.
@@ -166,6 +169,58 @@ class Recycle:
                 self._pair_text.move_to_front(self._pair, token)
             self._pair = _next_pair(self._pair, token) if self._n_tokens else token - (1 << 62)
             self._n_tokens += 1
+
+
+def top_k_rows(logits: Logits, k: int) -> NDArray[np.void]:  # (rows, min(k, n_vocab)) of ENTRY
+    """The `k` likeliest tokens of each row, best first, and about their probabilities.
+
+    Rows without usable logits get probability 0. The tokens are exact: the k largest values
+    lie in the k blocks of largest maxima. The probabilities are a little too large, since only
+    the maxima of the other blocks are summed up: they hold nearly all that the row holds.
+    """
+    n_rows, n_vocab = logits.shape
+    n_blocks = n_vocab // _BLOCK
+    if n_blocks <= 2 * k:
+        places = np.arange(n_rows * n_vocab).reshape(n_rows, n_vocab)
+        values = peaks = logits
+    else:
+        # A block is a column here, which NumPy reduces many times faster than runs of neighbours.
+        n_even = n_blocks * _BLOCK
+        peaks = np.maximum.reduce(logits[:, :n_even].reshape(n_rows, _BLOCK, n_blocks), axis=1)
+        blocks = peaks.argpartition(n_blocks - k, axis=1)[:, n_blocks - k :]
+        starts = _starts(n_rows, n_vocab)
+        rows = np.arange(0, n_even, n_blocks)
+        places = (blocks[:, :, None] + (starts[:, :, None] + rows)).reshape(n_rows, -1)
+        if n_even < n_vocab:
+            places = np.concatenate((places, starts + np.arange(n_even, n_vocab)), axis=1)
+        values = logits.take(places)
+    return _best(places, values, peaks, n_vocab, k)
+
+
+def _best(
+    places: NDArray[np.intp], values: Logits, peaks: Logits, n_vocab: int, k: int
+) -> NDArray[np.void]:
+    """The `k` best of each row of `values`, found at `places` of all logits laid end to end."""
+    n_rows, n = values.shape
+    if k < n:
+        at = values.argpartition(n - k, axis=1)[:, n - k :] + _starts(n_rows, n)
+        places, values = places.take(at), values.take(at)
+    order = (-values).argsort(axis=1, kind="stable") + _starts(n_rows, min(k, n))
+    entries = np.empty(order.shape, ENTRY)
+    entries["token"] = places.take(order) - _starts(n_rows, n_vocab)
+    values = values.take(order)
+    with np.errstate(invalid="ignore", over="ignore"):
+        top = values[:, :1]
+        total = np.exp(peaks - top).sum(axis=1, keepdims=True)
+        probs = np.exp(values - top) / total
+    probs[~np.isfinite(total[:, 0])] = 0.0
+    np.minimum(probs, 1.0, out=entries["prob"])
+    return entries
+
+
+def _starts(n_rows: int, n: int) -> NDArray[np.intp]:  # (n_rows, 1)
+    """Where each row of `n` values starts, all laid end to end."""
+    return np.arange(0, n_rows * n, n)[:, None]
 
 
 def make_template(n_nodes: int) -> Template:

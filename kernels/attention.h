@@ -5,10 +5,9 @@
 // is computed like several, so the number of tokens and of threads does not show in the result.
 #pragma once
 
-#include "ggml_abi.h"
+#include "operation.h"
 
-#include <atomic>
-#include <cstdint>
+#include <algorithm>
 #include <cstring>
 
 // A query: one token at one head.
@@ -26,12 +25,8 @@ struct Cache {
 
 using Attend = void (*)(const Query *queries, const Cache &cache, float scale);
 
-struct Attention final : ggml::TensorTraits {
+struct Attention final : Operation {
     const Attend (*heads)[4] = nullptr;  // by the size of a head, then by queries - 1
-    int flash_attn_ext = -1;
-    void (*barrier)(void *threadpool) = nullptr;
-    std::atomic<bool> enabled{false};
-    std::atomic<int64_t> calls{0};
 
     static constexpr int MOST_TOKENS = 63;  // ggml has another kernel for more
     enum { QUERY, KEY, VALUE, MASK, SINKS };
@@ -49,8 +44,8 @@ struct Attention final : ggml::TensorTraits {
         return dimensions == 64 ? 0 : dimensions == 128 ? 1 : dimensions == 256 ? 2 : -1;
     }
 
-    bool applies(const ggml::Tensor *op) const {
-        if (op->op != flash_attn_ext || !enabled) return false;
+    bool applies(const ggml::Tensor *op) const override {
+        if (op->op != number || !enabled) return false;
         const ggml::Tensor *q = op->src[QUERY], *k = op->src[KEY], *v = op->src[VALUE];
         const ggml::Tensor *mask = op->src[MASK];
         const Settings s = settings(op);
@@ -62,32 +57,27 @@ struct Attention final : ggml::TensorTraits {
     }
 
     bool work_size(int, const ggml::Tensor *, size_t &size) override {
-        size = 2 * 64;
+        size = SHARED;
         return true;
     }
 
     bool compute_forward(ggml::Params *params, ggml::Tensor *op) override {
         const ggml::Tensor *q = op->src[QUERY], *k = op->src[KEY], *v = op->src[VALUE];
         const ggml::Tensor *mask = op->src[MASK];
-        if (!params->fits(2 * 64)) return false;
-        auto next = (std::atomic<int> *)(((uintptr_t)params->work + 63) & ~(uintptr_t)63);
-        if (params->ith == 0) {
-            calls.fetch_add(1, std::memory_order_relaxed);
-            next->store(params->nth, std::memory_order_relaxed);
-        }
-        barrier(params->threadpool);
+        if (!params->fits(SHARED)) return false;
+        count(params);
+        start_tasks(params);
 
         // A task: some of the queries that share a head of the cache.
         const auto &attend = heads[sizes(k->ne[0])];
         const int tokens = q->ne[1], sharing = q->ne[2] / k->ne[2], pairs = tokens * sharing;
         int size = pairs * k->ne[2] / (2 * params->nth);  // leaves something to share
-        size = size < 1 ? 1 : size > 4 ? 4 : size;
+        size = std::clamp(size, 1, 4);
         while (!attend[size - 1]) size--;
         const int tasks = (pairs + size - 1) / size;  // of one head
-        for (int t = params->ith; t < tasks * k->ne[2];
-             t = next->fetch_add(1, std::memory_order_relaxed)) {
+        for (int t = params->ith; t < tasks * k->ne[2]; t = take_task(params)) {
             const int64_t shared = t / tasks;
-            const int first = t % tasks * size, n = pairs - first < size ? pairs - first : size;
+            const int first = t % tasks * size, n = std::min(pairs - first, size);
             Query queries[4];
             for (int i = 0; i < n; i++) {
                 const int64_t token = (first + i) / sharing,

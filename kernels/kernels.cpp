@@ -4,19 +4,12 @@
 // of these, which holds no data, answers for the operations that are computed here. The results
 // have the same bits as ggml's own for one token at a time.
 
-#include "top_k.h"
-
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 // Raised with every change of a function's arguments: core/kernels.py wants its own.
 extern "C" int specgen_version() { return 1; }
-
-extern "C" void specgen_top_k(const float *logits, int64_t n_rows, int64_t n, int k,
-                              Entry *entries) {
-    for (int64_t i = 0; i < n_rows; i++) top_k(logits + i * n, n, k, entries + i * k);
-}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
@@ -110,11 +103,10 @@ bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
     product.formats = wide ? avx512::FORMATS : avx2::FORMATS;
     product.quantize[0] = type_traits(ggml::Q8_1)->quantize;
     product.quantize[1] = type_traits(ggml::Q8_0)->quantize;
-    product.mul_mat = mul_mat;
-    product.barrier = barrier;
+    product.number = mul_mat;
     attention.heads = wide ? avx512::HEADS : nullptr;
-    attention.flash_attn_ext = flash_attn_ext;
-    attention.barrier = barrier;
+    attention.number = flash_attn_ext;
+    product.barrier = attention.barrier = barrier;
     auto &types = extra_buffer_types();
     for (auto *type : types)
         if (type == &buffer_type) return true;

@@ -6,27 +6,21 @@
 #pragma once
 
 #include "formats.h"
-#include "ggml_abi.h"
+#include "operation.h"
 
-#include <atomic>
-#include <cstring>
+#include <algorithm>
 
 constexpr int PANEL = 64;  // columns that are packed at a time
 constexpr int STRIP = 16;  // rows that stay in the cache while they meet all columns of a panel
 
-struct Product final : ggml::TensorTraits {
+struct Product final : Operation {
     const FormatKernel *formats = nullptr;
-    int mul_mat = -1;
-    void (*barrier)(void *threadpool) = nullptr;
     ggml::Quantize quantize[2] = {};
-    std::atomic<bool> enabled{false};
-    std::atomic<int64_t> calls{0};
 
     int format(const ggml::Tensor *op) const { return op->src[0]->type == formats[1].type; }
 
-    bool applies(const ggml::Tensor *op) const {
-        if (op->op != mul_mat || op->op_params[1] || !enabled)
-            return false;  // [1]: a Hadamard hint
+    bool applies(const ggml::Tensor *op) const override {
+        if (op->op != number || op->op_params[1] || !enabled) return false;  // [1]: a Hadamard hint
         const ggml::Tensor *w = op->src[0], *x = op->src[1];
         return (w->type == formats[0].type || w->type == formats[1].type) && x->type == ggml::F32 &&
                !w->extra && x->nb[0] == sizeof(float) && op->nb[0] == sizeof(float) &&
@@ -35,8 +29,8 @@ struct Product final : ggml::TensorTraits {
     }
 
     bool work_size(int, const ggml::Tensor *op, size_t &size) override {
-        const int n = op->ne[1] < PANEL ? op->ne[1] : PANEL;
-        size = 2 * 64 + formats[format(op)].packed(op->src[0]->ne[0] / BLOCK, n);
+        const int n = std::min<int64_t>(op->ne[1], PANEL);
+        size = SHARED + formats[format(op)].packed(op->src[0]->ne[0] / BLOCK, n);
         return true;
     }
 
@@ -44,10 +38,10 @@ struct Product final : ggml::TensorTraits {
         size_t needed;
         work_size(params->nth, op, needed);
         if (!params->fits(needed)) return false;
-        if (params->ith == 0) calls.fetch_add(1, std::memory_order_relaxed);
+        count(params);
         for (int first = 0; first < op->ne[1]; first += PANEL) {
             if (first) barrier(params->threadpool);  // others still read the last panel
-            panel(params, op, first, op->ne[1] - first < PANEL ? op->ne[1] - first : PANEL);
+            panel(params, op, first, std::min<int64_t>(op->ne[1] - first, PANEL));
         }
         return true;
     }
@@ -58,35 +52,32 @@ struct Product final : ggml::TensorTraits {
         const FormatKernel &kernel = formats[format(op)];
         const int64_t blocks = w->ne[0] / BLOCK, rows = w->ne[1];
         const int ith = params->ith, nth = params->nth;
-        auto base = (char *)(((uintptr_t)params->work + 63) & ~(uintptr_t)63);
-        auto next = (std::atomic<int> *)base;  // the next task that nobody has
-        char *packed = base + 64;
+        char *packed = (char *)&next_task(params) + LINE;
 
         const size_t group_bytes = kernel.packed(blocks, kernel.group);
         auto from = (const char *)x->data + first * x->nb[1];
         for (int c = 0; c < n; c += kernel.group) {
-            const int columns = n - c < kernel.group ? n - c : kernel.group;
+            const int columns = std::min(n - c, kernel.group);
             char *group = packed + c / kernel.group * group_bytes;
             for (int64_t b = blocks * ith / nth; b < blocks * (ith + 1) / nth; b++)
                 kernel.pack(quantize[format(op)], from + c * x->nb[1], x->nb[1], columns, b,
                             group + b * kernel.packed_block(columns));
         }
-        if (ith == 0) next->store(nth, std::memory_order_relaxed);
-        barrier(params->threadpool);
+        start_tasks(params);
 
         const int64_t strips = (rows + STRIP - 1) / STRIP;
         const int64_t task = (strips + 4 * nth - 1) / (4 * nth) * STRIP;  // rows
         auto out = (float *)((char *)op->data + first * op->nb[1]);
         const size_t out_stride = op->nb[1] / sizeof(float);
-        for (int64_t t = ith; t * task < rows; t = next->fetch_add(1, std::memory_order_relaxed)) {
-            const int64_t end = (t + 1) * task < rows ? (t + 1) * task : rows;
+        for (int64_t t = ith; t * task < rows; t = take_task(params)) {
+            const int64_t end = std::min((t + 1) * task, rows);
             const int64_t step = n > kernel.group ? STRIP : task;
             for (int64_t i = t * task; i < end; i += step)
                 for (int c = 0; c < n; c += kernel.group) {
-                    const int columns = n - c < kernel.group ? n - c : kernel.group;
+                    const int columns = std::min(n - c, kernel.group);
                     kernel.rows[kernel.vectors(columns) - 1](
-                        w, packed + c / kernel.group * group_bytes, i,
-                        i + step < end ? i + step : end, columns, out + c * out_stride, out_stride);
+                        w, packed + c / kernel.group * group_bytes, i, std::min(i + step, end),
+                        columns, out + c * out_stride, out_stride);
                 }
         }
     }
