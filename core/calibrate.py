@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -32,27 +32,43 @@ MOST_CONFIDENCE = 2.0  # either way
 KEPT_BUCKETS: Final = 4096  # in a record, those that saw most
 KEPT_VISITS: Final = 100.0  # most that a bucket of a record counts for, so that it can be wrong
 
+_LEAST, _MOST = 1e-4, 1 - 1e-4  # probability that a logit is taken of
 _N_TOKEN_KEYS = 2  # the guess and the token before it each have a bucket
 _STRENGTHS = 5  # into how many classes guesses are sorted, for the buckets of tokens
-_Key: TypeAlias = tuple[object, ...]
+_N_STREAKS = 4
+_STREAKS = (0, 1, 1, 2, 2, 2, 2, 2)  # by right guesses in a row; more are the last one
+_Key: TypeAlias = tuple[object, ...]  # of a bucket in a record
 _Group: TypeAlias = tuple[str | int, ...]
 _Bucket: TypeAlias = list[float]  # [hits, visits, logit of their ratio]
+_Table: TypeAlias = dict[Any, _Bucket]
 
 
 class Guess(NamedTuple):
     """A judged guess, ready to be learnt from."""
 
     prob: float
-    keys: tuple[_Key, ...]
-    inputs: tuple[float, ...]  # each bucket's estimate, as a logit; the mixture comes last
-    group: _Group  # the drafters that agree
+    # For each bucket: where it is, under which key, the bucket if there is one, and its estimate
+    # as a logit. The last one's is the mixture of the others.
+    seen: list[tuple[_Table, Any, _Bucket | None, float]]
+    weights: list[float]  # of the drafters that agree
 
 
 class Calibrator:
     """Probabilities of guesses, learnt from what became of earlier ones."""
 
     def __init__(self) -> None:
-        self._buckets: dict[_Key, _Bucket] = {}
+        # By streak and evidence, by token and strength, by estimate and streak: keys that are
+        # quickly made and found.
+        self._by_evidence: tuple[_Table, ...] = tuple({} for _ in range(_N_STREAKS))
+        self._by_guess: _Table = {}
+        self._by_last: _Table = {}
+        self._by_estimate: _Table = {}
+        # In a record these have keys (kind, a, b), and here a * n + b.
+        self._numbered = {
+            1: (self._by_guess, _STRENGTHS),
+            2: (self._by_last, _STRENGTHS),
+            3: (self._by_estimate, _N_STREAKS),
+        }
         self._weights: dict[_Group, list[float]] = {}
         self._confidence = CAUTION
 
@@ -72,68 +88,93 @@ class Calibrator:
             last: the token before it.
             run: guesses in a row that were right, up to here.
         """
-        get = self._buckets.get
-        streak = 0 if run == 0 else 1 if run < 3 else 2 if run < 8 else 3
-        keys: list[_Key] = []
-        inputs: list[float] = []
-        base = default = logit(prior)
+        streak = _STREAKS[run] if run < len(_STREAKS) else _N_STREAKS - 1
+        table = self._by_evidence[streak]
+        seen: list[tuple[_Table, Any, _Bucket | None, float]] = []
+        base = -math.inf
         for item in evidence:
-            key: _Key = (item, streak)
-            keys.append(key)
-            bucket = get(key)
-            value = default if bucket is None else bucket[2]
-            inputs.append(value)
-            if len(keys) == 1 or value > base:
+            bucket = table.get(item)
+            value = logit(prior) if bucket is None else bucket[2]
+            if value > base:
                 base = value
+            seen.append((table, item, bucket, value))
         strength = int(_STRENGTHS * squash(base))
-        for key in ((1, token, strength), (2, last, strength)):
-            keys.append(key)
-            bucket = get(key)
-            inputs.append(base if bucket is None else _trusted(bucket, base))
+        for table, key in (
+            (self._by_guess, token * _STRENGTHS + strength),
+            (self._by_last, last * _STRENGTHS + strength),
+        ):
+            bucket = table.get(key)
+            seen.append((table, key, bucket, base if bucket is None else _trusted(bucket, base)))
         group = tuple([item[0] for item in evidence])
         weights = self._weights.get(group)
         if weights is None:
-            weights = self._weights[group] = [1.0 / len(keys)] * len(keys)
+            weights = self._weights[group] = [1.0 / len(seen)] * len(seen)
         total = 0.0
-        for weight, value in zip(weights, inputs):  # noqa: B905  (on the path of every guess)
-            total += weight * value
+        for weight, one in zip(weights, seen):  # noqa: B905  (on the path of every guess)
+            total += weight * one[3]
         # Last, what guesses judged about as likely as this one came to.
-        key = (3, round(2 * total), streak)
-        keys.append(key)
-        bucket = get(key)
+        table = self._by_estimate
+        key = round(2 * total) * _N_STREAKS + streak
+        bucket = table.get(key)
+        seen.append((table, key, bucket, total))
         final = total if bucket is None else _trusted(bucket, total)
-        inputs.append(total)
-        return Guess(squash(final + self._confidence), tuple(keys), tuple(inputs), group)
+        return Guess(squash(final + self._confidence), seen, weights)
 
     def learn(self, guess: Guess, right: bool) -> None:
         """Count what became of a guess whose parent was right."""
         confidence = self._confidence + CONFIDENCE_RATE * (right - guess.prob)
         self._confidence = min(max(confidence, -MOST_CONFIDENCE), MOST_CONFIDENCE)
-        weights = self._weights[guess.group]
-        step = LEARNING_RATE * (right - squash(guess.inputs[-1]))
+        seen, weights = guess.seen, guess.weights
+        step = LEARNING_RATE * (right - squash(seen[-1][3]))
         for i in range(len(weights)):
-            weights[i] += step * guess.inputs[i]
-        for key, value in zip(guess.keys, guess.inputs):  # noqa: B905  (see above)
-            bucket = self._buckets.get(key)
-            if bucket is None:
-                if len(self._buckets) >= MAX_BUCKETS:
-                    continue
-                bucket = self._buckets[key] = [PRIOR_VISITS * squash(value), PRIOR_VISITS, 0.0]
-            bucket[0] = bucket[0] * DECAY + right
-            bucket[1] = bucket[1] * DECAY + 1
-            bucket[2] = logit(bucket[0] / bucket[1])
+            weights[i] += step * seen[i][3]
+        for table, key, known, value in seen:
+            bucket = known or table.get(key) or self._new(table, key, value)
+            hits = bucket[0] = bucket[0] * DECAY + right
+            visits = bucket[1] = bucket[1] * DECAY + 1
+            bucket[2] = logit(hits / visits)
+
+    def _new(self, table: _Table, key: Any, value: float) -> _Bucket:
+        """A bucket that begins with an estimate, kept if there is room for it."""
+        bucket = [PRIOR_VISITS * squash(value), PRIOR_VISITS, 0.0]
+        if sum(map(len, self._tables())) < MAX_BUCKETS:
+            table[key] = bucket
+        return bucket
+
+    def _tables(self) -> tuple[_Table, ...]:
+        return (*self._by_evidence, *[table for table, _ in self._numbered.values()])
+
+    def _items(self) -> Iterator[tuple[_Key, _Bucket]]:
+        """All buckets, by the keys that they have in a record."""
+        for streak, table in enumerate(self._by_evidence):
+            for item, bucket in table.items():
+                yield (item, streak), bucket
+        for kind, (table, n) in self._numbered.items():
+            for key, bucket in table.items():
+                yield (kind, *divmod(key, n)), bucket
+
+    def _place(self, key: Any) -> tuple[_Table, Any]:
+        """Where a bucket of a record belongs. Raises IndexError, KeyError, … for no such key."""
+        if isinstance(key[0], tuple):
+            item, streak = key
+            return self._by_evidence[_below(_N_STREAKS, streak)], item
+        kind, number, part = key
+        table, n = self._numbered[kind]
+        return table, number * n + _below(n, part)
 
     def copy(self) -> Calibrator:
         """One that goes its own way from here, at the beginning of a text."""
         copy = Calibrator()
-        copy._buckets = {key: list(bucket) for key, bucket in self._buckets.items()}
+        for table, mine in zip(copy._tables(), self._tables(), strict=True):
+            table.update({key: list(bucket) for key, bucket in mine.items()})
         copy._weights = {group: list(weights) for group, weights in self._weights.items()}
         return copy
 
     def merge(self, other: Calibrator) -> None:
         """Add what `other` saw. What both knew before counts twice, which its ratio survives."""
-        for key, (hits, visits, _) in other._buckets.items():
-            bucket = self._buckets.setdefault(key, [0.0, 0.0, 0.0])
+        for key, (hits, visits, _) in other._items():
+            table, at = self._place(key)
+            bucket = table.setdefault(at, [0.0, 0.0, 0.0])
             total = bucket[1] + visits
             scale = min(1.0, KEPT_VISITS / total)
             bucket[:] = _bucket((bucket[0] + hits) * scale, total * scale)
@@ -143,7 +184,7 @@ class Calibrator:
 
     def record(self, of: Callable[[_Key], bool] = lambda key: True) -> dict[str, Any]:
         """What is worth keeping `of` the keys that say so, as JSON."""
-        kept = [item for item in self._buckets.items() if of(item[0])]
+        kept = [item for item in self._items() if of(item[0])]
         most = sorted(kept, key=lambda item: -item[1][1])[:KEPT_BUCKETS]
         buckets = []
         for key, (hits, visits, _) in most:
@@ -160,14 +201,15 @@ class Calibrator:
             for key, hits, visits in record["buckets"]:
                 if not 0 <= hits <= visits < math.inf or not visits > 0:
                     raise ValueError(f"{hits} hits of {visits}")
-                made._buckets[_tuple(key)] = _bucket(float(hits), float(visits))
+                table, at = made._place(_tuple(key))
+                table[at] = _bucket(float(hits), float(visits))
             for group, weights in record["weights"]:
                 if len(weights) != len(group) + _N_TOKEN_KEYS or not all(
                     map(math.isfinite, weights)
                 ):
                     raise ValueError(f"weights {weights} of {group}")
                 made._weights[_tuple(group)] = [float(weight) for weight in weights]
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"no record of a calibrator: {error}") from error
         return made
 
@@ -191,6 +233,13 @@ def _tuple(value: Any) -> Any:
     return value
 
 
+def _below(end: int, number: int) -> int:
+    """`number`. Raises IndexError if it is not within 0 and `end`."""
+    if not 0 <= number < end:
+        raise IndexError(f"{number} is not below {end}")
+    return number
+
+
 def _bucket(hits: float, visits: float) -> _Bucket:
     return [hits, visits, logit(hits / visits)]
 
@@ -202,7 +251,10 @@ def _trusted(bucket: _Bucket, base: float) -> float:
 
 def logit(p: float) -> float:
     """ln(p / (1 - p)), with p kept off 0 and 1."""
-    p = min(max(p, 1e-4), 1 - 1e-4)
+    if p < _LEAST:
+        p = _LEAST
+    elif p > _MOST:
+        p = _MOST
     return math.log(p / (1 - p))
 
 

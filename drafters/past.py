@@ -16,7 +16,7 @@ from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.tree import DraftTree, Evidence
 
 from .evidence import chance_bucket
-from .suffix import LONGEST, Suffix
+from .suffix import LONGEST, Suffix, after, running
 
 OCCURRENCES = 32  # looked at for one ending: habits are counted, where `suffix` asks what is new
 MOST_GUESSES = 6  # of one ending
@@ -37,15 +37,16 @@ class Past(Suffix):
     def __init__(self, answers: Tokens) -> None:
         super().__init__()
         self._index(answers)
-        self._tail = ()
+        self._ends = (0,)
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
-        self._tail = tuple(context[-LONGEST:].tolist())
+        self._ends = tuple(running(context[-LONGEST:].tolist()))
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """See Drafter."""
-        self._tail = (*self._tail, *emitted)[-LONGEST:]
+        for token in emitted:
+            self._ends = after(self._ends, token)
 
     def _rank(
         self, found: dict[int, Candidate], followers: list[int], order: int, level: int

@@ -17,7 +17,7 @@ _PAGE: Final = 4096
 _ROW: Final = 8 * K  # bytes that recycle keeps of a token
 _TOKENS_PER_PAGE: Final = 5  # of text, for each page of rows that it touches; 8 to 15 were seen
 _JUDGE: Final = 1_800_000  # counts of the calibrator
-_PAST: Final = 4_500_000  # an index of answers
+_PAST: Final = 3_700_000  # an index of answers
 _LEARNT: Final = 7_000_000  # answers and counts while they are read, merged and written
 
 
@@ -45,7 +45,7 @@ def _recycle(n_vocab: int, n_ctx: int) -> int:
 def _suffix(n_vocab: int, n_ctx: int) -> int:
     """Rings double, and for a moment there are two of them."""
     ring = min(CAPACITY, 1 << max(10, (n_ctx - 1).bit_length()))
-    return 1_800_000 + 76 * ring
+    return 1_800_000 + 52 * ring
 
 
 _TABLES: Final[dict[str, Callable[[int, int], int]]] = {

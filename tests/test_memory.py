@@ -109,12 +109,12 @@ def test_single_drafters_have_no_judge() -> None:
     ("n", "room"), [(0, 1024), (1024, 1024), (4096, 4096), (4097, 8192), (66_000, 65_536)]
 )
 def test_rings_are_no_larger_than_they_must_be(n: int, room: int) -> None:
-    """Of suffix: six tables of places and 76 bytes a token, whether a text is read or written."""
+    """Of suffix: six tables of places and 52 bytes a token, whether a text is read or written."""
     text = (np.arange(n) * 7919 % REAL_VOCAB).tolist()
     written = begun(Suffix(), text[: n - n // 64])
     observe(written, text[n - n // 64 :])
-    expected = 6 * 4 * 65_536 + 76 * room
-    slack = 10_000 + 0.07 * 76 * room  # arrays that grow take a sixteenth more
+    expected = 6 * 4 * 65_536 + 52 * room
+    slack = 10_000 + 0.07 * 52 * room  # arrays that grow take a sixteenth more
     assert size_of(begun(Suffix(), text)) == pytest.approx(expected, abs=slack)
     assert size_of(written) == pytest.approx(expected, abs=slack)
 
