@@ -205,7 +205,7 @@ def _drafters(
         return drafters
     if prompt.predicted is not None:
         predicted = vocab.tokenize(prompt.predicted, add_bos=False, special=False)
-        drafters = (*drafters, Predicted(predicted))
+        drafters = (Predicted(predicted), *drafters)
     if draft:
         drafters = (*drafters, DraftModel(draft))
     return with_past(drafters, answers) if past else drafters

@@ -105,7 +105,7 @@ class Job:
         drafters = tuple(create(names))
         if text is not None:
             tokens = engine.vocab.tokenize(text, add_bos=False, special=False)
-            drafters = (*drafters, Predicted(tokens))
+            drafters = (Predicted(tokens), *drafters)
         if engine.draft and config.draft:
             drafters = (*drafters, DraftModel(engine.draft, label=config.draft.name))
         # A single one drafts as its paper says; and learning takes memory.

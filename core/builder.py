@@ -28,7 +28,7 @@ _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Li
 
 # A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
 # those that their drafters think far less likely are not judged.
-_HOPELESS = 0.2
+_HOPELESS = 0.4
 
 # How many times as many tokens a second as plain decoding a draft must promise to be made: of many
 # estimates the highest is likely to be too high.
@@ -88,23 +88,32 @@ class Builder:
             self._calibrator.begin()
 
     def build(
-        self, root: int, room: int, depth: int, *, context: int = 0, n_lead: int = 0
+        self,
+        root: int,
+        room: int,
+        depth: int,
+        *,
+        context: int = 0,
+        n_lead: int = 0,
+        resting: Container[Drafter] = (),
     ) -> DraftTree:
         """The best tree below `root` with at most `room` guesses, none deeper than `depth`.
 
-        `context` tokens are committed, and `n_lead` rows go ahead of the tree.
+        `context` tokens are committed, and `n_lead` rows go ahead of the tree. Drafters that are
+        `resting` are not asked.
         """
         self._growth = None
         self.asked_costly = False
         place = _Place(root, min(room, self._max_drafts), depth, n_lead, self._row(context))
         if place.room <= 0 or depth <= 0:
             return DraftTree.root(root)
+        cheap = [each for each in self._cheap if each not in resting]
         # Without prices all are asked, and there is nothing to compare with.
-        draft = None if place.row is None else self._drafted(place, self._cheap)
+        draft = None if place.row is None else self._drafted(place, cheap)
         costly = [each for each in self._costly if draft is None or _pays(each, place, draft.rate)]
         self.asked_costly = bool(costly)
         if draft is None or costly:
-            draft = self._drafted(place, (*self._cheap, *costly))
+            draft = self._drafted(place, (*cheap, *costly))
         self._growth = draft.growth
         return draft.growth.tree(draft.n_nodes) if draft.growth else DraftTree.root(root)
 
@@ -248,7 +257,7 @@ class _Growth:
                 continue
             if self._calibrator is not None:
                 guess = self._calibrator.guess(evidences, prob, token, last, run)
-                prob = guess.prob
+                prob = guess[0]
             path = parent_path * prob
             if self._forgets and len(offers) == self.room:
                 if path <= offers[0][0]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .tree import Evidence
 
@@ -43,14 +43,10 @@ _Bucket: TypeAlias = list[float]  # [hits, visits, logit of their ratio]
 _Table: TypeAlias = dict[Any, _Bucket]
 
 
-class Guess(NamedTuple):
-    """A judged guess, ready to be learnt from."""
-
-    prob: float
-    # For each bucket: where it is, under which key, the bucket if there is one, and its estimate
-    # as a logit. The last one's is the mixture of the others.
-    seen: list[tuple[_Table, Any, _Bucket | None, float]]
-    weights: list[float]  # of the drafters that agree
+# A judged guess, ready to be learnt from: its probability; for each bucket where it is, under which
+# key, the bucket if there is one, and its estimate as a logit, the mixture of the others last; and
+# the weights of the drafters that agree. A bare tuple, since one is made for every guess.
+Guess: TypeAlias = tuple[float, list[tuple[_Table, Any, "_Bucket | None", float]], list[float]]
 
 
 class Calibrator:
@@ -118,13 +114,13 @@ class Calibrator:
         bucket = table.get(key)
         seen.append((table, key, bucket, total))
         final = total if bucket is None else _trusted(bucket, total)
-        return Guess(squash(final + self._confidence), seen, weights)
+        return squash(final + self._confidence), seen, weights
 
     def learn(self, guess: Guess, right: bool) -> None:
         """Count what became of a guess whose parent was right."""
-        confidence = self._confidence + CONFIDENCE_RATE * (right - guess.prob)
+        prob, seen, weights = guess
+        confidence = self._confidence + CONFIDENCE_RATE * (right - prob)
         self._confidence = min(max(confidence, -MOST_CONFIDENCE), MOST_CONFIDENCE)
-        seen, weights = guess.seen, guess.weights
         step = LEARNING_RATE * (right - squash(seen[-1][3]))
         for i in range(len(weights)):
             weights[i] += step * seen[i][3]

@@ -16,18 +16,17 @@ import numpy as np
 from .builder import Builder
 from .calibrate import Calibrator
 from .errors import ContextFull, UsageError
-from .guard import Guarded
-from .pace import Looks, Pace
+from .pace import Pace
+from .panel import Panel
 from .protocols import Backend, Drafter, Logits, Prices
 from .sampling import Sampler
 from .stats import Step
 from .strict import Strict, StrictPrices
 from .tree import DraftTree, Evidence, common_prefix
-from .verify import verify
+from .verify import Verdict, verify
 
 _PADDING: Evidence = ("padding",)
 _SMALL_TREE = 4  # guesses; smaller ones save next to nothing
-_NO_LOGITS = np.empty((1, 0), np.float32)
 
 
 class Session:
@@ -67,10 +66,10 @@ class Session:
             pricing = StrictPrices(pricing, strict)
         self.tokens: list[int] = []
         self._backend = backend
-        self._drafters = tuple([Guarded(drafter, limits.n_vocab) for drafter in drafters])
+        self._panel = Panel(drafters, limits.n_vocab)
         self._max_drafts = max_drafts
         self._builder = Builder(
-            self._drafters,
+            self._panel.drafters,
             max_drafts,
             max_leaves=limits.max_leaves,
             branch=branch and limits.can_branch and (strict is None or strict.branch),
@@ -84,8 +83,6 @@ class Session:
         self._strict = strict
         self._pricing = pricing
         self._pace = pace
-        self._looks = [Looks() for _ in self._drafters]
-        self._unseen: list[int] = []  # emitted, and not yet shown to the drafters
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -112,12 +109,10 @@ class Session:
         self.tokens = list(tokens)
         self._prefill(on_chunk)
         context = np.array(self.tokens, np.int32)
-        self._unseen = []
         self._builder.begin()
         if self._pace is not None:
             self._pace.begin()
-        for drafter in self._drafters:
-            drafter.begin(context)
+        self._panel.begin(context)
         return reused
 
     def _prefill(self, on_chunk: Callable[[int, int], None] | None) -> None:
@@ -163,9 +158,10 @@ class Session:
         if self._max_drafts > _SMALL_TREE:
             self._max_drafts //= 2
             return f"drafts of at most {self._max_drafts} tokens"
-        dropped = [drafter.name for drafter in self._drafters[1:] if drafter.drop()]
-        if not dropped:
-            dropped = [drafter.name for drafter in self._drafters[:1] if drafter.drop()]
+        first, *others = self._panel.drafters or (None,)
+        dropped = [drafter.name for drafter in others if drafter.drop()]
+        if not dropped and first and first.drop():
+            dropped = [first.name]
         return f"no drafts by {', '.join(dropped)}" if dropped else None
 
     def step(self, sampler: Sampler, limit: int, ends: Callable[[int], bool]) -> Step:
@@ -186,13 +182,8 @@ class Session:
             kept = len(lead) + 1 + _accepted_on_main(tree, verdict.path)
             self.tokens += verdict.tokens
             if asks:
-                n_lead = len(lead)
-                call = _Call(
-                    n_lead + len(tree), n_lead + len(guesses), backend.length, scored - drafted
-                )
-                self._learn(call, tree, logits, verdict.tokens, drafted - start)
-            else:
-                self._unseen += verdict.tokens
+                call = _Call(guesses, tree, len(lead), backend.length, scored - drafted)
+                self._learn(call, logits, verdict, drafted - start)
         finally:
             backend.commit(kept)
         return Step(
@@ -208,9 +199,11 @@ class Session:
 
     def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
         """The next tree."""
-        self._catch_up()
+        resting = self._panel.ask(self.tokens)
         room, context = self._room(n_lead), self._backend.length
-        return self._builder.build(root, room, depth, context=context, n_lead=n_lead)
+        return self._builder.build(
+            root, room, depth, context=context, n_lead=n_lead, resting=resting
+        )
 
     def _room(self, n_lead: int) -> int:
         """Most guesses of the next tree."""
@@ -247,48 +240,37 @@ class Session:
             backend.score(chain, ())
             backend.commit(n)
 
-    def _catch_up(self) -> None:
-        """Show the drafters what was emitted in steps that did not ask them."""
-        if self._unseen:
-            tree = DraftTree.root(self.tokens[-len(self._unseen) - 1])
-            for drafter in self._drafters:
-                drafter.observe(self._unseen, tree, _NO_LOGITS)
-            self._unseen = []
-
-    def _learn(
-        self, call: _Call, tree: DraftTree, logits: Logits, emitted: Sequence[int], draft_s: float
-    ) -> None:
+    def _learn(self, call: _Call, logits: Logits, verdict: Verdict, draft_s: float) -> None:
         """Everyone learns from a step: pricing, drafters, calibrator, pace."""
         start = perf_counter()
-        pricing = self._pricing
+        pricing, emitted = self._pricing, verdict.tokens
         if pricing is None:
-            for drafter in self._drafters:
-                drafter.observe(emitted, tree, logits)
+            self._panel.observe(emitted, call.tree, logits)
             self._builder.learn(emitted)
             return
-        is_explored = self._strict is None and call.n_rows > call.n_wanted
-        pricing.observe(call.n_rows, call.context, call.seconds, explored=is_explored)
+        is_explored = self._strict is None and len(call.tree) > len(call.guesses)
+        n_rows, n_wanted = call.n_lead + len(call.tree), call.n_lead + len(call.guesses)
+        pricing.observe(n_rows, call.context, call.seconds, explored=is_explored)
         row = pricing.row(call.context)
-        for drafter, looks in zip(self._drafters, self._looks, strict=True):
-            if looks.affordable(row[0]):
-                before = perf_counter()
-                drafter.observe(emitted, tree, logits)
-                looks.took(perf_counter() - before)
-            else:
-                drafter.observe(emitted, tree, logits[:, :0])
+        plain_s, cost_s = row[0], row[n_wanted - 1]
+        self._panel.observe(emitted, call.tree, logits, plain_s)
         self._builder.learn(emitted)
+        if self._pace is None:
+            return
+        row_s = (cost_s - row[call.n_lead]) / max(1, len(call.guesses) - 1)
+        self._panel.settle(call.guesses, verdict.path, plain_s, row_s)
         # A costly drafter knows what it is worth, and steps without it would leave it behind.
-        if self._pace is not None and not self._builder.asked_costly:
+        if not self._builder.asked_costly:
             host_s = draft_s + perf_counter() - start
-            cost_s = row[call.n_wanted - 1]
-            self._pace.settle(row[0], len(emitted) * row[0] - cost_s - host_s)
+            self._pace.settle(plain_s, len(emitted) * plain_s - cost_s - host_s)
 
 
 class _Call(NamedTuple):
-    """What a target call took."""
+    """What a target call was made for, and what it took."""
 
-    n_rows: int
-    n_wanted: int  # rows without padding
+    guesses: DraftTree
+    tree: DraftTree  # the guesses, and what they were padded with
+    n_lead: int
     context: int
     seconds: float
 

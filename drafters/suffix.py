@@ -62,7 +62,7 @@ class Suffix:
         self._heads = [array("i", [-1]) * _HEADS for _ in ORDERS]
         self._make_room(_FEWEST)
         self._n = 0
-        self._ends = (0,)
+        self._ends: tuple[int, ...] = (0,)
 
     def _make_room(self, capacity: int) -> None:
         """Empty rings for so many tokens, a power of 2."""

@@ -343,7 +343,7 @@ def test_a_stop_while_a_prompt_is_read() -> None:
 @pytest.mark.parametrize(
     ("name", "predicted", "expected"),
     [
-        ("auto", "abc", [*(drafter.name for drafter in create("auto")), "predicted"]),
+        ("auto", "abc", ["predicted", *(drafter.name for drafter in create("auto"))]),
         ("auto", None, [drafter.name for drafter in create("auto")]),
         ("prompt-lookup", "abc", ["prompt-lookup"]),
         ("none", "abc", ["none"]),

@@ -22,7 +22,7 @@ from specgen.core.calibrate import (
 
 def rate(calibrator: Calibrator, evidence: list[tuple[str | int, ...]]) -> float:
     """What the calibrator says of a guess that it has never seen the token of."""
-    return calibrator.guess(evidence, 0.3, token=999, last=998, run=0).prob
+    return calibrator.guess(evidence, 0.3, token=999, last=998, run=0)[0]
 
 
 def train(calibrator: Calibrator, chances: dict[tuple[str | int, ...], float]) -> None:
@@ -72,7 +72,7 @@ def test_probabilities_stay_inside_0_and_1() -> None:
     calibrator = Calibrator()
     for _ in range(5000):
         calibrator.learn(calibrator.guess([("a",)], 0.99, 1, 2, 9), True)
-    prob = calibrator.guess([("a",)], 0.99, 1, 2, 9).prob
+    prob = calibrator.guess([("a",)], 0.99, 1, 2, 9)[0]
     assert 0.9 < prob < 1
 
 
@@ -93,7 +93,7 @@ def test_a_text_wins_and_loses_confidence() -> None:
             calibrator.learn(calibrator.guess([("seen",)], 0.3, 1, 2, 0), right)
         assert (rate(calibrator, [("new",)]) > before) is right
         calibrator.begin()
-        assert calibrator.copy().guess([("new",)], 0.3, 7, 8, 5).prob == pytest.approx(before)
+        assert calibrator.copy().guess([("new",)], 0.3, 7, 8, 5)[0] == pytest.approx(before)
 
 
 def taught(seed: int = 1) -> Calibrator:
@@ -169,6 +169,6 @@ def test_experience_is_shipped() -> None:
     calibrator = experienced()
     short = calibrator.guess([("suffix", 1, 0, 0, 1, 9)], 0.3, 1, 2, 0)
     long = calibrator.guess([("suffix", 16, 0, 0, 1, 9)], 0.3, 1, 2, 0)
-    assert long.prob > short.prob + 0.3
+    assert long[0] > short[0] + 0.3
     calibrator.learn(long, False)
     assert experienced().record() != calibrator.record()  # each has one of its own

@@ -280,7 +280,7 @@ def test_the_faults_of_the_lossless_cases_come_up(caplog: pytest.LogCaptureFixtu
         faulty = Faulty(seed, N_VOCAB)
         session = begun(faulty)
         write(session, 40)
-        if isinstance(session._drafters[0]._drafter, Faulty):
+        if isinstance(session._panel.drafters[0]._drafter, Faulty):
             continue
         seen.add((faulty.fails_in, faulty.fails_in == "predict" and faulty.lie is not None))
     assert seen == {(call, False) for call in CALLS} | {("predict", True)}

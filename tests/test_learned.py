@@ -40,7 +40,7 @@ def teach(learned: Learned, evidence: str, right: bool, times: int = 20) -> None
 def chance(learned: Learned, evidence: str) -> float:
     """What a guess on some evidence is thought to be worth at the beginning of a text."""
     learned.calibrator.begin()
-    return learned.calibrator.guess([(evidence,)], 0.3, 3, 4, 0).prob
+    return learned.calibrator.guess([(evidence,)], 0.3, 3, 4, 0)[0]
 
 
 def test_a_new_model_begins_with_experience(model: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import specgen.core.session as session_module
 from specgen.core import layout, testing
 from specgen.core.builder import Builder
+from specgen.core.guard import Guarded
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
@@ -274,7 +275,11 @@ def _budget_of_tokens_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def _drafters_unguarded(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session_module, "Guarded", lambda drafter, n_vocab: drafter)
+    def plainly(name: str) -> Callable[..., Any]:
+        return lambda self, *args: getattr(self._drafter, name)(*args)
+
+    for name in ("begin", "root", "predict", "advance", "observe"):
+        patch.setattr(Guarded, name, plainly(name))
 
 
 def _padding_beside_guesses(patch: pytest.MonkeyPatch) -> None:
