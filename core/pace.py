@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-SKIPPED: Final = (1, 3, 7)  # steps between two that ask, while asking does not pay; then more
+SKIPPED: Final = (1, 3)  # steps between two that ask, while asking does not pay; then more
 LOOK_SHARE: Final = 0.01  # of a plain step, that a drafter's look at the logits may take
 
 _RATE: Final = 0.1  # what one step counts for in the balance
