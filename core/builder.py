@@ -28,7 +28,7 @@ _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Li
 
 # A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
 # those that their drafters think far less likely are not judged.
-_HOPELESS = 0.4
+_HOPELESS = 0.2
 
 # How many times as many tokens a second as plain decoding a draft must promise to be made: of many
 # estimates the highest is likely to be too high.
