@@ -65,6 +65,7 @@ class Calibrator:
             2: (self._by_last, _STRENGTHS),
             3: (self._by_estimate, _N_STREAKS),
         }
+        self._tables = (*self._by_evidence, *[table for table, _ in self._numbered.values()])
         self._weights: dict[_Group, list[float]] = {}
         self._confidence = CAUTION
 
@@ -133,12 +134,9 @@ class Calibrator:
     def _new(self, table: _Table, key: Any, value: float) -> _Bucket:
         """A bucket that begins with an estimate, kept if there is room for it."""
         bucket = [PRIOR_VISITS * squash(value), PRIOR_VISITS, 0.0]
-        if sum(map(len, self._tables())) < MAX_BUCKETS:
+        if sum(map(len, self._tables)) < MAX_BUCKETS:
             table[key] = bucket
         return bucket
-
-    def _tables(self) -> tuple[_Table, ...]:
-        return (*self._by_evidence, *[table for table, _ in self._numbered.values()])
 
     def _items(self) -> Iterator[tuple[_Key, _Bucket]]:
         """All buckets, by the keys that they have in a record."""
@@ -161,7 +159,7 @@ class Calibrator:
     def copy(self) -> Calibrator:
         """One that goes its own way from here, at the beginning of a text."""
         copy = Calibrator()
-        for table, mine in zip(copy._tables(), self._tables(), strict=True):
+        for table, mine in zip(copy._tables, self._tables, strict=True):
             table.update({key: list(bucket) for key, bucket in mine.items()})
         copy._weights = {group: list(weights) for group, weights in self._weights.items()}
         return copy

@@ -1,4 +1,4 @@
-"""Drafting takes time too: ask seldom while it does not pay, and look at logits only if cheap.
+"""Drafting takes time too: ask seldom while it does not pay.
 
 A step that asks the drafters spends host time whether or not they know anything. On a small
 model that is a few hundredths of a step: nothing while drafts are accepted, a loss in a text that
@@ -7,14 +7,11 @@ offers nothing to draft from.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 SKIPPED: Final = (1, 3)  # steps between two that ask, while asking does not pay; then more
-LOOK_SHARE: Final = 0.01  # of a plain step, that a drafter's look at the logits may take
 
 _RATE: Final = 0.1  # what one step counts for in the balance
-_LOOKS: Final = 5  # remembered; the quickest counts, for a look is slowed down by what is around
 
 
 class Pace:
@@ -46,19 +43,3 @@ class Pace:
         else:
             self._skip = SKIPPED[min(self._in_vain, len(SKIPPED) - 1)]
             self._in_vain += 1
-
-
-class Looks:
-    """Whether a drafter may look at the logits, by what its last looks took."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=_LOOKS)
-
-    def affordable(self, plain_s: float) -> bool:
-        """Whether a look is cheap next to a plain step of `plain_s` seconds."""
-        known = self._seconds
-        return len(known) < _LOOKS or min(known) <= LOOK_SHARE * plain_s
-
-    def took(self, seconds: float) -> None:
-        """A look took so long."""
-        self._seconds.append(seconds)

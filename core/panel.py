@@ -9,14 +9,13 @@ a small allowance has filled it again. Drafts change no text, so whoever rests c
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Final
 
 import numpy as np
 
 from .guard import Guarded
-from .pace import Looks
 from .protocols import Drafter, Logits, Tokens
 from .tree import DraftTree
 
@@ -26,14 +25,34 @@ START: Final = 0.02  # that it may take before it has gained anything
 WAKE: Final = 0.03  # that one which rests saves up before it is asked again
 MOST: Final = 0.5  # that are put by
 
+LOOK_SHARE: Final = 0.01  # of a plain step, that a drafter's look at the logits may take
+
+_LOOKS: Final = 5  # remembered; the quickest counts, for a look is slowed down by what is around
 _NO_LOGITS = np.empty((1, 0), np.float32)
 
 
-class _Member:
-    """A drafter, the tokens it knows, and its account."""
+class Looks:
+    """Whether a drafter may look at the logits, by what its last looks took."""
 
-    def __init__(self, drafter: Guarded) -> None:
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_LOOKS)
+
+    def affordable(self, plain_s: float) -> bool:
+        """Whether a look is cheap next to a plain step of `plain_s` seconds."""
+        known = self._seconds
+        return len(known) < _LOOKS or min(known) <= LOOK_SHARE * plain_s
+
+    def took(self, seconds: float) -> None:
+        """A look took so long."""
+        self._seconds.append(seconds)
+
+
+class _Member:
+    """A drafter, the tokens it knows, and its account if it is `on_account`."""
+
+    def __init__(self, drafter: Guarded, *, on_account: bool) -> None:
         self.drafter = drafter
+        self.on_account = on_account
         self.looks = Looks()
         self.n_seen = 0
         self.account = START
@@ -48,6 +67,8 @@ class _Member:
 
     def settle(self, gain: float) -> None:
         """Put `gain` plain steps to its account, beside the allowance."""
+        if not self.on_account:
+            return
         # A debt is bounded: what one step took may have been due to other programs.
         self.account = max(-WAKE, min(MOST, self.account + ALLOWANCE + gain))
         self.rests = self.account < (WAKE if self.rests else 0)
@@ -62,12 +83,10 @@ class Panel:
 
     def __init__(self, drafters: Sequence[Drafter], n_vocab: int) -> None:
         self.drafters = tuple([Guarded(drafter, n_vocab) for drafter in drafters])
-        self._members = [_Member(drafter) for drafter in self.drafters]
-        self._on_account = {
-            member.drafter.name: member
-            for member in self._members[1:]
-            if member.drafter.effort is None
-        }
+        self._members = [
+            _Member(drafter, on_account=i > 0 and drafter.effort is None)
+            for i, drafter in enumerate(self.drafters)
+        ]
         self._order: dict[object, int] = {
             drafter.name: i for i, drafter in enumerate(self.drafters)
         }
@@ -78,7 +97,7 @@ class Panel:
             member.drafter.begin(context)
             member.n_seen = len(context)
 
-    def ask(self, text: Sequence[int]) -> tuple[Guarded, ...]:
+    def catch_up(self, text: Sequence[int]) -> tuple[Guarded, ...]:
         """Let those who are asked know all of `text`, and return the others."""
         resting = []
         for member in self._members:
@@ -108,11 +127,10 @@ class Panel:
             if plain_s is None:
                 drafter.observe(emitted, tree, logits)
             elif looks.affordable(plain_s):
-                seconds = drafter.seconds
-                before = perf_counter()
+                before = drafter.seconds
                 drafter.observe(emitted, tree, logits)
-                looks.took(perf_counter() - before)
-                drafter.seconds = seconds  # what a look may take is settled there
+                looks.took(drafter.seconds - before)
+                drafter.seconds = before  # what a look may take is settled there
             else:
                 drafter.observe(emitted, tree, logits[:, :0])
 
@@ -126,13 +144,10 @@ class Panel:
             row_s: seconds that a row of the tree took beyond those.
         """
         right = set(path)
-        gains = dict.fromkeys(self._on_account, 0.0)
+        gains = [-drafter.seconds for drafter in self.drafters]
         for node in range(1, len(tree)):
             first = min([self._order[item[0]] for item in tree.evidence[node]])
-            name = self.drafters[first].name
-            if name in gains:
-                gains[name] += (plain_s if node in right else 0.0) - row_s
-        for name, member in self._on_account.items():
-            gain = gains[name] - member.drafter.seconds
+            gains[first] += (plain_s if node in right else 0.0) - row_s
+        for member, gain in zip(self._members, gains, strict=True):
             member.settle(gain / plain_s)
             member.drafter.seconds = 0.0

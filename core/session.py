@@ -158,10 +158,10 @@ class Session:
         if self._max_drafts > _SMALL_TREE:
             self._max_drafts //= 2
             return f"drafts of at most {self._max_drafts} tokens"
-        first, *others = self._panel.drafters or (None,)
-        dropped = [drafter.name for drafter in others if drafter.drop()]
-        if not dropped and first and first.drop():
-            dropped = [first.name]
+        drafters = self._panel.drafters
+        dropped = [drafter.name for drafter in drafters[1:] if drafter.drop()]
+        if not dropped:
+            dropped = [drafter.name for drafter in drafters[:1] if drafter.drop()]
         return f"no drafts by {', '.join(dropped)}" if dropped else None
 
     def step(self, sampler: Sampler, limit: int, ends: Callable[[int], bool]) -> Step:
@@ -199,7 +199,7 @@ class Session:
 
     def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
         """The next tree."""
-        resting = self._panel.ask(self.tokens)
+        resting = self._panel.catch_up(self.tokens)
         room, context = self._room(n_lead), self._backend.length
         return self._builder.build(
             root, room, depth, context=context, n_lead=n_lead, resting=resting

@@ -35,7 +35,7 @@ _BITS = 30  # of a hash: Python's integers are quickest up to there
 _MASK = (1 << _BITS) - 1
 _SHIFT = _BITS - 16
 _BASE, _SPREAD = 0x2545F491, 0x1F3D5B79  # odd, with bits all over
-_POWERS = tuple([pow(_BASE, order, 1 << _BITS) for order in ORDERS])
+_POWERS = tuple([(order, pow(_BASE, order, 1 << _BITS)) for order in ORDERS])
 
 # Running hashes of the text up to its last LONGEST + 1 places, drafted tokens included, and how
 # many more may be drafted.
@@ -88,10 +88,10 @@ class Suffix:
         self._make_room(max(_FEWEST, 1 << (n - 1).bit_length()))
         np.asarray(self._text)[:n] = tokens
         ends = np.fromiter(running(tokens.tolist()), np.int64, n + 1)
-        for i, first in enumerate(ORDERS):  # the first place with so many tokens before it
+        for i, (first, power) in enumerate(_POWERS):  # `first` has enough before it
             heads = np.asarray(self._heads[i])
             heads[:] = -1
-            keys = (ends[first:n] - ends[: max(n - first, 0)] * _POWERS[i]) & _MASK
+            keys = (ends[first:n] - ends[: max(n - first, 0)] * power) & _MASK
             slots = keys >> _SHIFT
             by_head = slots.argsort(kind="stable")  # chains, one after the other
             ordered = slots[by_head]
@@ -140,14 +140,10 @@ class Suffix:
 
         Where an ending occurred no longer one is looked for than up to the first that did not.
         """
-        n, last = len(ends), ends[-1]
         oldest = max(self._n - self._ring - 1, 0)
         ring = self._ring
         matches = []
-        for i, order in enumerate(ORDERS):
-            if order >= n:
-                break
-            key = (last - ends[-1 - order] * _POWERS[i]) & _MASK
+        for i, key in enumerate(_keys(ends)):
             place = self._heads[i][key >> _SHIFT]
             hashes = self._hashes[i]
             while place >= oldest and hashes[place & ring] != key:
@@ -192,19 +188,23 @@ class Suffix:
             if self._ring < place < CAPACITY:
                 self._double()
             slot = place & self._ring
-            ends = self._ends
-            n, last = len(ends), ends[-1]
-            for i, order in enumerate(ORDERS):
-                if order >= n:
-                    break
-                key = (last - ends[-1 - order] * _POWERS[i]) & _MASK
+            for i, key in enumerate(_keys(self._ends)):
                 heads = self._heads[i]
                 self._earlier[i][slot] = heads[key >> _SHIFT]
                 self._hashes[i][slot] = key
                 heads[key >> _SHIFT] = place
             self._text[slot] = token
             self._n = place + 1
-            self._ends = after(ends, token)
+            self._ends = after(self._ends, token)
+
+
+def _keys(ends: tuple[int, ...]) -> Iterator[int]:
+    """Hashes of the endings, for as many of ORDERS as there are tokens for."""
+    n, last = len(ends), ends[-1]
+    for order, power in _POWERS:
+        if order >= n:
+            return
+        yield (last - ends[-1 - order] * power) & _MASK
 
 
 def running(tokens: Iterable[int]) -> Iterator[int]:
@@ -212,14 +212,16 @@ def running(tokens: Iterable[int]) -> Iterator[int]:
 
     Polynomials, so that of the last k tokens alone it is h[-1] - h[-1 - k] * _BASE ** k.
     """
-    return accumulate(
-        tokens, lambda end, token: (end * _BASE + (token + 1) * _SPREAD) & _MASK, initial=0
-    )
+    return accumulate(tokens, _extended, initial=0)
 
 
 def after(ends: tuple[int, ...], token: int) -> tuple[int, ...]:
     """`ends` one token later."""
-    return (*ends[-LONGEST:], (ends[-1] * _BASE + (token + 1) * _SPREAD) & _MASK)
+    return (*ends[-LONGEST:], _extended(ends[-1], token))
+
+
+def _extended(end: int, token: int) -> int:
+    return (end * _BASE + (token + 1) * _SPREAD) & _MASK
 
 
 def _prior(order: int, level: int, rank: int, share: int) -> float:

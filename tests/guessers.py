@@ -209,3 +209,32 @@ class AsksAtRandom(Pace):
     def asks(self) -> bool:
         """See Pace."""
         return self._random.random() < 0.5
+
+
+class Witness:
+    """A drafter that guesses nothing, and notes the text, its askings and its looks at logits."""
+
+    def __init__(self, name: str = "witness") -> None:
+        self.name = name
+        self.text: list[int] = []
+        self.looks: list[bool] = []
+        self.n_asked = 0
+
+    def begin(self, context: Tokens) -> None:
+        self.text = context.tolist()
+
+    def root(self) -> int:
+        self.n_asked += 1
+        return 0
+
+    def predict(self, state: int) -> Sequence[Candidate]:
+        return ()
+
+    def advance(self, state: int, token: int) -> None:
+        return None
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        assert logits.shape[0] == len(tree)
+        assert tree.tokens[0] == self.text[-1]
+        self.text += emitted
+        self.looks.append(logits.size > 0)

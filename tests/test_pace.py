@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
 from specgen.core.calibrate import Calibrator
 from specgen.core.cost import CostModel
-from specgen.core.pace import LOOK_SHARE, SKIPPED, Looks, Pace
-from specgen.core.protocols import Candidate, Logits, Tokens
+from specgen.core.pace import SKIPPED, Pace
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
-from specgen.core.tree import DraftTree
+
+from .guessers import Witness
 
 N_VOCAB = 30
 PLAIN_S = 0.01
@@ -62,47 +60,6 @@ def test_a_gain_is_followed_up() -> None:
         assert all(asked(pace, 10, -PLAIN_S / 50))
 
 
-def test_dear_looks_are_given_up() -> None:
-    """The quickest of the last ones is compared with a plain step, which may grow."""
-    looks = Looks()
-    for _ in range(5):
-        assert looks.affordable(PLAIN_S)
-        looks.took(2 * LOOK_SHARE * PLAIN_S)
-    assert not looks.affordable(PLAIN_S)
-    assert looks.affordable(3 * PLAIN_S)
-    looks.took(0.5 * LOOK_SHARE * PLAIN_S)
-    assert looks.affordable(PLAIN_S)
-
-
-class Witness:
-    """A drafter that guesses nothing and notes the text, and the logits it was shown."""
-
-    name = "witness"
-
-    def __init__(self) -> None:
-        self.text: list[int] = []
-        self.looks: list[bool] = []
-
-    def begin(self, context: Tokens) -> None:
-        self.text = context.tolist()
-
-    def root(self) -> int:
-        self.asked_at = len(self.text)
-        return 0
-
-    def predict(self, state: int) -> Sequence[Candidate]:
-        return ()
-
-    def advance(self, state: int, token: int) -> None:
-        return None
-
-    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-        assert logits.shape[0] == len(tree)
-        assert tree.tokens[0] == self.text[-1]
-        self.text += emitted
-        self.looks.append(logits.size > 0)
-
-
 class Seldom(Pace):
     """Asks in one step of four, whatever comes of it."""
 
@@ -135,28 +92,3 @@ def test_drafters_miss_nothing(n_tokens: int) -> None:
     while len(expected) < 3 + n_tokens:
         expected.append(int(np.argmax(model.logits(expected))))
     assert text[:-2] == expected
-
-
-def test_looks_that_take_long_end() -> None:
-    """The drafter goes on with the text alone; nothing of it is lost."""
-
-    class Slow(Witness):
-        def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-            super().observe(emitted, tree, logits)
-            if logits.size:
-                total = 0.0
-                for _ in range(2000):  # far more than a hundredth of PLAIN_S / 1000
-                    total += float(logits[0, 0])
-
-    slow, quick = Slow(), Witness()
-    quick.name = "quick"
-    backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
-    cheap = CostModel((1, 64), (0,), ((PLAIN_S / 1000, PLAIN_S / 100),))
-    session = Session(backend, [slow, quick], 8, calibrator=Calibrator(), pricing=cheap)
-    session.feed([1, 2, 3])
-    sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
-    for _ in session.generate(sampler, 30, lambda _: False):
-        pass
-    assert slow.text == quick.text == session.tokens
-    assert slow.looks[:5] == [True] * 5
-    assert not any(slow.looks[5:])

@@ -10,49 +10,22 @@ import pytest
 from specgen.core.calibrate import Calibrator
 from specgen.core.cost import CostModel
 from specgen.core.pace import Pace
-from specgen.core.panel import ALLOWANCE, START, WAKE, Panel
-from specgen.core.protocols import Candidate, Effort, Logits, Tokens
+from specgen.core.panel import ALLOWANCE, LOOK_SHARE, START, WAKE, Looks, Panel
+from specgen.core.protocols import Candidate, Effort, Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 
+from .guessers import Witness
+
 N_VOCAB = 30
 PLAIN_S = 0.005
 ROW_S = 0.001
 CURVE = CostModel((1, 64), (0,), ((PLAIN_S, 10 * PLAIN_S),))
-NO_LOGITS = np.empty((2, 0), np.float32)
 
 
-class Named:
-    """A drafter that guesses nothing, and notes the text and when it was asked."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.text: list[int] = []
-        self.n_asked = 0
-        self.n_shown = 0
-
-    def begin(self, context: Tokens) -> None:
-        self.text = context.tolist()
-
-    def root(self) -> int:
-        self.n_asked += 1
-        return 0
-
-    def predict(self, state: int) -> Sequence[Candidate]:
-        return ()
-
-    def advance(self, state: int, token: int) -> None:
-        return None
-
-    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-        assert tree.tokens[0] == self.text[-1]
-        self.text += emitted
-        self.n_shown += 1
-
-
-class Costly(Named):
+class Costly(Witness):
     """One whose answers take time."""
 
     @property
@@ -66,7 +39,7 @@ def guess_of(*names: str) -> DraftTree:
 
 
 def asked(
-    drafters: Sequence[Named],
+    drafters: Sequence[Witness],
     seconds: dict[str, float],
     tree: DraftTree,
     *,
@@ -82,12 +55,12 @@ def asked(
     text = [1]
     counts = {drafter.name: 0 for drafter in drafters}
     for _ in range(n_steps):
-        resting = panel.ask(text)
+        resting = panel.catch_up(text)
         for drafter in panel.drafters:
             counts[drafter.name] += drafter not in resting
         shown = tree if not resting else DraftTree.root(1)
         text.append(1)
-        panel.observe([1], shown, NO_LOGITS)
+        panel.observe([1], shown, np.empty((len(shown), 0), np.float32))
         for drafter in panel.drafters:  # what really was measured
             drafter.seconds = 0.0 if drafter in resting else seconds[drafter.name]
         panel.settle(shown, (1,) if right else (), PLAIN_S, ROW_S)
@@ -97,7 +70,7 @@ def asked(
 
 def test_who_earns_the_time_is_always_asked() -> None:
     """A right guess saves a call, which pays for a lot of time."""
-    drafters = [Named("a"), Named("b")]
+    drafters = [Witness("a"), Witness("b")]
     counts = asked(drafters, {"a": 0.0, "b": PLAIN_S / 2}, guess_of("b"), right=True)
     assert counts == {"a": 400, "b": 400}
 
@@ -114,16 +87,16 @@ def test_who_earns_the_time_is_always_asked() -> None:
 def test_who_does_not_earn_it_takes_the_allowance(tree: DraftTree, right: bool) -> None:
     """Over many steps no more than that, but for what it began with."""
     cost = PLAIN_S / 50
-    drafters = [Named("a"), Named("b")]
+    drafters = [Witness("a"), Witness("b")]
     counts = asked(drafters, {"a": cost, "b": cost}, tree, right=right)
-    assert counts["a"] == 400 and counts["b"] <= drafters[1].n_shown < 200  # it catches up, too
+    assert counts["a"] == 400 and counts["b"] <= len(drafters[1].looks) < 200  # it catches up, too
     spent = counts["b"] * cost / PLAIN_S
     assert WAKE < spent <= START + WAKE + 400 * ALLOWANCE + 2 * cost / PLAIN_S
 
 
 def test_next_to_a_large_model_nobody_rests() -> None:
     """The allowance is a share of a plain step."""
-    drafters = [Named("a"), Named("b")]
+    drafters = [Witness("a"), Witness("b")]
     cost = 0.9 * ALLOWANCE * PLAIN_S
     assert asked(drafters, {"a": cost, "b": cost}, DraftTree.root(1), right=True)["b"] == 400
 
@@ -131,25 +104,25 @@ def test_next_to_a_large_model_nobody_rests() -> None:
 def test_of_several_the_earlier_one_is_credited() -> None:
     """The one that only repeats what was guessed already rests."""
     seconds = dict.fromkeys("abc", PLAIN_S / 50)
-    counts = asked([Named(name) for name in "abc"], seconds, guess_of("c", "b"), right=True)
+    counts = asked([Witness(name) for name in "abc"], seconds, guess_of("c", "b"), right=True)
     assert counts["b"] == 400 and counts["c"] < 100
 
 
 def test_one_whose_answers_take_time_goes_by_its_own_rules() -> None:
     """A draft model is asked where the builder says so."""
-    drafters = [Named("a"), Costly("b")]
+    drafters = [Witness("a"), Costly("b")]
     counts = asked(drafters, {"a": 0.0, "b": PLAIN_S}, DraftTree.root(1), right=True)
     assert counts["b"] == 400
 
 
 def test_it_wakes_when_it_would_have_earned() -> None:
     """Rests are short enough that a drafter which becomes useful is found out, and stays."""
-    drafters = [Named("a"), Named("b")]
+    drafters = [Witness("a"), Witness("b")]
     panel = Panel(drafters, N_VOCAB)
     panel.begin(np.array([1], np.int32))
     states = []
     for step in range(400):
-        resting = panel.drafters[1] in panel.ask([1])
+        resting = panel.drafters[1] in panel.catch_up([1])
         states.append(resting)
         panel.drafters[1].seconds = 0.0 if resting else PLAIN_S / 25
         useful = step >= 200 and not resting
@@ -163,7 +136,7 @@ def test_it_wakes_when_it_would_have_earned() -> None:
 def test_who_rests_misses_nothing(n_turns: int) -> None:
     """When it is asked again it knows the whole text, and so it does in the next turn."""
 
-    class Slow(Named):
+    class Slow(Witness):
         def predict(self, state: int) -> Sequence[Candidate]:
             sum(range(20_000))  # far more than CURVE allows
             assert self.text == session.tokens
@@ -171,7 +144,7 @@ def test_who_rests_misses_nothing(n_turns: int) -> None:
 
     backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
     cheap = CostModel((1, 64), (0,), ((1e-3, 1e-2),))
-    first, slow = Named("first"), Slow("slow")
+    first, slow = Witness("first"), Slow("slow")
     session = Session(
         backend, [first, slow], 8, calibrator=Calibrator(), pricing=cheap, pace=Always()
     )
@@ -190,12 +163,49 @@ def test_who_rests_misses_nothing(n_turns: int) -> None:
 def test_without_a_pace_all_are_asked() -> None:
     """In a replay time is not real, and figures are the same on every machine."""
     backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
-    drafters = [Named("a"), Named("b")]
+    drafters = [Witness("a"), Witness("b")]
     session = Session(backend, drafters, 8, calibrator=Calibrator(), pricing=CURVE)
     session.feed([1, 2, 3])
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     assert sum(1 for _ in session.generate(sampler, 300, lambda _: False)) == 300
     assert [drafter.n_asked for drafter in drafters] == [299, 299]  # but for the last token
+
+
+def test_dear_looks_are_given_up() -> None:
+    """The quickest of the last ones is compared with a plain step, which may grow."""
+    looks = Looks()
+    for _ in range(5):
+        assert looks.affordable(PLAIN_S)
+        looks.took(2 * LOOK_SHARE * PLAIN_S)
+    assert not looks.affordable(PLAIN_S)
+    assert looks.affordable(3 * PLAIN_S)
+    looks.took(0.5 * LOOK_SHARE * PLAIN_S)
+    assert looks.affordable(PLAIN_S)
+
+
+def test_looks_that_take_long_end() -> None:
+    """The drafter goes on with the text alone; nothing of it is lost."""
+
+    class Slow(Witness):
+        def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+            super().observe(emitted, tree, logits)
+            if logits.size:
+                total = 0.0
+                for _ in range(2000):  # far more than a hundredth of PLAIN_S / 1000
+                    total += float(logits[0, 0])
+
+    slow, quick = Slow(), Witness()
+    quick.name = "quick"
+    backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
+    cheap = CostModel((1, 64), (0,), ((PLAIN_S / 1000, PLAIN_S / 100),))
+    session = Session(backend, [slow, quick], 8, calibrator=Calibrator(), pricing=cheap)
+    session.feed([1, 2, 3])
+    sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
+    for _ in session.generate(sampler, 30, lambda _: False):
+        pass
+    assert slow.text == quick.text == session.tokens
+    assert slow.looks[:5] == [True] * 5
+    assert not any(slow.looks[5:])
 
 
 class Always(Pace):
