@@ -1,18 +1,19 @@
-"""A `Layout` in the memory layout that llama_decode reads."""
+"""A `Layout` in the memory layout that llama_decode reads.
+
+Plain ctypes arrays: after a call of llama.cpp all code is cold, and then NumPy takes five times
+as long to write a few numbers.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .layout import Layout
 
 
 class Batch:
-    """A llama_batch over NumPy buffers, filled without a ctypes call per field.
+    """A llama_batch over arrays that are used again and again.
 
     Args:
         api: the llama_cpp module.
@@ -21,44 +22,45 @@ class Batch:
     """
 
     def __init__(self, api: Any, max_rows: int, max_leaves: int) -> None:
-        self._tokens = np.zeros(max_rows, np.int32)
-        self._positions = np.zeros(max_rows, np.int32)
-        self._n_ids = np.ones(max_rows, np.int32)
-        self._ids = np.zeros((max_rows, max_leaves), np.int32)
-        self._outputs = np.zeros(max_rows, np.int8)
-        rows = self._ids.ctypes.data + self._ids.strides[0] * np.arange(max_rows)
-        self._id_rows = rows.astype(np.uintp)
-        self._is_chain = True
+        numbers = ctypes.c_int32 * max_rows
+        self._tokens = numbers()
+        self._positions = numbers()
+        self._n_ids = numbers(*[1] * max_rows)
+        self._ids = (ctypes.c_int32 * max_leaves * max_rows)()
+        self._outputs = (ctypes.c_int8 * max_rows)()
+        pointers = (ctypes.POINTER(ctypes.c_int32) * max_rows)(*self._ids)
+        self._n_branched = 0  # rows whose ids are those of a tree
+        self._has_outputs = False
         self._batch = api.llama_batch(
             n_tokens=0,
-            token=_pointer(self._tokens, ctypes.c_int32),
+            token=self._tokens,
             embd=None,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._n_ids, ctypes.c_int32),
-            seq_id=_pointer(self._id_rows, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._outputs, ctypes.c_int8),
+            pos=self._positions,
+            n_seq_id=self._n_ids,
+            seq_id=pointers,
+            logits=self._outputs,
         )
 
     def fill(self, rows: Layout, outputs: bool) -> Any:
         """The batch of `rows`; with `outputs` every row gives logits, else none does."""
         n = len(rows.tokens)
-        self._tokens[:n] = rows.tokens
-        self._positions[:n] = rows.positions
-        self._outputs[:n] = outputs
-        if rows.n_sequences > 1:
+        self._tokens[:n] = [*rows.tokens]
+        self._positions[:n] = [*rows.positions]
+        if outputs != self._has_outputs:
+            ctypes.memset(self._outputs, outputs, ctypes.sizeof(self._outputs))
+            self._has_outputs = outputs
+        if self._n_branched or rows.n_sequences > 1:
             self._fill_ids(rows)
-        elif not self._is_chain:
-            self._ids[:, 0] = 0
-            self._n_ids[:] = 1
-        self._is_chain = rows.n_sequences == 1
         self._batch.n_tokens = n
         return self._batch
 
     def _fill_ids(self, rows: Layout) -> None:
+        """Write the sequence ids, those too that an earlier tree left in rows behind these."""
+        n = len(rows.tokens)
+        for row in range(n, self._n_branched):
+            self._ids[row][0] = 0
+            self._n_ids[row] = 1
         for row, ids in enumerate(rows.sequences):
-            self._ids[row, : len(ids)] = ids
+            self._ids[row][: len(ids)] = [*ids]
             self._n_ids[row] = len(ids)
-
-
-def _pointer(array: NDArray[Any], ctype: Any) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctype))
+        self._n_branched = n if rows.n_sequences > 1 else 0

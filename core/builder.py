@@ -10,7 +10,7 @@ drafting nothing, is always a candidate.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Container, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -157,12 +157,11 @@ class Builder:
             if rate > best:
                 n_best, best = growth.n_nodes, rate
                 continue
-            for edge in _EDGES:  # even if all further nodes were as likely as this one
-                more = edge - n
-                if more > 0 and edge <= len(row):
-                    cost = row[edge - 1] + host * (growth.n_nodes + more)
-                    if (expected + path * more) / cost > best:
-                        break
+            for edge in _EDGES[bisect_right(_EDGES, n) :]:
+                more = edge - n  # even if they all were as likely as this one
+                cost = row[edge - 1] + host * (growth.n_nodes + more)
+                if (expected + path * more) / cost > best:
+                    break
             else:
                 break
         return _Draft(growth, n_best, best)

@@ -24,19 +24,24 @@ class Outputs:
     """
 
     def __init__(self, api: Any, context: Any, max_rows: int, n_vocab: int) -> None:
-        self._api = api
+        # The address as a number, which is quicker to compare than a pointer to values.
+        address = ctypes.cast(api.llama_get_logits, ctypes.c_void_p).value or 0
+        self._find = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(address)
         self._context = context
         self._shape = max_rows, n_vocab
         self._address = 0
         self._view: Logits = np.empty((0, n_vocab), np.float32)
 
-    def rows(self, n: int) -> Logits:  # (n, n_vocab)
-        """The first `n` rows, valid until the next call. Raises BackendError if there are none."""
-        pointer = self._api.llama_get_logits(self._context)
-        if not pointer:
+    def rows(self, n: int, n_skipped: int = 0) -> Logits:  # (n - n_skipped, n_vocab)
+        """The first `n` rows but for `n_skipped`, valid until the next call.
+
+        Raises BackendError if there are none.
+        """
+        address = self._find(self._context)
+        if not address:
             raise BackendError("llama.cpp returned no logits")
-        address = ctypes.addressof(pointer.contents)
         if address != self._address:
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._view = np.ctypeslib.as_array(pointer, shape=self._shape)
             self._address = address
-        return self._view[:n]
+        return self._view[n_skipped:n]

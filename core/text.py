@@ -63,6 +63,9 @@ class TextStream:
         """Add decoded text: all of it is ready, but for what is held or follows a stop."""
         if not new:
             return
+        if not self._stops:
+            self._ready.append(new)
+            return
         text = self._held + new  # a stop string can begin no earlier
         match = self._first_stop(text)
         if match is not None:

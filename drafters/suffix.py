@@ -28,6 +28,7 @@ ORDERS = (1, 2, 3, 5, 8, 16)
 LONGEST = ORDERS[-1]
 OCCURRENCES = 6  # looked at for one ending, the latest first
 LEVELS = 2  # endings with a match that are looked at, the longest first
+SURE = 8  # tokens of an ending that is enough by itself, if one token alone followed it
 CAPACITY = 1 << 16  # most tokens remembered, the latest
 _FEWEST = 1 << 10  # tokens that there is room for from the start
 _HEADS = 1 << 16  # by the upper bits of a hash
@@ -40,6 +41,9 @@ _POWERS = tuple([(order, pow(_BASE, order, 1 << _BITS)) for order in ORDERS])
 # Running hashes of the text up to its last LONGEST + 1 places, drafted tokens included, and how
 # many more may be drafted.
 _State: TypeAlias = tuple[tuple[int, ...], int]
+
+# An ending that occurred before: which of ORDERS, its hash, and the latest place.
+_Match: TypeAlias = tuple[int, int, int]
 
 
 class Suffix:
@@ -63,6 +67,7 @@ class Suffix:
         self._make_room(_FEWEST)
         self._n = 0
         self._ends: tuple[int, ...] = (0,)
+        self._found_last = 0  # which of ORDERS
 
     def _make_room(self, capacity: int) -> None:
         """Empty rings for so many tokens, a power of 2."""
@@ -110,8 +115,8 @@ class Suffix:
             return None
         if not self._alone:
             return (self._ends, LONGEST_COPY)
-        matches = self._matches(self._ends)
-        return (self._ends, 1 + 4 * ORDERS[len(matches) - 1]) if matches else None
+        match = self._longest(self._ends)
+        return (self._ends, 1 + 4 * ORDERS[match[0]]) if match else None
 
     def advance(self, state: _State, token: int) -> _State:
         """See Drafter."""
@@ -127,31 +132,49 @@ class Suffix:
         ends, left = state
         if left <= 0:
             return ()
-        matches = self._matches(ends)
         found: dict[int, Candidate] = {}
-        for level in range(min(LEVELS, len(matches))):
-            i = len(matches) - 1 - level
-            self._rank(found, self._followers(i, *matches[i]), ORDERS[i], level)
+        match = self._longest(ends)
+        for level in range(LEVELS):
+            if match is None:
+                break
+            i, key, place = match
+            self._rank(found, self._followers(i, key, place), ORDERS[i], level)
+            if len(found) == 1 and ORDERS[i] >= SURE:
+                break
+            match = self._latest(i - 1, ends)
         guesses = list(found.values())
         return guesses[:1] if self._alone else guesses
 
-    def _matches(self, ends: tuple[int, ...]) -> list[tuple[int, int]]:
-        """For each of ORDERS, hash and latest place of the ending, as long as there is one.
+    def _longest(self, ends: tuple[int, ...]) -> _Match | None:
+        """The longest ending that occurred before.
 
-        Where an ending occurred no longer one is looked for than up to the first that did not.
+        Where one did all shorter ones did. So the search begins at the length found last time,
+        which mostly is that of this time, and goes up, or else down.
         """
-        oldest = max(self._n - self._ring - 1, 0)
-        ring = self._ring
-        matches = []
-        for i, key in enumerate(_keys(ends)):
-            place = self._heads[i][key >> _SHIFT]
-            hashes = self._hashes[i]
-            while place >= oldest and hashes[place & ring] != key:
-                place = self._earlier[i][place & ring]
-            if place < oldest:
-                break
-            matches.append((key, place))
-        return matches
+        i = self._found_last
+        match = self._latest(i, ends)
+        while match and (longer := self._latest(i + 1, ends)):
+            i, match = i + 1, longer
+        while not match and i > 0:
+            i -= 1
+            match = self._latest(i, ends)
+        self._found_last = i
+        return match
+
+    def _latest(self, i: int, ends: tuple[int, ...]) -> _Match | None:
+        """Where the ending of ORDERS[i] tokens occurred last, if there is one and it did."""
+        if not 0 <= i < len(ORDERS) or ORDERS[i] >= len(ends):
+            return None
+        order, power = _POWERS[i]
+        key = (ends[-1] - ends[-1 - order] * power) & _MASK
+        ring, hashes = self._ring, self._hashes[i]
+        oldest = max(self._n - ring - 1, 0)
+        place = self._heads[i][key >> _SHIFT]
+        while place >= oldest:
+            if hashes[place & ring] == key:
+                return i, key, place
+            place = self._earlier[i][place & ring]
+        return None
 
     def _rank(
         self, found: dict[int, Candidate], followers: list[int], order: int, level: int

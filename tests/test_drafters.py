@@ -19,7 +19,7 @@ from specgen.drafters.past import Past
 from specgen.drafters.predicted import Predicted
 from specgen.drafters.prompt_lookup import COPY_LENGTH, PromptLookup
 from specgen.drafters.slots import Slots
-from specgen.drafters.suffix import CAPACITY, Suffix
+from specgen.drafters.suffix import CAPACITY, OCCURRENCES, Suffix
 from specgen.drafters.trigram import FADE, PAIRS, SUCCESSORS, Trigram
 
 from .drafting import N_VOCAB, begun, best_chain, guesses_at_root, observe
@@ -250,6 +250,30 @@ def test_buckets_are_few_and_in_order() -> None:
     ]  # fmt: skip
     chances = [chance_bucket(p / 1000) for p in range(1001)]
     assert chances == sorted(chances) and set(chances) == set(range(11))
+
+
+@pytest.mark.parametrize("n_tokens", [2, 4, N_VOCAB])
+@pytest.mark.parametrize("seed", range(6))
+def test_suffix_guesses_what_followed_the_two_longest_endings(seed: int, n_tokens: int) -> None:
+    """The latest follower first; a long ending that one token alone followed is enough."""
+    text = repeating_text(300, n_tokens, seed)
+    drafter = begun(Suffix(), text[:20])
+    n_sure = 0
+    for end in range(20, 300):
+        known = text[:end]
+        expected: dict[int, tuple[int, int]] = {}  # order and level by token, in order
+        orders = [order for order in (16, 8, 5, 3, 2, 1) if places(known, order)]
+        for level, order in enumerate(orders[:2]):
+            for place in places(known, order)[: -OCCURRENCES - 1 : -1]:
+                expected.setdefault(known[place], (order, level))
+            if order >= 8 and len(expected) == 1:
+                n_sure += len(orders) > 1
+                break
+        guesses = guesses_at_root(drafter)
+        found = {guess.token: tuple(guess.evidence[1:3]) for guess in guesses}
+        assert list(found.items()) == list(expected.items())
+        observe(drafter, [text[end]])
+    assert n_sure
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 15, 16, 17, 500, 1024, 1025, 65_536, 66_000])

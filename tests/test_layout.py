@@ -1,11 +1,13 @@
-"""Layouts: sequence ids and positions against what a query of llama.cpp would see."""
+"""Layouts: sequence ids and positions against what a query of llama.cpp would see; batches."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.core.batch import Batch
 from specgen.core.layout import Layout, lay_out
+from specgen.core.library import library
 from specgen.core.tree import DraftTree
 
 # Any tree whose nodes follow their parents: the i-th number, cut to i, is node i+1's parent.
@@ -90,3 +92,21 @@ def test_a_chain_is_one_sequence_of_successive_positions(
     rows = lay_out(tree, lead, start)
     n = len(lead) + len(tree)
     assert rows == Layout((*lead, *tree.tokens), tuple(range(start, start + n)), ((0,),) * n, 1)
+
+
+@given(trees=st.lists(st.tuples(TREES, LEADS, st.booleans()), min_size=1, max_size=4))
+def test_a_batch_holds_the_layout_and_nothing_of_earlier_ones(
+    trees: list[tuple[DraftTree, list[int], bool]],
+) -> None:
+    """What llama_decode reads, of whichever layouts came before."""
+    batch = Batch(library().api, max_rows=16, max_leaves=13)
+    for tree, lead, outputs in trees:
+        rows = lay_out(tree, lead, 5)
+        filled = batch.fill(rows, outputs)
+        n = len(rows.tokens)
+        assert filled.n_tokens == n
+        assert tuple(filled.token[:n]) == rows.tokens
+        assert tuple(filled.pos[:n]) == rows.positions
+        ids = [tuple(filled.seq_id[row][: filled.n_seq_id[row]]) for row in range(n)]
+        assert tuple(ids) == rows.sequences
+        assert [bool(flag) for flag in filled.logits[:n]] == [outputs] * n
