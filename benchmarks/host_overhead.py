@@ -1,7 +1,14 @@
 """Time that a step spends outside llama_decode: drafting, batches, sampling, cache upkeep.
 
-Runs the default model (or the GGUF given) with drafters whose trees always have the asked
-number of nodes, half of them on side branches, and takes the time of every llama_decode away.
+Runs the default model (or the GGUF given) and takes the time of every llama_decode away. The
+column `drafts` says who makes the trees:
+
+    given      two drafters whose trees always have the asked number of nodes, half of them on
+               side branches; their own estimates count
+    judged     the same, and a calibrator judges every guess
+    auto       all that `specgen generate` has: its drafters, calibrator, prices and pace; of its
+               steps those with so many nodes
+
 The text repeats, so many guesses are right, and the sampler runs once per emitted token: the
 column `tokens` says how often. All times are medians over the steps, of the whole (`host`) and
 of its parts, so the parts need not add up:
@@ -21,7 +28,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -40,12 +47,12 @@ from specgen.core.pull import pull
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
+from specgen.drafters import AUTO, create
 from specgen.drafters.prompt_lookup import PromptLookup
 
 STEPS = 200
-ROW = (
-    "{:5} {!s:>7} {:7} {:6.2f} {:6.3f} {:5.3f}  {:5.3f}    {:5.0f} {:5.0f} {:9.0f} {:6.0f} {:4.0f}"
-)
+FEWEST = 20  # steps that a figure needs
+ROW = "{:5} {:6} {:7} {:6.2f} {:6.3f} {:5.3f}  {:5.3f}    {:5.0f} {:5.0f} {:9.0f} {:6.0f} {:4.0f}"
 TEXT = "The harbour was quiet in the morning, and the boats lay side by side. " * 8
 
 
@@ -109,8 +116,9 @@ class TimedSampler(Sampler):
 
 @dataclass(frozen=True)
 class Sample:
-    """One step: tokens emitted, and seconds outside llama_decode, in all and by part."""
+    """One step: its nodes and tokens, and seconds outside llama_decode, in all and by part."""
 
+    nodes: int
     tokens: int
     host: float
     parts: dict[str, float]
@@ -125,24 +133,24 @@ class Bench:
         self._lend = api.llama_memory_seq_cp = Clock(api.llama_memory_seq_cp)
         self._drop = api.llama_memory_seq_rm = Clock(api.llama_memory_seq_rm)
 
-    def run(self, engine: Engine, params: SamplingParams, nodes: int, judged: bool) -> list[Sample]:
-        """Each of STEPS steps, after a few that are left out."""
+    def run(self, engine: Engine, params: SamplingParams, nodes: int, drafts: str) -> list[Sample]:
+        """Each of STEPS steps that had so many nodes, after a few that are left out."""
         engine.backend.rewind(0)
-        drafters: list[Drafter] = [PromptLookup(), Bushy(engine.vocab.n_vocab)]
-        calibrator = Calibrator() if judged else None
-        session = Session(engine.backend, drafters, nodes - 1, calibrator=calibrator)
+        session = _session(engine, nodes, drafts)
         text = engine.tokenize(TEXT)
         session.feed(text)
         sampler = TimedSampler(params, engine.vocab.n_vocab)
         sampler.begin(session.tokens)
         samples = []
-        for _ in range(STEPS + 10):
+        for number in range(STEPS + 10):
             if len(session.tokens) > engine.backend.limits.n_ctx // 2:
                 session.feed(text)
-            samples.append(self._step(session, sampler, nodes))
-        return samples[10:]
+            sample = self._step(session, sampler)
+            if number >= 10 and sample.nodes == nodes:
+                samples.append(sample)
+        return samples
 
-    def _step(self, session: Session, sampler: TimedSampler, nodes: int) -> Sample:
+    def _step(self, session: Session, sampler: TimedSampler) -> Sample:
         clocks: tuple[Clock | TimedSampler, ...] = (self._decode, self._lend, self._drop, sampler)
         before = [clock.seconds for clock in clocks]
         start = perf_counter()
@@ -158,8 +166,18 @@ class Bench:
             "sample": sample,
             "rest": total - step.draft_s - step.score_s - drop - sample,
         }
-        assert len(step.tree) == nodes
-        return Sample(len(step.tokens), total - decode, parts)
+        return Sample(len(step.tree), len(step.tokens), total - decode, parts)
+
+
+def _session(engine: Engine, nodes: int, drafts: str) -> Session:
+    """One whose trees have at most so many nodes."""
+    if drafts == AUTO:
+        engine.config = replace(engine.config, max_drafts=nodes - 1)
+        engine.renew(create(AUTO))
+        return engine.session
+    calibrator = Calibrator() if drafts == "judged" else None
+    drafters: list[Drafter] = [PromptLookup(), Bushy(engine.vocab.n_vocab)]
+    return Session(engine.backend, drafters, nodes - 1, calibrator=calibrator)
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:
@@ -186,13 +204,16 @@ def main() -> None:
     bench = Bench()
     records: list[dict[str, Any]] = []
     print("                              host ms        per    parts, us")
-    print("nodes  judged sampler tokens median   p90  token    draft batch sequences sample rest")
+    print("nodes drafts sampler tokens median   p90  token    draft batch sequences sample rest")
     with Engine(path, [], EngineConfig(n_ctx=2048)) as engine:
         n_vocab = engine.vocab.n_vocab
-        for nodes, judged, name in product((1, 4, 8, 16), (False, True), samplers):
-            figures = summary(bench.run(engine, samplers[name], nodes, judged))
-            print(ROW.format(nodes, judged, name, *figures.values()))
-            records.append({"nodes": nodes, "judged": judged, "sampler": name, **figures})
+        for nodes, drafts, name in product((1, 4, 8, 16), ("given", "judged", AUTO), samplers):
+            samples = bench.run(engine, samplers[name], nodes, drafts)
+            if len(samples) < FEWEST:
+                continue
+            figures = summary(samples)
+            print(ROW.format(nodes, drafts, name, *figures.values()))
+            records.append({"nodes": nodes, "drafts": drafts, "sampler": name, **figures})
     print(json.dumps({"n_vocab": n_vocab, "steps": STEPS, "host": records}))
 
 

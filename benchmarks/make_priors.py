@@ -4,7 +4,8 @@
 
 Each line of PROMPTS has `turns`, a list of messages, and may have `question_id`. The model
 answers greedily, with all drafters and trees as on a machine where drafts are neither cheap nor
-dear. What is counted by tokens is left out of the file: it belongs to one vocabulary.
+dear. What is counted by tokens is left out of the file: it belongs to one vocabulary. So are the
+weights of drafters that agree: they are those of one machine, where others rest than elsewhere.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def main(model: Path, files: list[Path]) -> None:
             for answer in _answers(engine, json.loads(line)["turns"], learned):
                 learned.add(answer)
     record = learned.calibrator.record(lambda key: key[0] not in BY_TOKEN)
-    for part in record.values():
-        part.sort(key=str)
+    record["weights"] = []
+    record["buckets"].sort(key=str)
     target = Path(__file__).parents[1] / "core" / "priors.json"
     target.write_text(json.dumps(record, separators=(",", ":")).replace("],[[", "],\n[[") + "\n")
-    print(f"\n{len(record['buckets'])} buckets, {len(record['weights'])} weights: {target}")
+    print(f"\n{len(record['buckets'])} buckets: {target}")
 
 
 def _answers(engine: Engine, turns: list[str], learned: Learned) -> list[list[int]]:

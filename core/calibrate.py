@@ -1,11 +1,12 @@
 """From evidence to probability: how often were guesses on such evidence right?
 
 Every bucket of evidence counts how often a guess was right where its parent was, with decay, so
-it follows the text. A guess falls into one bucket for each drafter that made it, together with
-the run of right guesses before it, one for its token and one for the token before it. Their
-estimates are mixed in the logistic domain with weights learnt online, one weight vector per set
-of drafters that agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data
-Compression", 2005): agreement counts for as much as it turns out to be worth. A last bucket, of
+it follows the text. A guess falls into one bucket by the evidence of the first drafter that made
+it, together with the run of right guesses before it, one by its token and one by the token before
+it. Their estimates are mixed in the logistic domain with weights learnt online, one weight vector
+per set of drafters that agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data
+Compression", 2005): agreement counts for as much as it turns out to be worth. (With a bucket for
+each of them estimates are worse: what they look at is nearly the same.) A last bucket, of
 guesses judged about as likely, takes back what the mixture is too sure of. And texts differ: each
 begins with some caution, and wins or loses confidence by what comes true in it.
 """
@@ -33,7 +34,7 @@ KEPT_BUCKETS: Final = 4096  # in a record, those that saw most
 KEPT_VISITS: Final = 100.0  # most that a bucket of a record counts for, so that it can be wrong
 
 _LEAST, _MOST = 1e-4, 1 - 1e-4  # probability that a logit is taken of
-_N_TOKEN_KEYS = 2  # the guess and the token before it each have a bucket
+_EQUAL = (1 / 3, 1 / 3, 1 / 3)  # weights of evidence, token and the token before it
 _STRENGTHS = 5  # into how many classes guesses are sorted, for the buckets of tokens
 _N_STREAKS = 4
 _STREAKS = (0, 1, 1, 2, 2, 2, 2, 2)  # by right guesses in a row; more are the last one
@@ -79,22 +80,17 @@ class Calibrator:
         """What is known of a guess.
 
         Args:
-            evidence: of every drafter that made the guess.
+            evidence: of every drafter that made the guess, in the order of the drafters.
             prior: the most confident drafter's own estimate.
             token: the token guessed.
             last: the token before it.
             run: guesses in a row that were right, up to here.
         """
         streak = _STREAKS[run] if run < len(_STREAKS) else _N_STREAKS - 1
-        table = self._by_evidence[streak]
-        seen: list[tuple[_Table, Any, _Bucket | None, float]] = []
-        base = -math.inf
-        for item in evidence:
-            bucket = table.get(item)
-            value = logit(prior) if bucket is None else bucket[2]
-            if value > base:
-                base = value
-            seen.append((table, item, bucket, value))
+        table, item = self._by_evidence[streak], evidence[0]
+        bucket = table.get(item)
+        base = logit(prior) if bucket is None else bucket[2]
+        seen: list[tuple[_Table, Any, _Bucket | None, float]] = [(table, item, bucket, base)]
         strength = int(_STRENGTHS * squash(base))
         for table, key in (
             (self._by_guess, token * _STRENGTHS + strength),
@@ -104,8 +100,8 @@ class Calibrator:
             seen.append((table, key, bucket, base if bucket is None else _trusted(bucket, base)))
         group = tuple([item[0] for item in evidence])
         weights = self._weights.get(group)
-        if weights is None:
-            weights = self._weights[group] = [1.0 / len(seen)] * len(seen)
+        if weights is None:  # as for the first of them alone, until more is known
+            weights = self._weights[group] = [*self._weights.get(group[:1], _EQUAL)]
         total = 0.0
         for weight, one in zip(weights, seen):  # noqa: B905  (on the path of every guess)
             total += weight * one[3]
@@ -198,9 +194,7 @@ class Calibrator:
                 table, at = made._place(_tuple(key))
                 table[at] = _bucket(float(hits), float(visits))
             for group, weights in record["weights"]:
-                if len(weights) != len(group) + _N_TOKEN_KEYS or not all(
-                    map(math.isfinite, weights)
-                ):
+                if len(weights) != len(_EQUAL) or not all(map(math.isfinite, weights)):
                     raise ValueError(f"weights {weights} of {group}")
                 made._weights[_tuple(group)] = [float(weight) for weight in weights]
         except (LookupError, TypeError, ValueError) as error:

@@ -59,6 +59,15 @@ def test_agreement_of_independent_drafters_counts() -> None:
     assert rate(calibrator, [("a",), ("b",)]) > rate(calibrator, [("a",)]) + 0.15
 
 
+def test_a_new_agreement_begins_as_the_first_drafter_alone() -> None:
+    """Whoever joins in changes an estimate only by what is learnt of them together."""
+    calibrator = Calibrator()
+    train(calibrator, {("a", 1): 0.9, ("a", 2): 0.2})
+    for evidence in (("a", 1), ("a", 2)):
+        alone = rate(calibrator, [evidence])
+        assert rate(calibrator, [evidence, ("b", 7), ("c", 7)]) == alone
+
+
 def test_estimates_follow_a_text_that_changes() -> None:
     """Old counts decay."""
     calibrator = Calibrator()
