@@ -100,7 +100,7 @@ class Calibrator:
             seen.append((table, key, bucket, base if bucket is None else _trusted(bucket, base)))
         group = tuple([item[0] for item in evidence])
         weights = self._weights.get(group)
-        if weights is None:  # as for the first of them alone, until more is known
+        if weights is None:  # they begin as those of the first drafter alone
             weights = self._weights[group] = [*self._weights.get(group[:1], _EQUAL)]
         total = 0.0
         for weight, one in zip(weights, seen):  # noqa: B905  (on the path of every guess)

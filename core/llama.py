@@ -192,7 +192,7 @@ class LlamaBackend:
         self._lend_trunk(rows.n_sequences)
         self._decode(rows, outputs=True)
         self._scored = rows
-        return self._outputs.rows(n, len(lead))
+        return self._outputs.rows(len(lead), n)
 
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend. Raises BackendError if the model cannot drop the rest."""

@@ -32,8 +32,8 @@ class Outputs:
         self._address = 0
         self._view: Logits = np.empty((0, n_vocab), np.float32)
 
-    def rows(self, n: int, n_skipped: int = 0) -> Logits:  # (n - n_skipped, n_vocab)
-        """The first `n` rows but for `n_skipped`, valid until the next call.
+    def rows(self, start: int, end: int) -> Logits:  # (end - start, n_vocab)
+        """The rows from `start` to `end`, valid until the next call.
 
         Raises BackendError if there are none.
         """
@@ -44,4 +44,4 @@ class Outputs:
             pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._view = np.ctypeslib.as_array(pointer, shape=self._shape)
             self._address = address
-        return self._view[n_skipped:n]
+        return self._view[start:end]

@@ -161,7 +161,7 @@ class Pricing(Protocol):
     """What calls cost: a cost.CostModel, or a tracker.CostTracker that refines one."""
 
     def row(self, context: int) -> Sequence[float]:
-        """Seconds of a call with 1, 2, … rows at `context` committed tokens."""
+        """Seconds of a call with 1, 2, …, cost.MAX_ROWS rows at `context` committed tokens."""
         ...
 
 

@@ -61,9 +61,7 @@ class TextStream:
 
     def _extend(self, new: str) -> None:
         """Add decoded text: all of it is ready, but for what is held or follows a stop."""
-        if not new:
-            return
-        if not self._stops:
+        if not (new and self._stops):  # nothing to look for, as for most tokens of most texts
             self._ready.append(new)
             return
         text = self._held + new  # a stop string can begin no earlier

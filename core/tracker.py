@@ -25,7 +25,7 @@ SHARE: Final = 0.01  # of the time that exploring may cost
 _TRIES: Final = 2  # the lower of two is no outlier
 _SCALE_STEPS: Final = 9
 _SIZE_STEPS: Final = 31  # several times _SCALE_STEPS, so that the scale is first to follow a load
-_REFRESH: Final = 32  # steps between two computations of a row
+_REFRESH: Final = 8  # steps between two computations of a row
 _FIRST_CONTEXT: Final = 256  # contexts below are one bucket, then each doubling is one
 
 _NUMBERS: Final = np.arange(1, MAX_ROWS + 1)

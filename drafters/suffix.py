@@ -166,7 +166,7 @@ class Suffix:
         if not 0 <= i < len(ORDERS) or ORDERS[i] >= len(ends):
             return None
         order, power = _POWERS[i]
-        key = (ends[-1] - ends[-1 - order] * power) & _MASK
+        key = _key(ends, order, power)
         ring, hashes = self._ring, self._hashes[i]
         oldest = max(self._n - ring - 1, 0)
         place = self._heads[i][key >> _SHIFT]
@@ -211,8 +211,10 @@ class Suffix:
             if self._ring < place < CAPACITY:
                 self._double()
             slot = place & self._ring
-            for i, key in enumerate(_keys(self._ends)):
-                heads = self._heads[i]
+            for i, (order, power) in enumerate(_POWERS):
+                if order >= len(self._ends):
+                    break
+                key, heads = _key(self._ends, order, power), self._heads[i]
                 self._earlier[i][slot] = heads[key >> _SHIFT]
                 self._hashes[i][slot] = key
                 heads[key >> _SHIFT] = place
@@ -221,13 +223,9 @@ class Suffix:
             self._ends = after(self._ends, token)
 
 
-def _keys(ends: tuple[int, ...]) -> Iterator[int]:
-    """Hashes of the endings, for as many of ORDERS as there are tokens for."""
-    n, last = len(ends), ends[-1]
-    for order, power in _POWERS:
-        if order >= n:
-            return
-        yield (last - ends[-1 - order] * power) & _MASK
+def _key(ends: tuple[int, ...], order: int, power: int) -> int:
+    """Hash of the last `order` tokens; see _POWERS."""
+    return (ends[-1] - ends[-1 - order] * power) & _MASK
 
 
 def running(tokens: Iterable[int]) -> Iterator[int]:

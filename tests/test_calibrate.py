@@ -162,6 +162,7 @@ BAD_RECORDS: list[Any] = [
     {"buckets": [[["a"], float("nan"), 2]], "weights": []},
     {"buckets": [[[None], 1, 2]], "weights": []},
     {"buckets": [], "weights": [[["a"], [0.5, 0.5]]]},
+    {"buckets": [], "weights": [[["a", "b"], [0.5, 0.5, 0.5, 0.5]]]},
     {"buckets": [], "weights": [[["a"], [0.5, 0.5, float("inf")]]]},
 ]
 

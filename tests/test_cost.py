@@ -194,7 +194,7 @@ def test_outliers_do_not_count() -> None:
         n = (1, 4, 8)[i % 3]
         slow = rng.uniform(2, 50) if rng.random() < 0.2 else 1.0
         tracker.observe(n, 200, slow * truth.seconds(n, 200))
-    learn(tracker, truth, [1] * 32)
+    learn(tracker, truth, [1] * 8)
     row = tracker.row(200)
     for n in (1, 4, 8):
         assert row[n - 1] == pytest.approx(truth.seconds(n, 200))
