@@ -27,7 +27,6 @@ from specgen.drafters import AUTO, create, with_past
 CURVE = "mi50"
 MAX_DRAFTS = 16
 ANSWER = 128  # tokens
-BY_TOKEN = (1, 2)  # first entries of the keys that name tokens, see Calibrator.guess
 
 
 def main(model: Path, files: list[Path]) -> None:
@@ -40,7 +39,7 @@ def main(model: Path, files: list[Path]) -> None:
             print(f"\r{number}/{len(lines)}", end="", file=sys.stderr, flush=True)
             for answer in _answers(engine, json.loads(line)["turns"], learned):
                 learned.add(answer)
-    record = learned.calibrator.record(lambda key: key[0] not in BY_TOKEN)
+    record = learned.calibrator.record(lambda key: isinstance(key[0], tuple))
     record["weights"] = []
     record["buckets"].sort(key=str)
     target = Path(__file__).parents[1] / "core" / "priors.json"

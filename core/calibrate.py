@@ -2,13 +2,12 @@
 
 Every bucket of evidence counts how often a guess was right where its parent was, with decay, so
 it follows the text. A guess falls into one bucket by the evidence of the first drafter that made
-it, together with the run of right guesses before it, one by its token and one by the token before
-it. Their estimates are mixed in the logistic domain with weights learnt online, one weight vector
-per set of drafters that agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data
-Compression", 2005): agreement counts for as much as it turns out to be worth. (With a bucket for
-each of them estimates are worse: what they look at is nearly the same.) A last bucket, of
-guesses judged about as likely, takes back what the mixture is too sure of. And texts differ: each
-begins with some caution, and wins or loses confidence by what comes true in it.
+it, together with the run of right guesses before it, and into one by its token. The two estimates
+are mixed in the logistic domain with weights learnt online, a pair for each set of drafters that
+agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005):
+agreement counts for as much as it turns out to be worth. (More buckets make worse estimates: what
+they look at is nearly the same, and each set of them has to learn its weights.) And texts differ:
+each begins with some caution, and wins or loses confidence by what comes true in it.
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ KEPT_BUCKETS: Final = 4096  # in a record, those that saw most
 KEPT_VISITS: Final = 100.0  # most that a bucket of a record counts for, so that it can be wrong
 
 _LEAST, _MOST = 1e-4, 1 - 1e-4  # probability that a logit is taken of
-_EQUAL = (1 / 3, 1 / 3, 1 / 3)  # weights of evidence, token and the token before it
-_STRENGTHS = 5  # into how many classes guesses are sorted, for the buckets of tokens
+_EQUAL = (0.5, 0.5)  # weights of evidence and token
+_STRENGTHS = 7  # into how many classes guesses are sorted, for the buckets of tokens
+_STRENGTH_WIDTH = 1.5  # of such a class, as a difference of logits
 _N_STREAKS = 4
 _STREAKS = (0, 1, 1, 2, 2, 2, 2, 2)  # by right guesses in a row; more are the last one
 _Key: TypeAlias = tuple[object, ...]  # of a bucket in a record
@@ -44,29 +44,20 @@ _Bucket: TypeAlias = list[float]  # [hits, visits, logit of their ratio]
 _Table: TypeAlias = dict[Any, _Bucket]
 
 
-# A judged guess, ready to be learnt from: its probability; for each bucket where it is, under which
-# key, the bucket if there is one, and its estimate as a logit, the mixture of the others last; and
-# the weights of the drafters that agree. A bare tuple, since one is made for every guess.
-Guess: TypeAlias = tuple[float, list[tuple[_Table, Any, "_Bucket | None", float]], list[float]]
+# A judged guess, ready to be learnt from: its probability; where it is by evidence, the bucket if
+# there is one, and its estimate as a logit; the same by token; and the weights of the drafters that
+# agree. A bare tuple, since one is made for every guess.
+Guess: TypeAlias = tuple[
+    float, _Table, Evidence, "_Bucket | None", float, int, "_Bucket | None", float, list[float]
+]
 
 
 class Calibrator:
     """Probabilities of guesses, learnt from what became of earlier ones."""
 
     def __init__(self) -> None:
-        # By streak and evidence, by token and strength, by estimate and streak: keys that are
-        # quickly made and found.
-        self._by_evidence: tuple[_Table, ...] = tuple({} for _ in range(_N_STREAKS))
-        self._by_guess: _Table = {}
-        self._by_last: _Table = {}
-        self._by_estimate: _Table = {}
-        # In a record these have keys (kind, a, b), and here a * n + b.
-        self._numbered = {
-            1: (self._by_guess, _STRENGTHS),
-            2: (self._by_last, _STRENGTHS),
-            3: (self._by_estimate, _N_STREAKS),
-        }
-        self._tables = (*self._by_evidence, *[table for table, _ in self._numbered.values()])
+        self._by_evidence: tuple[_Table, ...] = tuple({} for _ in range(_N_STREAKS))  # and streak
+        self._by_token: _Table = {}  # key: token * _STRENGTHS + strength, which is quickly made
         self._weights: dict[_Group, list[float]] = {}
         self._confidence = CAUTION
 
@@ -74,89 +65,69 @@ class Calibrator:
         """Another text begins: it may be of another kind."""
         self._confidence = CAUTION
 
-    def guess(
-        self, evidence: Sequence[Evidence], prior: float, token: int, last: int, run: int
-    ) -> Guess:
+    def guess(self, evidence: Sequence[Evidence], prior: float, token: int, run: int) -> Guess:
         """What is known of a guess.
 
         Args:
             evidence: of every drafter that made the guess, in the order of the drafters.
             prior: the most confident drafter's own estimate.
             token: the token guessed.
-            last: the token before it.
             run: guesses in a row that were right, up to here.
         """
-        streak = _STREAKS[run] if run < len(_STREAKS) else _N_STREAKS - 1
-        table, item = self._by_evidence[streak], evidence[0]
-        bucket = table.get(item)
-        base = logit(prior) if bucket is None else bucket[2]
-        seen: list[tuple[_Table, Any, _Bucket | None, float]] = [(table, item, bucket, base)]
-        strength = int(_STRENGTHS * squash(base))
-        for table, key in (
-            (self._by_guess, token * _STRENGTHS + strength),
-            (self._by_last, last * _STRENGTHS + strength),
-        ):
-            bucket = table.get(key)
-            seen.append((table, key, bucket, base if bucket is None else _trusted(bucket, base)))
+        table = self._by_evidence[_STREAKS[run] if run < len(_STREAKS) else _N_STREAKS - 1]
+        known = table.get(evidence[0])
+        base = logit(prior) if known is None else known[2]
+        key = token * _STRENGTHS + _strength(base)
+        like = self._by_token.get(key)
+        value = base if like is None else _trusted(like, base)
         group = tuple([item[0] for item in evidence])
         weights = self._weights.get(group)
         if weights is None:  # they begin as those of the first drafter alone
             weights = self._weights[group] = [*self._weights.get(group[:1], _EQUAL)]
-        total = 0.0
-        for weight, one in zip(weights, seen):  # noqa: B905  (on the path of every guess)
-            total += weight * one[3]
-        # Last, what guesses judged about as likely as this one came to.
-        table = self._by_estimate
-        key = round(2 * total) * _N_STREAKS + streak
-        bucket = table.get(key)
-        seen.append((table, key, bucket, total))
-        final = total if bucket is None else _trusted(bucket, total)
-        return squash(final + self._confidence), seen, weights
+        total = weights[0] * base + weights[1] * value
+        prob = squash(total + self._confidence)
+        return prob, table, evidence[0], known, base, key, like, value, weights
 
     def learn(self, guess: Guess, right: bool) -> None:
         """Count what became of a guess whose parent was right."""
-        prob, seen, weights = guess
+        prob, table, item, known, base, key, like, value, weights = guess
         confidence = self._confidence + CONFIDENCE_RATE * (right - prob)
         self._confidence = min(max(confidence, -MOST_CONFIDENCE), MOST_CONFIDENCE)
-        step = LEARNING_RATE * (right - squash(seen[-1][3]))
-        for i in range(len(weights)):
-            weights[i] += step * seen[i][3]
-        for table, key, known, value in seen:
-            bucket = known or table.get(key) or self._new(table, key, value)
-            hits = bucket[0] = bucket[0] * DECAY + right
-            visits = bucket[1] = bucket[1] * DECAY + 1
-            bucket[2] = logit(hits / visits)
+        step = LEARNING_RATE * (right - squash(weights[0] * base + weights[1] * value))
+        weights[0] += step * base
+        weights[1] += step * value
+        _count(known or table.get(item) or self._new(table, item, base), right)
+        tokens = self._by_token
+        _count(like or tokens.get(key) or self._new(tokens, key, value), right)
 
     def _new(self, table: _Table, key: Any, value: float) -> _Bucket:
         """A bucket that begins with an estimate, kept if there is room for it."""
         bucket = [PRIOR_VISITS * squash(value), PRIOR_VISITS, 0.0]
-        if sum(map(len, self._tables)) < MAX_BUCKETS:
+        if len(self._by_token) + sum(map(len, self._by_evidence)) < MAX_BUCKETS:
             table[key] = bucket
         return bucket
 
     def _items(self) -> Iterator[tuple[_Key, _Bucket]]:
-        """All buckets, by the keys that they have in a record."""
+        """All buckets, by the keys that they have in a record: (evidence, streak) or numbers."""
         for streak, table in enumerate(self._by_evidence):
             for item, bucket in table.items():
                 yield (item, streak), bucket
-        for kind, (table, n) in self._numbered.items():
-            for key, bucket in table.items():
-                yield (kind, *divmod(key, n)), bucket
+        for key, bucket in self._by_token.items():
+            yield divmod(key, _STRENGTHS), bucket
 
     def _place(self, key: Any) -> tuple[_Table, Any]:
-        """Where a bucket of a record belongs. Raises IndexError, KeyError, … for no such key."""
-        if isinstance(key[0], tuple):
-            item, streak = key
-            return self._by_evidence[_below(_N_STREAKS, streak)], item
-        kind, number, part = key
-        table, n = self._numbered[kind]
-        return table, number * n + _below(n, part)
+        """Where a bucket of a record belongs. Raises TypeError, … for no such key."""
+        what, number = key
+        if isinstance(what, tuple):
+            return self._by_evidence[_below(_N_STREAKS, number)], what
+        return self._by_token, what * _STRENGTHS + _below(_STRENGTHS, number)
 
     def copy(self) -> Calibrator:
         """One that goes its own way from here, at the beginning of a text."""
         copy = Calibrator()
-        for table, mine in zip(copy._tables, self._tables, strict=True):
-            table.update({key: list(bucket) for key, bucket in mine.items()})
+        for key, bucket in self._items():
+            table, at = copy._place(key)
+            table[at] = list(bucket)
         copy._weights = {group: list(weights) for group, weights in self._weights.items()}
         return copy
 
@@ -230,6 +201,19 @@ def _below(end: int, number: int) -> int:
 
 def _bucket(hits: float, visits: float) -> _Bucket:
     return [hits, visits, logit(hits / visits)]
+
+
+def _strength(base: float) -> int:
+    """The class of a guess, by the logit of its evidence."""
+    most = _STRENGTHS // 2
+    return min(max(round(base / _STRENGTH_WIDTH), -most), most) + most
+
+
+def _count(bucket: _Bucket, right: bool) -> None:
+    """One more visit."""
+    hits = bucket[0] = bucket[0] * DECAY + right
+    visits = bucket[1] = bucket[1] * DECAY + 1
+    bucket[2] = logit(hits / visits)
 
 
 def _trusted(bucket: _Bucket, base: float) -> float:

@@ -18,7 +18,7 @@ from .store import Key, Store
 
 MOST_ANSWERS: Final = 1 << 15  # tokens of answers that are kept, the latest; about 200 KB
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _MOST_TOKEN: Final = 1 << 31
 
 

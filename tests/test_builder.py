@@ -7,12 +7,13 @@ from itertools import accumulate, combinations
 from typing import TypeAlias
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specgen.core.builder import Builder
+from specgen.core.calibrate import Calibrator, Guess
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
-from specgen.core.tree import DraftTree
+from specgen.core.tree import DraftTree, Evidence
 
 from .guessers import Stutterer
 
@@ -268,6 +269,58 @@ def test_drafters_are_asked_only_below_nodes_that_may_have_children() -> None:
         table = Table(guesses)
         assert len(Builder([table], room, max_leaves=1, branch=False).build(ROOT, 99, depth)) == 4
         assert table.asked == [(), (0,), (0, 0)]
+
+
+class Believer(Calibrator):
+    """Takes every drafter's word, and notes the tokens that it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judged: list[int] = []
+
+    def guess(self, evidence: Sequence[Evidence], prior: float, token: int, run: int) -> Guess:
+        """See Calibrator."""
+        self.judged.append(token)
+        return (prior, *super().guess(evidence, prior, token, run)[1:])
+
+
+def exclusive_paths(tables: Sequence[Guesses], path: Path = (), prob: float = 1.0) -> list[float]:
+    """Path probabilities of all nodes, where the children of one share what there is."""
+    found, left = [], 1.0
+    for token, p in sorted(merged(tables, path).items(), key=lambda child: -child[1]):
+        share = min(p, left)
+        left -= share
+        found += [prob * share, *exclusive_paths(tables, (*path, token), prob * share)]
+    return found
+
+
+@settings(max_examples=300)
+@given(tables=st.lists(GUESSES, max_size=3), room=st.integers(0, 12))
+@example(tables=[{(): {0: 0.5, 1: 0.5}, (0,): {0: 0.75}}], room=2)  # the second child is due
+def test_judged_siblings_share_what_there_is(tables: list[Guesses], room: int) -> None:
+    """One of them at most comes true: the likeliest first, the others are left the rest."""
+    drafters = [Table(table, f"table {i}") for i, table in enumerate(tables)]
+    builder = Builder(drafters, room, max_leaves=99, branch=True, calibrator=Believer())
+    probs = path_probs(builder.build(ROOT, 99, 99)).values()
+    assert sorted(probs, reverse=True) == sorted(exclusive_paths(tables), reverse=True)[:room]
+
+
+@pytest.mark.parametrize(("chance", "n_judged"), [(0.9, 4), (0.2, 6)])
+def test_only_guesses_with_a_chance_are_judged(chance: float, n_judged: int) -> None:
+    """In a sure copy no time is spent on what else might follow."""
+    guesses: Guesses = {(0,) * n: {1: 0.1, 0: chance, 2: 0.1} for n in range(9)}
+    judge = Believer()
+    Builder([Table(guesses)], 4, max_leaves=9, branch=True, calibrator=judge).build(ROOT, 99, 99)
+    assert len(judge.judged) == n_judged
+
+
+def test_nobody_is_asked_below_the_last_node() -> None:
+    """A guess that does not pay ends the tree, whatever may follow it."""
+    table = Table({(0,) * n: {0: 0.3} for n in range(9)})
+    price = Priced([1.0, 1.0])
+    builder = Builder([table], 9, max_leaves=9, branch=True, pricing=price)
+    assert len(builder.build(ROOT, 99, 99)) == 1
+    assert table.asked == [()]
 
 
 def test_nothing_is_drafted_behind_the_end() -> None:

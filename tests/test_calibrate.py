@@ -22,7 +22,7 @@ from specgen.core.calibrate import (
 
 def rate(calibrator: Calibrator, evidence: list[tuple[str | int, ...]]) -> float:
     """What the calibrator says of a guess that it has never seen the token of."""
-    return calibrator.guess(evidence, 0.3, token=999, last=998, run=0)[0]
+    return calibrator.guess(evidence, 0.3, token=999, run=0)[0]
 
 
 def train(calibrator: Calibrator, chances: dict[tuple[str | int, ...], float]) -> None:
@@ -30,7 +30,7 @@ def train(calibrator: Calibrator, chances: dict[tuple[str | int, ...], float]) -
     rng = random.Random(1)
     for _ in range(3000):
         for evidence, chance in chances.items():
-            guess = calibrator.guess([evidence], 0.3, rng.randrange(50), rng.randrange(50), 0)
+            guess = calibrator.guess([evidence], 0.3, rng.randrange(50), 0)
             calibrator.learn(guess, rng.random() < chance)
 
 
@@ -54,7 +54,7 @@ def test_agreement_of_independent_drafters_counts() -> None:
     rng = random.Random(2)
     for _ in range(4000):
         for evidence, chance in (([("a",)], 0.4), ([("b",)], 0.4), ([("a",), ("b",)], 0.8)):
-            guess = calibrator.guess(evidence, 0.3, rng.randrange(50), rng.randrange(50), 0)
+            guess = calibrator.guess(evidence, 0.3, rng.randrange(50), 0)
             calibrator.learn(guess, rng.random() < chance)
     assert rate(calibrator, [("a",), ("b",)]) > rate(calibrator, [("a",)]) + 0.15
 
@@ -80,8 +80,8 @@ def test_probabilities_stay_inside_0_and_1() -> None:
     """However sure the evidence."""
     calibrator = Calibrator()
     for _ in range(5000):
-        calibrator.learn(calibrator.guess([("a",)], 0.99, 1, 2, 9), True)
-    prob = calibrator.guess([("a",)], 0.99, 1, 2, 9)[0]
+        calibrator.learn(calibrator.guess([("a",)], 0.99, 1, 9), True)
+    prob = calibrator.guess([("a",)], 0.99, 1, 9)[0]
     assert 0.9 < prob < 1
 
 
@@ -99,10 +99,10 @@ def test_a_text_wins_and_loses_confidence() -> None:
         calibrator = Calibrator()
         before = rate(calibrator, [("new",)])
         for _ in range(20):
-            calibrator.learn(calibrator.guess([("seen",)], 0.3, 1, 2, 0), right)
+            calibrator.learn(calibrator.guess([("seen",)], 0.3, 1, 0), right)
         assert (rate(calibrator, [("new",)]) > before) is right
         calibrator.begin()
-        assert calibrator.copy().guess([("new",)], 0.3, 7, 8, 5)[0] == pytest.approx(before)
+        assert calibrator.copy().guess([("new",)], 0.3, 7, 5)[0] == pytest.approx(before)
 
 
 def taught(seed: int = 1) -> Calibrator:
@@ -111,7 +111,7 @@ def taught(seed: int = 1) -> Calibrator:
     rng = random.Random(seed)
     for _ in range(500):
         for evidence, chance in (([("a", 1)], 0.2), ([("b", "x")], 0.6), ([("a", 1), ("b",)], 0.8)):
-            guess = calibrator.guess(evidence, 0.3, rng.randrange(9), rng.randrange(9), 0)
+            guess = calibrator.guess(evidence, 0.3, rng.randrange(9), 0)
             calibrator.learn(guess, rng.random() < chance)
     calibrator.begin()
     return calibrator
@@ -132,9 +132,9 @@ def test_a_record_is_small_and_open_to_news() -> None:
     """Only so many buckets, those that saw most; none counts for so much that it stays wrong."""
     calibrator = Calibrator()
     for i in range(KEPT_BUCKETS + 500):
-        calibrator.learn(calibrator.guess([("e", i)], 0.3, 1, 2, 0), i % 2 == 0)
+        calibrator.learn(calibrator.guess([("e", i)], 0.3, 1, 0), i % 2 == 0)
     for _ in range(300):
-        calibrator.learn(calibrator.guess([("often",)], 0.3, 1, 2, 0), True)
+        calibrator.learn(calibrator.guess([("often",)], 0.3, 1, 0), True)
     buckets = calibrator.record()["buckets"]
     assert len(buckets) == KEPT_BUCKETS
     assert max(visits for _, _, visits in buckets) == KEPT_VISITS
@@ -161,9 +161,11 @@ BAD_RECORDS: list[Any] = [
     {"buckets": [[["a"], 0, 0]], "weights": []},
     {"buckets": [[["a"], float("nan"), 2]], "weights": []},
     {"buckets": [[[None], 1, 2]], "weights": []},
-    {"buckets": [], "weights": [[["a"], [0.5, 0.5]]]},
-    {"buckets": [], "weights": [[["a", "b"], [0.5, 0.5, 0.5, 0.5]]]},
-    {"buckets": [], "weights": [[["a"], [0.5, 0.5, float("inf")]]]},
+    {"buckets": [[[1, 2, 3], 1, 2]], "weights": []},
+    {"buckets": [[[1, 99], 1, 2]], "weights": []},
+    {"buckets": [], "weights": [[["a"], [0.5]]]},
+    {"buckets": [], "weights": [[["a", "b"], [0.5, 0.5, 0.5]]]},
+    {"buckets": [], "weights": [[["a"], [0.5, float("inf")]]]},
 ]
 
 
@@ -177,8 +179,8 @@ def test_a_record_that_is_none(record: Any) -> None:
 def test_experience_is_shipped() -> None:
     """A long match is known to be worth more than a short one before anything is generated."""
     calibrator = experienced()
-    short = calibrator.guess([("suffix", 1, 0, 0, 1, 9)], 0.3, 1, 2, 0)
-    long = calibrator.guess([("suffix", 16, 0, 0, 1, 9)], 0.3, 1, 2, 0)
+    short = calibrator.guess([("suffix", 1, 0, 0, 1, 9)], 0.3, 1, 0)
+    long = calibrator.guess([("suffix", 16, 0, 0, 1, 9)], 0.3, 1, 0)
     assert long[0] > short[0] + 0.3
     calibrator.learn(long, False)
     assert experienced().record() != calibrator.record()  # each has one of its own

@@ -33,14 +33,14 @@ def model(tmp_path: Path) -> Path:
 def teach(learned: Learned, evidence: str, right: bool, times: int = 20) -> None:
     """Let some guesses come true, or not."""
     for _ in range(times):
-        guess = learned.calibrator.guess([(evidence,)], 0.3, 1, 2, 0)
+        guess = learned.calibrator.guess([(evidence,)], 0.3, 1, 0)
         learned.calibrator.learn(guess, right)
 
 
 def chance(learned: Learned, evidence: str) -> float:
     """What a guess on some evidence is thought to be worth at the beginning of a text."""
     learned.calibrator.begin()
-    return learned.calibrator.guess([(evidence,)], 0.3, 3, 4, 0)[0]
+    return learned.calibrator.guess([(evidence,)], 0.3, 3, 0)[0]
 
 
 def test_a_new_model_begins_with_experience(model: Path) -> None:
