@@ -56,8 +56,9 @@ class Calibrator:
     """Probabilities of guesses, learnt from what became of earlier ones."""
 
     def __init__(self) -> None:
-        self._by_evidence: tuple[_Table, ...] = tuple({} for _ in range(_N_STREAKS))  # and streak
-        self._by_token: _Table = {}  # key: token * _STRENGTHS + strength, which is quickly made
+        # A table for each streak; and by token * _STRENGTHS + strength, a key that is quickly made.
+        self._by_evidence: tuple[_Table, ...] = tuple({} for _ in range(_N_STREAKS))
+        self._by_token: _Table = {}
         self._weights: dict[_Group, list[float]] = {}
         self._confidence = CAUTION
 
