@@ -22,7 +22,7 @@ _Draw: TypeAlias = Callable[[Sequence[str], _Rows], str]
 
 _WIDTH: Final = 100
 _NAMES: Final = 2  # columns; the others are figures
-_LONGEST_TASK: Final = 16
+_SHORTENED_TASK: Final = 16  # where the table would be too wide with longer ones
 _LONGEST_DRAFTER: Final = 18
 
 
@@ -146,10 +146,12 @@ def _named(report: Report) -> list[list[str]]:
     """The cells, with names that leave room for figures, and tasks once."""
     rows, last = [], ""
     for task, drafter, *figures in report.cells:
-        name = "" if task == last else shortened(clean(task), _LONGEST_TASK)
+        name = "" if task == last else clean(task)
         rows.append([name, shortened(clean(drafter), _LONGEST_DRAFTER), *figures])
         last = task
-    return rows
+    _, *others = _widths(report.heads, rows)
+    room = max(_WIDTH - sum(others) - len(others), _SHORTENED_TASK)
+    return [[shortened(name, room), *cells] for name, *cells in rows]
 
 
 def shortened(text: str, longest: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from specgen.cli.bench_format import Report, render
 from specgen.cli.bench_report import show, show_comparison, write, write_comparison
 from specgen.cli.choices import Format
 from specgen.core.errors import UsageError
@@ -148,8 +149,17 @@ def test_the_table_fits(made: Results) -> None:
     wide = benchmark(tasks=(long, "code"), drafters=(PLAIN, "auto", "prompt-lookup warm"))
     shown = show(wide, Format.table)
     assert max(map(len, shown.splitlines())) <= WIDTH
-    assert "mathematical_re…" in shown
+    assert "mathematical_reaso…" in shown
     assert "prompt-lookup warm" in shown
+
+
+def test_names_are_whole_where_there_is_room() -> None:
+    """Two that begin alike can be told apart."""
+    names = ("a_kind_of_questions turn 1", "a_kind_of_questions turn 2")
+    cells = [[name, "auto", "1.00"] for name in names]
+    report = Report([("file", "a")], ["task", "drafter", "speed"], [], cells, [], [], {})
+    text = render(report, Format.table, terminal=False)
+    assert all(name in text for name in names)
 
 
 def test_the_table_is_aligned(made: Results) -> None:
