@@ -21,8 +21,9 @@ _Rows: TypeAlias = Sequence[Sequence[str]]
 _Draw: TypeAlias = Callable[[Sequence[str], _Rows], str]
 
 _WIDTH: Final = 100
+_GAP: Final = 2  # spaces between columns
 _NAMES: Final = 2  # columns; the others are figures
-_SHORTENED_TASK: Final = 16  # where the table would be too wide with longer ones
+_SHORTENED_TASK: Final = 16  # where a table would be too wide with longer ones
 _LONGEST_DRAFTER: Final = 18
 
 
@@ -105,7 +106,7 @@ def _table(report: Report, width: int, draw: _Draw) -> str:
     indent = max(len(label) for label, _ in report.above) + 2
     above = [_wrapped(f"{label:<{indent}}{text}", width, indent) for label, text in report.above]
     below = [_wrapped(line, width, 2) for line in report.below]
-    return "\n".join([*above, "", draw(report.heads, _named(report)), "", *below]) + "\n"
+    return "\n".join([*above, "", draw(report.heads, _named(report, width)), "", *below]) + "\n"
 
 
 def _wrapped(line: str, width: int, indent: int) -> str:
@@ -117,9 +118,10 @@ def _for_terminal(report: Report) -> str:
     from rich.console import Console
 
     console = Console()
+    width = min(console.width, _WIDTH)
     left_out: list[int] = []
     for column in report.spare:
-        if _width(_without(report, left_out)) <= console.width:
+        if _width(_without(report, left_out), width) <= console.width:
             break
         left_out.append(column)
     shown = _without(report, left_out)
@@ -127,7 +129,7 @@ def _for_terminal(report: Report) -> str:
         names = ", ".join(_in_one_line(report.heads[column]) for column in sorted(left_out))
         note = f"a wider terminal, or another format, also shows: {names}"
         shown = replace(shown, below=[*shown.below, note])
-    return _table(shown, min(console.width, _WIDTH), partial(_rich, console))
+    return _table(shown, width, partial(_rich, console))
 
 
 def _without(report: Report, columns: Sequence[int]) -> Report:
@@ -136,22 +138,22 @@ def _without(report: Report, columns: Sequence[int]) -> Report:
     return replace(report, heads=heads, cells=cells)
 
 
-def _width(report: Report) -> int:
-    """Characters of a line of the table."""
-    widths = _widths(report.heads, _named(report))
+def _width(report: Report, room: int) -> int:
+    """Characters of a line of the table, where there is room for so many."""
+    widths = _widths(report.heads, _named(report, room))
     return sum(widths) + _gap(widths) * (len(widths) - 1)
 
 
-def _named(report: Report) -> list[list[str]]:
-    """The cells, with names that leave room for figures, and tasks once."""
+def _named(report: Report, width: int) -> list[list[str]]:
+    """The cells, with names that leave room for figures in a table that wide, and tasks once."""
     rows, last = [], ""
     for task, drafter, *figures in report.cells:
         name = "" if task == last else clean(task)
         rows.append([name, shortened(clean(drafter), _LONGEST_DRAFTER), *figures])
         last = task
     _, *others = _widths(report.heads, rows)
-    room = max(_WIDTH - sum(others) - len(others), _SHORTENED_TASK)
-    return [[shortened(name, room), *cells] for name, *cells in rows]
+    longest = max(width - sum(others) - _GAP * len(others), _SHORTENED_TASK)
+    return [[shortened(name, longest), *cells] for name, *cells in rows]
 
 
 def shortened(text: str, longest: int) -> str:
@@ -160,8 +162,8 @@ def shortened(text: str, longest: int) -> str:
 
 
 def _gap(widths: Sequence[int]) -> int:
-    """Spaces between columns: two, unless the table gets too wide."""
-    return 2 if sum(widths) + 2 * (len(widths) - 1) <= _WIDTH else 1
+    """Spaces between columns: fewer where the table gets too wide."""
+    return _GAP if sum(widths) + _GAP * (len(widths) - 1) <= _WIDTH else 1
 
 
 def _widths(heads: Sequence[str], rows: _Rows) -> list[int]:

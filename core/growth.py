@@ -20,8 +20,8 @@ from .tree import DraftTree, Evidence
 _Live: TypeAlias = list[tuple[Drafter, Any]]
 
 # Path probability, minus the number of the offer (the earlier of equals is the better one),
-# parent, token, probability, evidence, who knew something at the parent, and the judged guess.
-_Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], _Live, "Guess | None"]
+# parent, token, probability, evidence, and the judged guess.
+_Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], "Guess | None"]
 
 # The token of an offer that stands for all further children of a node. One child alone comes
 # true, so they are worth no more than the first one leaves, and mostly need no judging.
@@ -78,11 +78,11 @@ class Growth:
         self._run = run
         self._offers: list[_Offer] = []  # the best one last
         self._unjudged: dict[int, list[_Merged]] = {}  # children by parent, with one offer for all
-        self._room = place.room  # nodes that may still be taken
         self._max_leaves = max_leaves
         self._n_offers = 0
         self._n_leaves = 1
-        self._nodes: list[_Offer] = [(1.0, 0, -1, place.root, 1.0, (), live, None)]
+        self._nodes: list[_Offer] = [(1.0, 0, -1, place.root, 1.0, (), None)]
+        self._live = [live]  # who knows something below each node, once that was asked
         self._depths = [0]
         self._first_child = [0]  # of each node, the likeliest; 0 where there is none
         self._is_asked = False  # what comes below the last node
@@ -94,36 +94,36 @@ class Growth:
 
     def best(self) -> float | None:
         """The path probability of the best offer; None if there is none, or no room for it."""
-        if not self._room:
+        if self.n_nodes > self._place.room:
             return None
         if not self._is_asked:
             self._is_asked = True
             self._ask(len(self._nodes) - 1)
         offers = self._offers
-        while offers and offers[-1][3] == _SIBLINGS and self._calibrator is not None:
-            self._judge_siblings(self._calibrator)
+        while offers and offers[-1][3] == _SIBLINGS:
+            self._judge_siblings()
         return offers[-1][0] if offers else None
 
     def _ask(self, node: int) -> None:
         """Put the children of `node` on offer."""
-        path, _, _, token, _, _, live, _ = self._nodes[node]
+        path, _, parent, token, _, _, _ = self._nodes[node]
         if node:
             if self._depths[node] >= self._place.depth or token in self._eog:
                 return
-            live = self._below(live, path, token)
-        guesses = self._merged(live)
+            self._live[node] = self._below(self._live[parent], path, token)
+        guesses = self._merged(self._live[node])
         if self._calibrator is None:
-            for prob, token, evidence in guesses:
-                self._offer(path * prob, (node, token, prob, evidence, live, None))
+            for guess in guesses:
+                self._judge(node, guess, 1.0)
         elif guesses:
             guesses.sort(key=_CHANCE, reverse=True)
-            left = 1 - self._judge(self._calibrator, node, guesses[0], live, 1.0)
+            left = 1 - self._judge(node, guesses[0], 1.0)
             if len(guesses) > 1:
                 self._unjudged[node] = guesses[1:]
-                self._offer(path * left, (node, _SIBLINGS, left, (), live, None))
+                self._offer(node, _SIBLINGS, left, (), None)
 
     def _below(self, live: _Live, path: float, token: int) -> _Live:
-        """Those who know something behind `token`, the last node's."""
+        """Those of `live`, at its parent, who know something behind the last node, `token`."""
         below: _Live = []
         for drafter, state in live:
             if drafter in self._costly and not self._pays_on(drafter, path):
@@ -144,31 +144,34 @@ class Growth:
                     merged[token] = (prob, token, (evidence,))
         return [guess for guess in merged.values() if guess[0] >= self._least]
 
-    def _judge_siblings(self, calibrator: Calibrator) -> None:
+    def _judge_siblings(self) -> None:
         """Put in the place of the best offer those that it stands for."""
-        _, _, parent, _, left, _, live, _ = self._offers.pop()
+        _, _, parent, _, left, _, _ = self._offers.pop()
         for merged in self._unjudged.pop(parent):
-            left = max(0.0, left - self._judge(calibrator, parent, merged, live, left))
+            left = max(0.0, left - self._judge(parent, merged, left))
 
-    def _judge(
-        self, calibrator: Calibrator, parent: int, merged: _Merged, live: _Live, most: float
-    ) -> float:
+    def _judge(self, parent: int, merged: _Merged, most: float) -> float:
         """Put a guess on offer, and return its probability: at `most` what siblings leave."""
-        prior, token, evidence = merged
-        run = self._run + self._depths[parent]
-        guess = calibrator.guess(evidence, prior, token, run)
-        prob = min(guess[0], most)
-        path: float = self._nodes[parent][0] * prob
-        self._offer(path, (parent, token, prob, evidence, live, guess))
+        prob, token, evidence = merged
+        guess = None
+        if self._calibrator is not None:
+            run = self._run + self._depths[parent]
+            guess = self._calibrator.guess(evidence, prob, token, run)
+            prob = min(guess[0], most)
+        self._offer(parent, token, prob, evidence, guess)
         return prob
 
     def _offer(
         self,
-        path: float,
-        what: tuple[int, int, float, tuple[Evidence, ...], _Live, Guess | None],
+        parent: int,
+        token: int,
+        prob: float,
+        evidence: tuple[Evidence, ...],
+        guess: Guess | None,
     ) -> None:
         self._n_offers += 1
-        insort(self._offers, (path, -self._n_offers, *what))
+        path = self._nodes[parent][0] * prob
+        insort(self._offers, (path, -self._n_offers, parent, token, prob, evidence, guess))
 
     def take(self) -> bool:
         """Move the best offer into the tree; False if it would have been one leaf too many."""
@@ -184,7 +187,7 @@ class Growth:
         self._nodes.append(best)
         self._depths.append(self._depths[parent] + 1)
         self._first_child.append(0)
-        self._room -= 1
+        self._live.append([])
         self._is_asked = False
         return True
 
@@ -206,8 +209,8 @@ class Growth:
             if offer[2] == node:
                 if offer[3] == token:
                     matching = child
-                if self._calibrator is not None and offer[7] is not None:
-                    self._calibrator.learn(offer[7], offer[3] == token)
+                if self._calibrator is not None and offer[6] is not None:
+                    self._calibrator.learn(offer[6], offer[3] == token)
         return (self._nodes[first][3] if first else None), matching
 
     def tree(self, n: int) -> DraftTree:
@@ -217,14 +220,14 @@ class Growth:
         while 0 < (child := self._first_child[order[-1]]) < n:
             order.append(child)
         if len(order) == n:  # a chain, taken from its beginning to its end
-            _, _, parents, tokens, probs, evidence, _, _ = zip(*nodes, strict=True)
+            _, _, parents, tokens, probs, evidence, _ = zip(*nodes, strict=True)
             return DraftTree(tokens, parents, probs, evidence)
         main = set(order)
         order += [node for node in range(n) if node not in main]
         place = [-1] * (n + 1)  # the last for -1, the parent of the root
         for i, node in enumerate(order):
             place[node] = i
-        _, _, parents, tokens, probs, evidence, _, _ = zip(*[nodes[i] for i in order], strict=True)
+        _, _, parents, tokens, probs, evidence, _ = zip(*[nodes[i] for i in order], strict=True)
         return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
 
 

@@ -12,8 +12,11 @@ Sizes that the table merely guesses are tried now and then, for at most a hundre
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .cost import BUCKET, MAX_ROWS, UNKNOWN, CostModel, Row, load_curve
 
@@ -24,6 +27,8 @@ _SCALE_STEPS: Final = 9
 _SIZE_STEPS: Final = 31  # several times _SCALE_STEPS, so that the scale is first to follow a load
 _REFRESH: Final = 8  # steps between two computations of a row
 _FIRST_CONTEXT: Final = 256  # contexts below are one bucket, then each doubling is one
+
+_NUMBERS: Final = np.arange(1, MAX_ROWS + 1)
 
 
 class CostTracker:
@@ -116,26 +121,20 @@ class CostTracker:
         return sum(len(times) for (size, _), times in self._sizes.items() if size == n)
 
     def _refine(self, context: int) -> Row:
-        # In plain Python, which takes two thirds of the time where caches are cold.
-        row, scale = self.model.row(context), self.scale
+        row = np.array(self.model.row(context)) * self.scale
         nearest = _nearest(self._sizes, _bucket(context))
-        if not nearest:
-            return tuple([scale * seconds for seconds in row])
-        sizes = sorted(nearest)
-        factors = _spread(sizes, [_low_median(self._sizes[n, nearest[n]]) for n in sizes])
-        return tuple([scale * f * seconds for f, seconds in zip(factors, row, strict=True)])
+        if nearest:
+            sizes = sorted(nearest)
+            factors = [_low_median(self._sizes[n, nearest[n]]) for n in sizes]
+            row *= self._spread(sizes, factors)
+        return tuple(row.tolist())
 
-
-def _spread(sizes: Sequence[int], factors: Sequence[float]) -> list[float]:
-    """Corrections of 1..MAX_ROWS rows from those of the sizes seen, with lines between them."""
-    spread = [factors[0]] * sizes[0]
-    for i, end in enumerate(sizes[1:], start=1):
-        start, before = sizes[i - 1], factors[i - 1]
-        rise = (factors[i] - before) / (end - start)
-        spread += [before + rise * n for n in range(1, end - start + 1)]
-    # That larger calls are dearer than thought is likely to go on; that they are cheaper
-    # may end at the next stair.
-    return spread + [max(1.0, factors[-1])] * (MAX_ROWS - sizes[-1])
+    def _spread(self, sizes: list[int], factors: list[float]) -> NDArray[np.float64]:
+        """Corrections of all sizes from those of the sizes seen."""
+        # That larger calls are dearer than thought is likely to go on; that they are cheaper
+        # may end at the next stair.
+        beyond = max(1.0, factors[-1])
+        return np.interp(_NUMBERS, sizes, factors, right=beyond)
 
 
 def _low_median(values: Collection[float]) -> float:

@@ -149,7 +149,7 @@ def test_the_table_fits(made: Results) -> None:
     wide = benchmark(tasks=(long, "code"), drafters=(PLAIN, "auto", "prompt-lookup warm"))
     shown = show(wide, Format.table)
     assert max(map(len, shown.splitlines())) <= WIDTH
-    assert "mathematical_reaso…" in shown
+    assert "mathematical_re…" in shown
     assert "prompt-lookup warm" in shown
 
 
@@ -319,6 +319,20 @@ def test_a_narrow_terminal_gets_fewer_columns(
     bare = text.replace("\x1b[1m", "").replace("\x1b[0m", "")
     assert max(map(len, bare.splitlines())) <= width
     assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 90, 120])
+def test_a_long_name_takes_no_figures_away(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """It is cut to the room that they leave."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    heads = []
+    for name in ("a" * 16, "a" * 60):
+        of = benchmark(tasks=(name, "code"), drafters=(PLAIN, "auto"))
+        text = shown_on(Terminal(True), monkeypatch, of, width)
+        bare = text.replace("\x1b[1m", "").replace("\x1b[0m", "")
+        assert max(map(len, bare.splitlines())) <= width
+        heads.append([line.split() for line in table_of(bare)[:2]])
+    assert heads[0] == heads[1]
 
 
 def test_other_formats_are_the_same_on_a_terminal(
