@@ -6,12 +6,11 @@ reused between turns even where the text would be split into other tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from .chat_tokens import NOTHING, Known, tokenize_chat
 from .protocols import Vocab
-from .template import ChatTemplate, Known, Message, tokenize_chat
-
-_NOTHING = Known("", ())
+from .template import ChatTemplate, Message
 
 
 class Conversation:
@@ -20,21 +19,24 @@ class Conversation:
     Args:
         vocab: of the model.
         template: the model's chat template.
-        control_texts: texts that only the template may turn into control tokens.
+        marks: texts that the vocabulary reads as one token; only the template may write them.
         system: the system message, if any.
+        require_room: raises ContextFull for messages of so many bytes, if they cannot fit.
     """
 
     def __init__(
         self,
         vocab: Vocab,
         template: ChatTemplate,
-        control_texts: frozenset[str],
+        marks: frozenset[str],
         system: str | None = None,
+        require_room: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:
         self._vocab = vocab
         self._template = template
-        self._control_texts = control_texts
-        self._known = _NOTHING
+        self._marks = marks
+        self._require_room = require_room
+        self._known = NOTHING
         self._rendered = ""
         self.system = system
         self.turns: list[Message] = []
@@ -52,11 +54,13 @@ class Conversation:
 
     def prompt(self) -> list[int]:
         """Tokens of all messages and the start of the next answer."""
+        contents = (message.content for message in self.messages)
+        self._require_room(sum(len(text.encode("utf-8", "replace")) for text in contents))
         self._rendered, tokens = tokenize_chat(
             self._vocab,
             self._template,
             self.messages,
-            control_texts=self._control_texts,
+            marks=self._marks,
             known=self._known,
         )
         return tokens
@@ -72,14 +76,14 @@ class Conversation:
             visible.pop()
         made = b"".join(map(self._vocab.piece, visible)).decode("utf-8", "replace")
         same = made == text
-        self._known = Known(self._rendered + text, (*prompt, *visible)) if same else _NOTHING
+        self._known = Known(self._rendered + text, (*prompt, *visible)) if same else NOTHING
 
     def drop_answer(self) -> bool:
         """Forget the last answer, so that it can be given anew; False if there is none."""
         if not self.turns or self.turns[-1].role != "assistant":
             return False
         self.turns.pop()
-        self._known = _NOTHING
+        self._known = NOTHING
         return True
 
     def drop_question(self) -> None:
@@ -90,4 +94,4 @@ class Conversation:
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
         self.turns.clear()
-        self._known = _NOTHING
+        self._known = NOTHING

@@ -183,7 +183,11 @@ class Engine:
         self._keeper = Keeper(budget) if budget else None
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one."""
+        """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one.
+
+        Raises ContextFull for a text that cannot fit, however it is tokenized.
+        """
+        self.vocab.require_room(self.n_ctx, len(text.encode("utf-8", "replace")))
         return self.vocab.tokenize(text, add_bos=True, special=True)
 
     def conversation(self, template: str | None = None, system: str | None = None) -> Conversation:
@@ -199,8 +203,9 @@ class Engine:
         return Conversation(
             vocab,
             ChatTemplate(source, vocab.bos_text, vocab.eos_text),
-            vocab.control_texts(),
+            vocab.marks(),
             system,
+            partial(vocab.require_room, self.n_ctx),
         )
 
     def generate(

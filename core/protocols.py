@@ -91,9 +91,14 @@ class Vocab(Protocol):
         """Every token that ends a generation."""
         ...
 
-    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
-        """Tokens of `text`. `add_bos` adds what the model wants at the start of a text;
-        `special` reads control tokens such as `<|im_end|>` out of the text."""
+    def tokenize(self, text: str, *, add_bos: bool, special: bool, cut: str = "") -> list[int]:
+        """Tokens of `text`.
+
+        `add_bos` adds what the model wants at the start of a text, unless it is there; `special`
+        reads control tokens such as `<|im_end|>` out of the text. `cut` is a character that is no
+        part of the text: no token reaches across it, and where it comes first, the text goes on
+        behind another one.
+        """
         ...
 
     def piece(self, token: int, *, special: bool = False) -> bytes:

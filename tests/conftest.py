@@ -10,6 +10,7 @@ from typing import Protocol
 
 import llama_cpp  # noqa: F401  # before specgen has its log: the whole package takes it
 import pytest
+from hypothesis import settings
 
 from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.pull import pull
@@ -18,6 +19,10 @@ from .tiny import Architecture, Quantization, write_tiny
 
 # A run in the background of a script ignores Ctrl-C, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no fault: no property has to hold within a time.
+settings.register_profile("specgen", deadline=None)
+settings.load_profile("specgen")
 
 # Taken before any test changes the environment.
 _REAL_MODELS = model_folder()

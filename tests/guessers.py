@@ -23,7 +23,7 @@ class Letters:
         self.n_vocab = n_vocab
         self.eog = eog
 
-    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_bos: bool, special: bool, cut: str = "") -> list[int]:
         """One token per letter."""
         return [ord(letter) - ord("a") for letter in text]
 

@@ -187,7 +187,8 @@ def test_full_context(talk: Callable[..., Talk], endless: Path) -> None:
 
 def test_template_that_refuses(talk: Callable[..., Talk]) -> None:
     """A message that the template refuses is explained and taken back; the chat goes on."""
-    refuses = "{% if 'no' in messages[-1].content %}{{ raise_exception('not so') }}{% endif %}->"
+    refuses = "{% if 'no' in messages[-1].content %}{{ raise_exception('not so') }}{% endif %}"
+    refuses += "{{ messages[-1].content }}->"
     chat = talk("he was", "no", "she was", template=refuses)
     assert "specgen: error: the model's chat template failed: not so" in chat.err
     assert [m.content for m in chat.messages if m.role == "user"] == ["he was", "she was"]

@@ -18,8 +18,8 @@ class Characters:
     n_vocab = 2000
     eog = frozenset({END})
 
-    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
-        return [0] * add_bos + [ord(char) for char in text]
+    def tokenize(self, text: str, *, add_bos: bool, special: bool, cut: str = "") -> list[int]:
+        return [0] * add_bos + [ord(char) for char in text if char != cut]
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         if token in self.eog and not special:

@@ -327,7 +327,7 @@ def test_vocabulary_round_trip(model: LlamaModel) -> None:
     assert end in vocab.eog
     assert vocab.piece(end) == b""
     assert vocab.piece(end, special=True) == b"<|im_end|>"
-    assert "<|im_end|>" in vocab.control_texts()
+    assert "<|im_end|>" in vocab.marks()
 
 
 def test_logits_view_is_of_the_tree_only(model: LlamaModel) -> None:

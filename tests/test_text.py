@@ -23,7 +23,7 @@ class PieceVocab:
         self.n_vocab = len(pieces) + 1
         self.eog = frozenset({EOG})
 
-    def tokenize(self, text: str, *, add_bos: bool, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_bos: bool, special: bool, cut: str = "") -> list[int]:
         raise NotImplementedError
 
     def piece(self, token: int, *, special: bool = False) -> bytes:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 Architecture = Literal["llama", "gemma3", "mamba", "lfm2", "granitehybrid"]
 Quantization = Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K"]
 Array = NDArray[np.float32]
+Metadata = dict[str, Any]  # by key, of gguf's values
 
 CONTEXT = 2048
 WINDOW = 32  # of gemma3's sliding layers
@@ -50,6 +51,7 @@ def write_tiny(
     seed: int = 0,
     end_gain: float = 1.0,
     template: str | None = CHAT_TEMPLATE,
+    change: Callable[[Metadata], None] = lambda metadata: None,
 ) -> Path:
     """Write a tiny random model to `path` and return it.
 
@@ -59,16 +61,24 @@ def write_tiny(
 
     Matrices carry `quantization` where their rows fill its blocks; all else is F32. End
     tokens have `end_gain` times their logits: greedy text has none at 0, and soon one at 30.
+    `change` may edit the metadata before they are written.
     """
     if quantization != "Q4_K":
-        _write(path, architecture, quantization, seed, 128, end_gain, template)
+        _write(path, architecture, quantization, seed, 128, end_gain, template, change)
         return path
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder) / "full.gguf"
         # K-quants have blocks of 256.
-        _write(full, architecture, "F32", seed, 256, end_gain, template)
+        _write(full, architecture, "F32", seed, 256, end_gain, template, change)
         _requantize(full, path)
     return path
+
+
+def put(metadata: Metadata, key: str, value: Any, kind: str, items: str | None = None) -> None:
+    """Set a key to a value of a GGUF type such as "UINT32", or to an "ARRAY" of `items`."""
+    kinds = gguf.GGUFValueType
+    sub_type = kinds[items] if items else None
+    metadata[key] = gguf.gguf_writer.GGUFValue(value=value, type=kinds[kind], sub_type=sub_type)
 
 
 def _write(
@@ -79,6 +89,7 @@ def _write(
     n_embd: int,
     end_gain: float,
     template: str | None,
+    change: Callable[[Metadata], None],
 ) -> None:
     weights = _Weights(np.random.default_rng(seed), n_embd)
     writer = gguf.GGUFWriter(path, architecture)
@@ -90,6 +101,7 @@ def _write(
         writer.add_chat_template(template)
     for name, data in weights.tensors.items():
         _add_tensor(writer, name, data, gguf.GGMLQuantizationType[quantization])
+    change(writer.kv_data[0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
