@@ -78,7 +78,7 @@ def plan(
     from .run import require_model, set_up_logging
 
     set_up_logging(verbose)
-    require_model(model)
+    require_model(model, model_draft)
     path = ensure_model(model)
     draft = None if model_draft is None else ensure_model(model_draft)
     max_drafts = most_drafts(drafter, draft_max, others=draft is not None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
 from .errors import ModelError
+from .paths import path_text
 
 AGAIN: Final = "download or convert the file again"
 CHUNK: Final = 1 << 20  # read buffer, bytes
@@ -86,7 +87,7 @@ class ByteSource:
 
     def damaged(self, what: str) -> NoReturn:
         """Raise the ModelError that says so."""
-        raise ModelError(f"{self.path} is truncated or damaged: {what}", AGAIN)
+        raise ModelError(f"{path_text(self.path)} is truncated or damaged: {what}", AGAIN)
 
     def _truncated(self, n: int) -> NoReturn:
         self.damaged(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import re
 import sys
 from collections import deque
@@ -19,6 +20,7 @@ from typing import Any
 
 from .ggml import function
 from .kernels import install_kernels
+from .lastwords import LastWords
 from .resident import resident_bytes
 
 _log = logging.getLogger("specgen.llama")
@@ -79,6 +81,7 @@ class Library:
         api: llama.cpp's functions and structures.
         ggml: the library below it, or None where llama-cpp-python does not load it by itself.
         log: what llama.cpp says.
+        last_words: what is said where it ends the process.
         kernels: the instructions of specgen's own matrix products, or "none".
         driver_bytes: of the host's memory, that drivers of GPUs took when they were asked what is
             free. They come with the library, whether or not there is a GPU.
@@ -87,6 +90,7 @@ class Library:
     api: Any
     ggml: Any
     log: LogBridge
+    last_words: LastWords
     log_callback: Any  # ctypes does not keep it alive
     kernels: str
     driver_bytes: int = 0
@@ -96,13 +100,17 @@ class Library:
 def library() -> Library:
     """The library, loaded by the first call."""
     before = resident_bytes() or 0
+    # Else ggml has a debugger write to our streams. It looks when it is loaded, too.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     api, ggml = _bindings()
+    last_words = LastWords()
+    last_words.listen(ggml)
     kernels = install_kernels(ggml)  # may raise, and llama.cpp keeps the callback that it is given
     bridge = LogBridge()
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
-    loaded = Library(api, ggml, bridge, callback, kernels)
+    loaded = Library(api, ggml, bridge, last_words, callback, kernels)
     _free_bytes(loaded)
     taken = (resident_bytes() or 0) - before
     return replace(loaded, driver_bytes=max(0, taken - _LIBRARIES))
