@@ -98,13 +98,14 @@ def info(
     ] = False,
 ) -> None:
     """Show what is in a model file, and what specgen will do with it."""
+    from specgen.core.door import judged
     from specgen.core.gguf import read_header
     from specgen.core.modelinfo import read_model
 
     from . import model_card
 
     path = _installed(model)
-    card = read_model(path)
+    card = judged(read_model(path))
     if template:
         typer.echo(card.chat_template or _no_template(path), nl=False)
         return

@@ -13,11 +13,11 @@ import typer
 
 from specgen.core.catalogue import resolve
 from specgen.core.config import EngineConfig
+from specgen.core.door import require_runnable
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.learned import recall
 from specgen.core.logprobs import RecordingSampler
-from specgen.core.modelinfo import read_runnable
 from specgen.core.profile import Profile, find_profile
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.drafters import create, fewer, with_past
@@ -120,12 +120,12 @@ class Job:
 def require_model(model: str | None, draft: str | None = None) -> None:
     """Raise ModelError for what cannot be run: MODEL, and a draft model if there is one.
 
-    Of a file its header is read; a name of the catalogue will do. Fetches and loads nothing.
+    Of a file its header is read; a name of the catalogue will do. Fetches no model and loads none.
     """
     for name in (model,) if draft is None else (model, draft):
         found = resolve(name)
         if isinstance(found, Path):
-            read_runnable(found)
+            require_runnable(found)
 
 
 Prompt = Callable[[Engine], list[int]]

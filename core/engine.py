@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .calibrate import experienced
 from .config import EngineConfig
+from .door import require_runnable
 from .draft import open_draft
 from .errors import ContextFull, UsageError
 from .host import default_threads
@@ -20,7 +21,6 @@ from .learned import Learned
 from .library import library
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .memory import MemoryPlan
-from .modelinfo import read_runnable
 from .pace import Pace
 from .profile import Profile, find_profile, require_profile
 from .protocols import Drafter
@@ -71,7 +71,7 @@ class Engine:
         self._keeper: Keeper | None = None
         self._open = ExitStack()
         start = perf_counter()
-        read_runnable(path)  # before anything else is done with the file
+        require_runnable(path)  # before anything else is done with the file
         try:
             profile = profile or find_profile(path, config)
             if profile:

@@ -11,7 +11,8 @@ import os
 import re
 import sys
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -52,9 +53,12 @@ class LogBridge:
         self.device_bytes = 0
         self._level = logging.DEBUG
         self._line = ""
+        self._is_heard = True
 
     def __call__(self, level: int, text: bytes, _user_data: Any) -> None:
         """llama.cpp's callback: a piece of a line."""
+        if not self._is_heard:
+            return
         self._level = _LEVELS.get(level, self._level)
         self._line += text.decode("utf-8", errors="replace")
         if not self._line.endswith("\n"):
@@ -65,6 +69,15 @@ class LogBridge:
         if (buffer := _BUFFER.match(line)) and not _ON_HOST.match(buffer[1]):
             self.device_bytes += int(float(buffer[2]) * (1 << 20))
         _log.log(self._level, "%s", line)
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Within, what llama.cpp says is dropped: it was asked what may fail."""
+        self._is_heard = False
+        try:
+            yield
+        finally:
+            self._is_heard = True
 
     def last_error(self) -> str:
         """The first of the errors since the last call: later ones only follow from it."""
@@ -156,6 +169,32 @@ def device_names() -> tuple[str, ...]:
     return tuple(
         " ".join(_ggml_text(word, device) or "" for word in words) for device in _devices(library())
     )
+
+
+def knows_architecture(name: str) -> bool:
+    """Whether llama.cpp can load models of this architecture; True where it does not say.
+
+    It is asked to open a header in memory that states the architecture and nothing else.
+    """
+    lib = library()
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    new = function(lib.ggml, "gguf_init_empty", pointer)
+    put = function(lib.ggml, "gguf_set_val_str", None, pointer, text, text)
+    free = function(lib.ggml, "gguf_free", None, pointer)
+    ask = getattr(lib.api, "llama_model_init_from_user", None)
+    if new is None or put is None or free is None or ask is None:
+        return True
+    params = lib.api.llama_model_default_params()
+    params.vocab_only = True
+    header = new()
+    put(header, b"general.architecture", name.encode())
+    put(header, b"tokenizer.ggml.model", b"none")
+    with lib.log.unheard():
+        model = ask(header, lib.api.llama_model_set_tensor_data_t(), None, params)
+    free(header)
+    if model:
+        lib.api.llama_model_free(model)
+    return bool(model)
 
 
 def free_device_memory() -> int | None:

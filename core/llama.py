@@ -8,27 +8,23 @@ far more than lending what is new of it. Every return code is checked.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from .batch import Batch
 from .config import DEFAULT_CACHE_TYPE
+from .door import require_runnable
 from .errors import BackendError, ContextFull, ModelError
 from .ggml_types import type_id
 from .layout import Layout, lay_out
 from .library import library
-from .modelinfo import read_runnable
 from .outputs import Outputs
 from .paths import path_text
 from .protocols import Limits, Logits, Tokens
 from .tree import DraftTree
 from .vocab import LlamaVocab
-
-_UNKNOWN: Final = re.compile(r"unknown model architecture: ('.*')")
-
 
 class LlamaModel:
     """Loaded weights, the vocabulary and what kind of memory the model has.
@@ -41,7 +37,7 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
-        read_runnable(path)
+        require_runnable(path)
         self.path = path
         self._api = api = library().api
         params = api.llama_model_default_params()
@@ -91,12 +87,6 @@ def _load(path: Path, params: Any) -> Any:
     if handle:
         return handle
     reason = " ".join(library().log.last_error().split()) or "unknown reason"
-    if unknown := _UNKNOWN.search(reason):
-        raise ModelError(
-            f"{path_text(path)} has the architecture {unknown[1]}, and llama.cpp of this build does"
-            " not know it",
-            "a newer llama-cpp-python may",
-        )
     raise ModelError(
         f"llama.cpp cannot load {path_text(path)}: {reason}",
         "check the file with `specgen info`, or fetch it again",

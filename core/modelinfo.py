@@ -81,7 +81,7 @@ class ModelInfo:
     remedy: str
 
     def require_runnable(self) -> None:
-        """The one door for all that run a model. Raises ModelError where it cannot be run."""
+        """Raise ModelError where it cannot be run."""
         if self.refusal:
             raise ModelError(f"cannot run {path_text(self.path)}: {self.refusal}", self.remedy)
 
@@ -141,13 +141,6 @@ def read_model(path: str | Path) -> ModelInfo:
     Raises ModelError as `read_header` does, and for a later or a missing part.
     """
     return ModelInfo.from_headers(read_headers(path))
-
-
-def read_runnable(path: str | Path) -> tuple[Header, ...]:
-    """As `read_headers`; raises ModelError for a model that cannot be run, too."""
-    headers = read_headers(path)
-    ModelInfo.from_headers(headers).require_runnable()
-    return headers
 
 
 def read_headers(path: str | Path) -> tuple[Header, ...]:
