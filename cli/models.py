@@ -20,6 +20,7 @@ from specgen.core.catalogue import (
     resolve,
 )
 from specgen.core.errors import ModelError, UsageError
+from specgen.core.paths import path_text
 
 if TYPE_CHECKING:
     from specgen.core.pull import Progress
@@ -53,10 +54,10 @@ def pull(
     if entry is None:
         path = resolve(name)  # an unknown name ends here
         hint = "`specgen list` shows the names; a file needs no pull"
-        raise UsageError(f"{path} is a path, and pull takes a name of the catalogue", hint)
+        raise UsageError(f"{path_text(path)} is a path, and pull takes a name of the catalogue", hint)
     if entry.terms and accept_license:
         _note(f"{entry.title}: {entry.terms}")
-    typer.echo(_pull(entry, accept_license=accept_license))
+    typer.echo(path_text(_pull(entry, accept_license=accept_license)))
 
 
 def list_models(
@@ -68,7 +69,7 @@ def list_models(
     folder = model_folder()
     models = [*_catalogue_records(folder), *_file_records(folder)]
     if as_json:
-        _print_json({"folder": str(folder), "models": models})
+        _print_json({"folder": path_text(folder), "models": models})
         return
     heads = ("NAME", "MODEL", "SIZE", "LICENCE", "STATE")
     table = [
@@ -118,7 +119,7 @@ def info(
 
 
 def _no_template(path: Path) -> NoReturn:
-    raise ModelError(f"{path} has no chat template", "use it without --chat")
+    raise ModelError(f"{path_text(path)} has no chat template", "use it without --chat")
 
 
 def _installed(model: str | None) -> Path:
@@ -217,7 +218,7 @@ def _catalogue_records(folder: Path) -> list[dict[str, Any]]:
             "licence": entry.licence,
             "default": entry.name == DEFAULT_MODEL,
             "installed": entry.installed(folder) is not None,
-            "path": str(folder / entry.file_name),
+            "path": path_text(folder / entry.file_name),
         }
         for entry in CATALOGUE
     ]
@@ -229,14 +230,14 @@ def _file_records(folder: Path) -> list[dict[str, Any]]:
     files = [path for path in sorted(folder.glob("*.gguf")) if path.name not in known]
     return [
         {
-            "name": path.name,
+            "name": path_text(path.name),
             "title": "",
             "quantization": "",
             "bytes": path.stat().st_size,
             "licence": "",
             "default": False,
             "installed": True,
-            "path": str(path),
+            "path": path_text(path),
         }
         for path in files
         if path.is_file()

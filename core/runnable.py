@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from . import architectures
-from .gguf import Header, Value
+from .gguf import Header, TensorInfo, Value
 from .paths import path_text
 
 _DECODER: Final = "specgen generates text with decoder-only models: give another file"
@@ -25,6 +26,8 @@ _MOST_EXPERTS: Final = 1024  # LLAMA_MAX_EXPERTS
 
 _ROPE_SCALING: Final = ("none", "linear", "yarn", "longrope")
 _EPSILONS: Final = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon")
+_NO_WEIGHTS: Final = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # for sums along the way
+_TABLE: Final = "tid2eid"  # in the name of the one kind of tensor that is of whole numbers
 _NO_TOKENIZER: Final = ("no_vocab", "none")
 _DENSE_WITH_ONE: Final = ("hunyuan-dense", "hunyuan_vl")  # one expert is as good as none there
 
@@ -46,7 +49,8 @@ def obstacle(headers: Sequence[Header]) -> Obstacle | None:
         return Obstacle("its attention is not causal: it makes embeddings, not text", _DECODER)
     if not any(header.tensors for header in headers):
         return Obstacle("the file has a vocabulary but no weights", _DECODER)
-    return next((Obstacle(fault, _AGAIN) for fault in _faults(keys)), None)
+    faults = chain(_faults(keys), *(_wrong_tensors(header.tensors) for header in headers))
+    return next((Obstacle(fault, _AGAIN) for fault in faults), None)
 
 
 class _Keys:
@@ -143,6 +147,15 @@ def _wrong_tokenizer(keys: _Keys) -> Iterator[str]:
         yield f"the key {key} is missing: there is no vocabulary to write with"
     elif model in _NO_TOKENIZER:
         yield f"{key} is {_shown(model)}: there is no vocabulary to write with"
+    elif model == "bert":
+        yield f"{key} is 'bert', which only encoders have: every text would end with [SEP]"
+
+
+def _wrong_tensors(tensors: Sequence[TensorInfo]) -> Iterator[str]:
+    """The CPU's kernels have no products with such weights, and do not look."""
+    for tensor in tensors:
+        if tensor.type in _NO_WEIGHTS and _TABLE not in tensor.name:
+            yield f"tensor {_shown(tensor.name)} is of type {tensor.type}, and weights never are"
 
 
 def _shown(value: Value) -> str:
