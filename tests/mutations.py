@@ -6,6 +6,7 @@ Written by hand, so that a file can say what no writer would.
 from __future__ import annotations
 
 import math
+import os
 import random
 import struct
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 
 _FORMATS = {
     GGUFValueType.UINT8: "B",
@@ -131,8 +132,8 @@ class Model:
         tensors = [Tensor(t.name, [*t.shape], t.kind, t.data) for t in self.tensors]
         return Model(keys, tensors)
 
-    def write(self, path: Path) -> Path:
-        """As version 3, with tensors in their order."""
+    def write(self, path: Path, *, weights: bool = True) -> Path:
+        """As version 3, with tensors in their order; without `weights` they are a hole."""
         head = [b"GGUF", struct.pack("<IQQ", 3, len(self.tensors), len(self.keys))]
         for key, entry in self.keys.items():
             head += [_text(key), struct.pack("<I", entry.kind), _packed(entry)]
@@ -144,9 +145,11 @@ class Model:
             offset += -(-len(tensor.data) // 32) * 32
         start = b"".join(head)
         parts = [start, b"\0" * (-len(start) % 32)]
-        for tensor in self.tensors:
+        for tensor in self.tensors if weights else ():
             parts += [tensor.data, b"\0" * (-len(tensor.data) % 32)]
         path.write_bytes(b"".join(parts))
+        if not weights:
+            os.truncate(path, path.stat().st_size + offset)
         return path
 
     @property
@@ -311,8 +314,6 @@ def _change_tensor(model: Model, rng: random.Random) -> None:
 
 
 def _n_bytes(tensor: Tensor) -> int:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
     block, n = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
     return math.prod(tensor.shape) // block * n
 
