@@ -126,8 +126,8 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
     limit = budget_bytes(budget)
     if limit is not None and total > limit:
         raise MemoryBudgetError(
-            f"{path_text(path.name)} must be measured once, which takes {memory_text(total)}, and the memory"
-            f" budget is {memory_text(limit)}",
-            f"run `specgen calibrate {path_text(path)}` with the same options where there is more, or use a"
-            " smaller -c",
+            f"{path_text(path.name)} must be measured once, which takes {memory_text(total)}, and"
+            f" the memory budget is {memory_text(limit)}",
+            f"run `specgen calibrate {path_text(path)}` with the same options where there is more,"
+            " or use a smaller -c",
         )

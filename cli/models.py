@@ -52,9 +52,11 @@ def pull(
     """Download a model of the catalogue and print where it is."""
     entry = find_entry(name)
     if entry is None:
-        path = resolve(name)  # an unknown name ends here
+        resolve(name)  # an unknown name ends here
         hint = "`specgen list` shows the names; a file needs no pull"
-        raise UsageError(f"{path_text(path)} is a path, and pull takes a name of the catalogue", hint)
+        raise UsageError(
+            f"{path_text(name)} is a path, and pull takes a name of the catalogue", hint
+        )
     if entry.terms and accept_license:
         _note(f"{entry.title}: {entry.terms}")
     typer.echo(path_text(_pull(entry, accept_license=accept_license)))

@@ -1,6 +1,6 @@
 """The one door that all pass who run a model: a file that cannot generate is refused before it.
 
-Nothing is loaded or measured for that: the header says it, and llama.cpp which architectures it has.
+The header says it, and llama.cpp which architectures it has: nothing is loaded or measured.
 """
 
 from __future__ import annotations

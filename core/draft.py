@@ -29,7 +29,8 @@ def open_draft(
     share = target.vocab.different_share(model.vocab)
     if share > _DIFFERENT:
         raise UsageError(
-            f"{path_text(path.name)} cannot draft: {share:.0%} of its tokens are not those of the model",
+            f"{path_text(path.name)} cannot draft: {share:.0%} of its tokens are not those of the"
+            " model",
             "use a smaller model of the same family",
         )
     backend = LlamaBackend(

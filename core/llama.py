@@ -26,6 +26,7 @@ from .protocols import Limits, Logits, Tokens
 from .tree import DraftTree
 from .vocab import LlamaVocab
 
+
 class LlamaModel:
     """Loaded weights, the vocabulary and what kind of memory the model has.
 

@@ -161,7 +161,9 @@ def _other_parts(header: Header) -> list[Path]:
     first = f"{name[1]}-00001-of-{n_parts:05}.gguf" if name else "the file of part 1"
     if part:
         message = f"{path} is part {part + 1} of {n_parts} of a split GGUF"
-        raise ModelError(message, f"give the first part instead, {path_text(first)}: it leads to the others")
+        raise ModelError(
+            message, f"give the first part instead, {path_text(first)}: it leads to the others"
+        )
     if not name or header.path.name != first:
         message = f"{path} is the first of {n_parts} parts but is not named so"
         raise ModelError(message, f"name the parts NAME-00001-of-{n_parts:05}.gguf and so on")

@@ -1,4 +1,4 @@
-"""Paths as people and JSON see them: a file's name is bytes, and need not be text in any encoding."""
+"""Paths as people and JSON see them: a name is bytes, and need not be text in any encoding."""
 
 from __future__ import annotations
 

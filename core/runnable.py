@@ -15,7 +15,6 @@ from typing import Final
 
 from . import architectures
 from .gguf import Header, TensorInfo, Value
-from .paths import path_text
 
 _DECODER: Final = "specgen generates text with decoder-only models: give another file"
 _AGAIN: Final = "fetch or convert the file again"

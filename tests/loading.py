@@ -40,7 +40,9 @@ def passes_the_plan(path: Path) -> bool:
         headers = read_headers(path)
         info = judged(ModelInfo.from_headers(headers))
         info.require_runnable()
-        fit(Subject(headers, info, frozenset(), lambda n_ctx, few: 1 << 20), EngineConfig(), _BUDGET)
+        fit(
+            Subject(headers, info, frozenset(), lambda n_ctx, few: 1 << 20), EngineConfig(), _BUDGET
+        )
     except SpecgenError:
         return False
     return True

@@ -315,7 +315,7 @@ def _change_tensor(model: Model, rng: random.Random) -> None:
 
 def _n_bytes(tensor: Tensor) -> int:
     block, n = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
-    return math.prod(tensor.shape) // block * n
+    return math.prod(tensor.shape) // int(block) * int(n)
 
 
 _FAULTS: tuple[Callable[[Model, random.Random], None], ...] = (
