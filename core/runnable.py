@@ -27,6 +27,8 @@ _ROPE_SCALING: Final = ("none", "linear", "yarn", "longrope")
 _EPSILONS: Final = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon")
 _NO_WEIGHTS: Final = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # for sums along the way
 _TABLE: Final = "tid2eid"  # in the name of the one kind of tensor that is of whole numbers
+_BIASED: Final = ("falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe")
+_CONVOLUTION: Final = "ssm_conv1d.weight"
 _NO_TOKENIZER: Final = ("no_vocab", "none")
 _DENSE_WITH_ONE: Final = ("hunyuan-dense", "hunyuan_vl")  # one expert is as good as none there
 
@@ -46,9 +48,10 @@ def obstacle(headers: Sequence[Header]) -> Obstacle | None:
         return Obstacle(reason, _DECODER)
     if keys.get("attention.causal") is False:
         return Obstacle("its attention is not causal: it makes embeddings, not text", _DECODER)
-    if not any(header.tensors for header in headers):
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    if not tensors:
         return Obstacle("the file has a vocabulary but no weights", _DECODER)
-    faults = chain(_faults(keys), *(_wrong_tensors(header.tensors) for header in headers))
+    faults = chain(_faults(keys), _wrong_types(tensors), _missing_biases(keys, tensors))
     return next((Obstacle(fault, _AGAIN) for fault in faults), None)
 
 
@@ -150,11 +153,22 @@ def _wrong_tokenizer(keys: _Keys) -> Iterator[str]:
         yield f"{key} is 'bert', which only encoders have: every text would end with [SEP]"
 
 
-def _wrong_tensors(tensors: Sequence[TensorInfo]) -> Iterator[str]:
+def _wrong_types(tensors: Sequence[TensorInfo]) -> Iterator[str]:
     """The CPU's kernels have no products with such weights, and do not look."""
     for tensor in tensors:
         if tensor.type in _NO_WEIGHTS and _TABLE not in tensor.name:
             yield f"tensor {_shown(tensor.name)} is of type {tensor.type}, and weights never are"
+
+
+def _missing_biases(keys: _Keys, tensors: Sequence[TensorInfo]) -> Iterator[str]:
+    """llama.cpp loads these models without, and reads them all the same."""
+    if keys.architecture not in _BIASED:
+        return
+    names = {tensor.name for tensor in tensors}
+    for name in sorted(names):
+        bias = f"{name.removesuffix('weight')}bias"
+        if name.endswith(_CONVOLUTION) and bias not in names:
+            yield f"tensor {_shown(bias)} is missing, which belongs to {_shown(name)}"
 
 
 def _shown(value: Value) -> str:

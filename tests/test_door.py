@@ -255,6 +255,14 @@ def test_which_architectures_there_are() -> None:
     assert not knows_architecture("")
 
 
+def test_a_bias_that_llama_cpp_does_not_miss(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """It loads a convolution without one, and reads it all the same."""
+    model = Model.read(tiny_model("granitehybrid"))
+    model.tensors = [tensor for tensor in model.tensors if "conv1d.bias" not in tensor.name]
+    path = model.write(tmp_path / "m.gguf")
+    assert "tensor 'blk.0.ssm_conv1d.bias' is missing" in refusal("generate", path)
+
+
 @needs_special_files
 @pytest.mark.parametrize("command", [*COMMANDS, ("info", "MODEL")], ids=lambda words: words[0])
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
