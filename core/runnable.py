@@ -30,6 +30,7 @@ _TABLE: Final = "tid2eid"  # in the name of the one kind of tensor that is of wh
 _BIASED: Final = ("falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe")
 _CONVOLUTION: Final = "ssm_conv1d.weight"
 _NO_TOKENIZER: Final = ("no_vocab", "none")
+_HEADLESS_LAYERS: Final = ("deci",)  # made smaller by leaving attention out of layers
 _DENSE_WITH_ONE: Final = ("hunyuan-dense", "hunyuan_vl")  # one expert is as good as none there
 
 
@@ -81,6 +82,7 @@ def _faults(keys: _Keys) -> Iterator[str]:
     yield from _out_of(keys, "embedding_length", 1, _MOST_TOKENS)
     yield from _out_of(keys, "block_count", 1, _MOST_LAYERS)
     yield from _wrong_layers(keys)
+    yield from _wrong_heads(keys)
     yield from _wrong_experts(keys)
     yield from _wrong_numbers(keys)
     yield from _wrong_tokenizer(keys)
@@ -102,6 +104,22 @@ def _wrong_layers(keys: _Keys) -> Iterator[str]:
             f"{keys.name('nextn_predict_layers')} is {n_next:,}, and it must be less than"
             f" {keys.name('block_count')}, which is {n_layer:,}"
         )
+
+
+def _wrong_heads(keys: _Keys) -> Iterator[str]:
+    """llama.cpp divides by those of the first layer, unless a model may have none there."""
+    if keys.architecture in architectures.RECURRENT:
+        return
+    key = "attention.head_count"
+    value = keys.get(key)
+    if keys.architecture in (*architectures.HYBRID, *_HEADLESS_LAYERS):
+        value = keys.count(key)
+    elif isinstance(value, tuple):
+        value = value[0] if value else 0
+    if value is None:
+        yield f"the key {keys.name(key)} is missing"
+    elif value == 0:
+        yield f"{keys.name(key)} is 0, and it must be at least 1"
 
 
 def _wrong_experts(keys: _Keys) -> Iterator[str]:

@@ -344,4 +344,9 @@ def _packed(entry: Entry) -> bytes:
 
 
 def _packed_value(kind: GGUFValueType, value: Any) -> bytes:
-    return _text(value) if kind == _STRING else struct.pack(f"<{_FORMATS[kind]}", value)
+    if kind == _STRING:
+        return _text(value)
+    if kind in (_F32, GGUFValueType.FLOAT64, _BOOL):
+        return struct.pack(f"<{_FORMATS[kind]}", value)
+    n = struct.calcsize(_FORMATS[kind])
+    return (int(value) % (1 << 8 * n)).to_bytes(n, "little")  # a sign is a matter of reading
