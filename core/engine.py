@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from .calibrate import experienced
 from .config import EngineConfig
-from .door import require_runnable
 from .draft import open_draft
 from .errors import ContextFull, UsageError
 from .host import default_threads
@@ -71,7 +70,6 @@ class Engine:
         self._keeper: Keeper | None = None
         self._open = ExitStack()
         start = perf_counter()
-        require_runnable(path)  # before anything else is done with the file
         try:
             profile = profile or find_profile(path, config)
             if profile:
