@@ -240,7 +240,7 @@ def _measure(
     from .bench_live import LiveJob, run_live
     from .run import require_model
 
-    require_model(model)
+    require_model(model, live.model_draft)
     if live.warm and all(len(create(name)) < 2 for name in names):
         raise UsageError(
             f"--warm does nothing with {', '.join(names)}: what is learnt is used by auto only",

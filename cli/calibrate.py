@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.errors import UsageError
+from specgen.core.paths import path_text
 
 from .grouping import grouped
 from .options import MachineOptions, ModelArgument, Verbosity
@@ -68,7 +69,7 @@ def calibrate(
     if curve_out:
         _save(profile, curve_out)
     if as_json:
-        record = {"model": str(path), "stored": kept and str(kept)} | _record(profile)
+        record = {"model": path_text(path), "stored": kept and path_text(kept)} | _record(profile)
         typer.echo(json.dumps(record))
     else:
         _print(profile, kept)
@@ -178,7 +179,7 @@ def _lines(profile: Profile, kept: Path | None) -> Iterator[str]:
     for context, classes in sorted(profile.classes.items()):
         groups = " | ".join(" ".join(map(str, widths)) for widths in classes)
         yield f"rows that give the same bits at {context} tokens: {groups}"
-    yield f"kept in {kept}" if kept else "not kept: the cache folder cannot be written"
+    yield f"kept in {path_text(kept)}" if kept else "not kept: the cache folder cannot be written"
 
 
 def _relative(profile: Profile, n: int, context: int) -> float:

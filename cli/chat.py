@@ -65,7 +65,7 @@ def chat(
 
     set_up_logging(verbose)
     job = Job.of(model, text, OutputOptions(stats=stats), sampling, engine)
-    require_model(model)
+    require_model(model, engine.model_draft)
     if not sys.stdin.isatty():
         complete(job, as_message(read_prompt(), system, template))
         return

@@ -62,6 +62,6 @@ def generate(
         raise UsageError("--system-prompt and --chat-template-file need --chat", "add --chat")
     if output.logprobs is not None and not output.as_json:
         raise UsageError("--logprobs needs --json", "add --json")
-    require_model(model)
+    require_model(model, engine.model_draft)
     prompt = read_prompt(prompt_argument or prompt_option, file)
     complete(job, as_message(prompt, system, template) if chat else as_text(prompt))

@@ -17,6 +17,7 @@ from specgen.core.host import available_memory_bytes
 from specgen.core.library import free_device_memory, library, system_info
 from specgen.core.memory import memory_text
 from specgen.core.modelinfo import ModelInfo, read_headers
+from specgen.core.paths import path_text
 from specgen.core.profile import Profile, measured_context, settings_to_measure
 from specgen.core.repack import cpu_features
 from specgen.drafters import NONE, fewer
@@ -125,8 +126,8 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
     limit = budget_bytes(budget)
     if limit is not None and total > limit:
         raise MemoryBudgetError(
-            f"{path.name} must be measured once, which takes {memory_text(total)}, and the memory"
-            f" budget is {memory_text(limit)}",
-            f"run `specgen calibrate {path}` with the same options where there is more, or use a"
-            " smaller -c",
+            f"{path_text(path.name)} must be measured once, which takes {memory_text(total)}, and"
+            f" the memory budget is {memory_text(limit)}",
+            f"run `specgen calibrate {path_text(path)}` with the same options where there is more,"
+            " or use a smaller -c",
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from specgen.core.gguf import ArrayInfo, Header, Value
 from specgen.core.modelinfo import ModelInfo, PerLayer
+from specgen.core.paths import path_text
 
 _PLANS = {
     "tree": "drafts trees, and verifies a tree in one call",
@@ -30,7 +31,7 @@ def rows(info: ModelInfo) -> list[tuple[str, str]]:
     parts = f" in {info.n_parts} parts" if info.n_parts > 1 else ""
     found = [
         ("name", info.name),
-        ("file", str(info.path)),
+        ("file", path_text(info.path)),
         ("architecture", info.architecture),
         ("quantization", info.quantization),
         ("size", f"{file_size} ({info.file_bytes:,} bytes){parts}"),
@@ -62,7 +63,7 @@ def record(info: ModelInfo, header: Header) -> dict[str, Any]:
         name: getattr(info, name) for name in info.__dataclass_fields__ if name != "path"
     }
     return {
-        "path": str(info.path),
+        "path": path_text(info.path),
         **card,
         "drafting": info.drafting,
         "plan": plan(info),

@@ -20,6 +20,7 @@ from specgen.core.catalogue import (
     resolve,
 )
 from specgen.core.errors import ModelError, UsageError
+from specgen.core.paths import path_text
 
 if TYPE_CHECKING:
     from specgen.core.pull import Progress
@@ -51,12 +52,14 @@ def pull(
     """Download a model of the catalogue and print where it is."""
     entry = find_entry(name)
     if entry is None:
-        path = resolve(name)  # an unknown name ends here
+        resolve(name)  # an unknown name ends here
         hint = "`specgen list` shows the names; a file needs no pull"
-        raise UsageError(f"{path} is a path, and pull takes a name of the catalogue", hint)
+        raise UsageError(
+            f"{path_text(name)} is a path, and pull takes a name of the catalogue", hint
+        )
     if entry.terms and accept_license:
         _note(f"{entry.title}: {entry.terms}")
-    typer.echo(_pull(entry, accept_license=accept_license))
+    typer.echo(path_text(_pull(entry, accept_license=accept_license)))
 
 
 def list_models(
@@ -68,7 +71,7 @@ def list_models(
     folder = model_folder()
     models = [*_catalogue_records(folder), *_file_records(folder)]
     if as_json:
-        _print_json({"folder": str(folder), "models": models})
+        _print_json({"folder": path_text(folder), "models": models})
         return
     heads = ("NAME", "MODEL", "SIZE", "LICENCE", "STATE")
     table = [
@@ -98,13 +101,14 @@ def info(
     ] = False,
 ) -> None:
     """Show what is in a model file, and what specgen will do with it."""
+    from specgen.core.door import judged
     from specgen.core.gguf import read_header
     from specgen.core.modelinfo import read_model
 
     from . import model_card
 
     path = _installed(model)
-    card = read_model(path)
+    card = judged(read_model(path))
     if template:
         typer.echo(card.chat_template or _no_template(path), nl=False)
         return
@@ -117,7 +121,7 @@ def info(
 
 
 def _no_template(path: Path) -> NoReturn:
-    raise ModelError(f"{path} has no chat template", "use it without --chat")
+    raise ModelError(f"{path_text(path)} has no chat template", "use it without --chat")
 
 
 def _installed(model: str | None) -> Path:
@@ -216,7 +220,7 @@ def _catalogue_records(folder: Path) -> list[dict[str, Any]]:
             "licence": entry.licence,
             "default": entry.name == DEFAULT_MODEL,
             "installed": entry.installed(folder) is not None,
-            "path": str(folder / entry.file_name),
+            "path": path_text(folder / entry.file_name),
         }
         for entry in CATALOGUE
     ]
@@ -228,14 +232,14 @@ def _file_records(folder: Path) -> list[dict[str, Any]]:
     files = [path for path in sorted(folder.glob("*.gguf")) if path.name not in known]
     return [
         {
-            "name": path.name,
+            "name": path_text(path.name),
             "title": "",
             "quantization": "",
             "bytes": path.stat().st_size,
             "licence": "",
             "default": False,
             "installed": True,
-            "path": str(path),
+            "path": path_text(path),
         }
         for path in files
         if path.is_file()

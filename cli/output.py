@@ -12,6 +12,7 @@ from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.memory import memory_text
+from specgen.core.paths import path_text
 from specgen.core.protocols import Vocab
 from specgen.core.resident import peak_bytes
 
@@ -80,7 +81,7 @@ def _record(engine: Engine, generation: Generation) -> dict[str, Any]:
     reason = generation.stop_string if generation.finish == "stop" else generation.finish
     return {
         "object": "text_completion",
-        "model": engine.path.name,
+        "model": path_text(engine.path.name),
         "choices": [
             {
                 "index": 0,

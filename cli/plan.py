@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
+from specgen.core.paths import path_text
 from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
@@ -78,7 +79,7 @@ def plan(
     from .run import require_model, set_up_logging
 
     set_up_logging(verbose)
-    require_model(model)
+    require_model(model, model_draft)
     path = ensure_model(model)
     draft = None if model_draft is None else ensure_model(model_draft)
     max_drafts = most_drafts(drafter, draft_max, others=draft is not None)
@@ -103,7 +104,7 @@ def plan(
 
 def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> dict[str, Any]:
     config = asdict(found.config) | {"n_ctx": n_ctx, "max_rows": found.config.max_rows}
-    config["draft_model"] = found.config.draft_model and str(found.config.draft_model)
+    config["draft_model"] = found.config.draft_model and path_text(found.config.draft_model)
     return {
         "budget": limit,
         "plan": found.plan.record(),

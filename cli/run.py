@@ -13,9 +13,9 @@ import typer
 
 from specgen.core.catalogue import resolve
 from specgen.core.config import EngineConfig
+from specgen.core.door import require_runnable
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
-from specgen.core.gguf import read_header
 from specgen.core.learned import recall
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.profile import Profile, find_profile
@@ -117,11 +117,15 @@ class Job:
         return engine
 
 
-def require_model(model: str | None) -> None:
-    """Raise ModelError if MODEL is no GGUF file and no name of the catalogue. Fetches nothing."""
-    found = resolve(model)
-    if isinstance(found, Path):
-        read_header(found)
+def require_model(model: str | None, draft: str | None = None) -> None:
+    """Raise ModelError for what cannot be run: MODEL, and a draft model if there is one.
+
+    Of a file its header is read; a name of the catalogue will do. Fetches no model and loads none.
+    """
+    for name in (model,) if draft is None else (model, draft):
+        found = resolve(name)
+        if isinstance(found, Path):
+            require_runnable(found)
 
 
 Prompt = Callable[[Engine], list[int]]

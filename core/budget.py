@@ -19,6 +19,7 @@ from .errors import MemoryBudgetError
 from .gguf import Header
 from .memory import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
 from .modelinfo import ModelInfo
+from .paths import path_text
 from .strict import Strict
 
 SHARE: Final = 0.85  # of what is available, that is taken unless a budget is given
@@ -204,7 +205,7 @@ def _refusal(
     subject: Subject, plan: MemoryPlan, budget: int, *, may_drop: bool
 ) -> MemoryBudgetError:
     needed = -(-(plan.used if may_drop else plan.total) // MIB)
-    name = subject.headers[0].path.name
+    name = path_text(subject.headers[0].path.name)
     if may_drop:
         return MemoryBudgetError(
             f"{name} needs {needed:,} MiB at least, and {SHARE:.0%} of what is available is"

@@ -7,14 +7,17 @@ bytes that are left before anything is allocated; else a ModelError says what do
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
 from .errors import ModelError
+from .paths import path_text
 
 AGAIN: Final = "download or convert the file again"
 CHUNK: Final = 1 << 20  # read buffer, bytes
 
+_LENGTH: Final = struct.Struct("<Q")  # of a string, before it
 _MAX_TEXT_BYTES: Final = 64 << 20  # of all strings that become Python values
 
 
@@ -49,19 +52,16 @@ class ByteSource:
 
     def skip_strings(self, n: int) -> None:
         """Pass over `n` strings; a tight loop, since vocabularies have 300,000 of them."""
-        read, size, pos = self._file.read, self.size, self.pos
+        length_at, block, last, at = _LENGTH.unpack_from, b"", -1, 0
         for _ in range(n):
-            length = int.from_bytes(read(8), "little")
-            pos += 8
-            if length > size - pos:
-                self.pos = min(pos, size)
-                self._truncated(length)
-            if length > CHUNK:
-                self._file.seek(length, os.SEEK_CUR)
-            else:
-                read(length)
-            pos += length
-        self.pos = pos
+            if at > last:  # here the length is not in the block any more
+                self.skip(at)
+                block = self.peek(CHUNK)
+                last, at = len(block) - _LENGTH.size, 0
+                if last < 0:
+                    self._truncated(_LENGTH.size)
+            at += _LENGTH.size + length_at(block, at)[0]
+        self.skip(at)
 
     def uint(self, n: int) -> int:
         """An unsigned number of `n` bytes."""
@@ -86,7 +86,7 @@ class ByteSource:
 
     def damaged(self, what: str) -> NoReturn:
         """Raise the ModelError that says so."""
-        raise ModelError(f"{self.path} is truncated or damaged: {what}", AGAIN)
+        raise ModelError(f"{path_text(self.path)} is truncated or damaged: {what}", AGAIN)
 
     def _truncated(self, n: int) -> NoReturn:
         self.damaged(

@@ -10,6 +10,7 @@ from .config import DRAFT_ROWS, EngineConfig
 from .errors import UsageError
 from .host import default_threads
 from .llama import ContextConfig, LlamaBackend, LlamaModel
+from .paths import path_text
 
 _DIFFERENT: Final = 0.01  # of the tokens that may differ: names of control tokens, say
 
@@ -28,7 +29,8 @@ def open_draft(
     share = target.vocab.different_share(model.vocab)
     if share > _DIFFERENT:
         raise UsageError(
-            f"{path.name} cannot draft: {share:.0%} of its tokens are not those of the model",
+            f"{path_text(path.name)} cannot draft: {share:.0%} of its tokens are not those of the"
+            " model",
             "use a smaller model of the same family",
         )
     backend = LlamaBackend(
@@ -50,6 +52,6 @@ def require_undo(path: Path, *, is_stateful: bool) -> None:
     """Raise UsageError for a draft model with states, which cannot undo a guess."""
     if is_stateful:
         raise UsageError(
-            f"{path.name} cannot draft: a recurrent model cannot undo a guess",
+            f"{path_text(path.name)} cannot draft: a recurrent model cannot undo a guess",
             "use a draft model with attention alone",
         )

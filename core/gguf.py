@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple, NoReturn, TypeAlias
+from typing import BinaryIO, Final, NamedTuple, NoReturn, TypeAlias
 
 from .bytesource import AGAIN, CHUNK, ByteSource
 from .errors import ModelError
 from .filetypes import describe_file
 from .ggml_types import BLOCKS, stored_bytes, type_name
+from .paths import path_text
 
 _MAX_NAME: Final = 65_535  # bytes of a key, by the format's specification
 _MAX_TENSOR_NAME: Final = 63  # bytes, a limit of llama.cpp
@@ -113,22 +114,39 @@ def read_header(path: str | Path) -> Header:
     order, contradicts itself, or ends before its last tensor does.
     """
     path = Path(path)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            return _Parser(ByteSource(path, file, size)).header()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A model file, opened to be read. Raises ModelError where that is not possible.
+
+    What is no file is not opened: a pipe would wait for somebody who writes into it.
+    """
+    shown = path_text(path)
     try:
-        with open(path, "rb", buffering=CHUNK) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ModelError(f"{path} is not a regular file", "give the path of a GGUF file")
-            return _Parser(ByteSource(path, file, status.st_size)).header()
-    except IsADirectoryError:
-        hint = "give the path of a .gguf file inside it"
-        raise ModelError(f"{path} is a directory, not a model file", hint) from None
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            hint = "give the path of a .gguf file inside it"
+            raise ModelError(f"{shown} is a directory, not a model file", hint)
+        if not stat.S_ISREG(mode):
+            raise ModelError(f"{shown} is not a regular file", "give the path of a GGUF file")
+        return open(path, "rb", buffering=CHUNK)
     except FileNotFoundError:
         hint = "check the path; `specgen list` shows the models that have a name"
-        raise ModelError(f"no such file: {path}", hint) from None
+        raise ModelError(f"no such file: {shown}", hint) from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        hint = "check the path and its permissions"
-        raise ModelError(f"cannot read {path}: {reason}", hint) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    hint = "check the path and its permissions"
+    return ModelError(f"cannot read {path_text(path)}: {reason}", hint)
 
 
 class _Parser:
@@ -163,20 +181,21 @@ class _Parser:
     def _version(self) -> int:
         """Check the magic and the version, and return the version."""
         source = self._source
+        path = path_text(source.path)
         if source.size == 0:
-            raise ModelError(f"{source.path} is empty (0 bytes)", AGAIN)
+            raise ModelError(f"{path} is empty (0 bytes)", AGAIN)
         head = source.peek(512)
         if head[:4] != b"GGUF":
             what, hint = describe_file(head, source.size)
-            raise ModelError(f"{source.path} is not a GGUF file: {what}", hint)
+            raise ModelError(f"{path} is not a GGUF file: {what}", hint)
         source.skip(4)
         version = source.uint(4)
         if version in (2, 3):
             return version
         if version and not version & 0xFFFF:
-            message = f"{source.path} is a big-endian GGUF, and only little-endian ones can be read"
+            message = f"{path} is a big-endian GGUF, and only little-endian ones can be read"
             raise ModelError(message, "convert it with llama.cpp's gguf_convert_endian.py")
-        message = f"{source.path} is GGUF version {version}, and only 2 and 3 can be read"
+        message = f"{path} is GGUF version {version}, and only 2 and 3 can be read"
         raise ModelError(message, "convert the model again with a current llama.cpp")
 
     def _metadata(self, n_keys: int) -> dict[str, Value]:
@@ -271,7 +290,7 @@ class _Parser:
         return size
 
     def _cut_off(self, end: int, n_missing: int, n_tensors: int) -> NoReturn:
-        size, path = self._source.size, self._source.path
+        size, path = self._source.size, path_text(self._source.path)
         raise ModelError(
             f"{path} is truncated: it has {size:,} of {end:,} bytes ({end - size:,} missing), "
             f"and {n_missing} of {n_tensors} tensors end after it does",

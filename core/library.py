@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import re
 import sys
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -19,6 +21,7 @@ from typing import Any
 
 from .ggml import function
 from .kernels import install_kernels
+from .lastwords import LastWords
 from .resident import resident_bytes
 
 _log = logging.getLogger("specgen.llama")
@@ -50,9 +53,12 @@ class LogBridge:
         self.device_bytes = 0
         self._level = logging.DEBUG
         self._line = ""
+        self._is_heard = True
 
     def __call__(self, level: int, text: bytes, _user_data: Any) -> None:
         """llama.cpp's callback: a piece of a line."""
+        if not self._is_heard:
+            return
         self._level = _LEVELS.get(level, self._level)
         self._line += text.decode("utf-8", errors="replace")
         if not self._line.endswith("\n"):
@@ -63,6 +69,15 @@ class LogBridge:
         if (buffer := _BUFFER.match(line)) and not _ON_HOST.match(buffer[1]):
             self.device_bytes += int(float(buffer[2]) * (1 << 20))
         _log.log(self._level, "%s", line)
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Within, what llama.cpp says is dropped: it was asked what may fail."""
+        self._is_heard = False
+        try:
+            yield
+        finally:
+            self._is_heard = True
 
     def last_error(self) -> str:
         """The first of the errors since the last call: later ones only follow from it."""
@@ -79,6 +94,7 @@ class Library:
         api: llama.cpp's functions and structures.
         ggml: the library below it, or None where llama-cpp-python does not load it by itself.
         log: what llama.cpp says.
+        last_words: what is said where it ends the process.
         kernels: the instructions of specgen's own matrix products, or "none".
         driver_bytes: of the host's memory, that drivers of GPUs took when they were asked what is
             free. They come with the library, whether or not there is a GPU.
@@ -87,6 +103,7 @@ class Library:
     api: Any
     ggml: Any
     log: LogBridge
+    last_words: LastWords
     log_callback: Any  # ctypes does not keep it alive
     kernels: str
     driver_bytes: int = 0
@@ -96,13 +113,17 @@ class Library:
 def library() -> Library:
     """The library, loaded by the first call."""
     before = resident_bytes() or 0
+    # Else ggml has a debugger write to our streams. It looks when it is loaded, too.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     api, ggml = _bindings()
+    last_words = LastWords()
+    last_words.listen(ggml)
     kernels = install_kernels(ggml)  # may raise, and llama.cpp keeps the callback that it is given
     bridge = LogBridge()
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
-    loaded = Library(api, ggml, bridge, callback, kernels)
+    loaded = Library(api, ggml, bridge, last_words, callback, kernels)
     _free_bytes(loaded)
     taken = (resident_bytes() or 0) - before
     return replace(loaded, driver_bytes=max(0, taken - _LIBRARIES))
@@ -148,6 +169,32 @@ def device_names() -> tuple[str, ...]:
     return tuple(
         " ".join(_ggml_text(word, device) or "" for word in words) for device in _devices(library())
     )
+
+
+def knows_architecture(name: str) -> bool:
+    """Whether llama.cpp can load models of this architecture; True where it does not say.
+
+    It is asked to open a header in memory that states the architecture and nothing else.
+    """
+    lib = library()
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    new = function(lib.ggml, "gguf_init_empty", pointer)
+    put = function(lib.ggml, "gguf_set_val_str", None, pointer, text, text)
+    free = function(lib.ggml, "gguf_free", None, pointer)
+    ask = getattr(lib.api, "llama_model_init_from_user", None)
+    if new is None or put is None or free is None or ask is None:
+        return True
+    params = lib.api.llama_model_default_params()
+    params.vocab_only = True
+    header = new()
+    put(header, b"general.architecture", name.encode())
+    put(header, b"tokenizer.ggml.model", b"none")
+    with lib.log.unheard():
+        model = ask(header, lib.api.llama_model_set_tensor_data_t(), None, params)
+    free(header)
+    if model:
+        lib.api.llama_model_free(model)
+    return bool(model)
 
 
 def free_device_memory() -> int | None:

@@ -7,6 +7,7 @@ far more than lending what is new of it. Every return code is checked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 
 from .batch import Batch
 from .config import DEFAULT_CACHE_TYPE
+from .door import require_runnable
 from .errors import BackendError, ContextFull, ModelError
 from .ggml_types import type_id
 from .layout import Layout, lay_out
 from .library import library
 from .outputs import Outputs
+from .paths import path_text
 from .protocols import Limits, Logits, Tokens
 from .tree import DraftTree
 from .vocab import LlamaVocab
@@ -35,25 +38,21 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
+        require_runnable(path)
+        self.path = path
         self._api = api = library().api
         params = api.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
-        library().log.errors.clear()
-        self.handle = api.llama_model_load_from_file(str(path).encode(), params)
-        if not self.handle:
-            reason = library().log.last_error() or "unknown reason"
-            raise ModelError(
-                f"llama.cpp cannot load {path}: {reason}",
-                "check the file with `specgen info`, or fetch it again",
-            )
+        self.handle = _load(path, params)
         if api.llama_model_has_encoder(self.handle) or api.llama_model_is_diffusion(self.handle):
             self.close()
             raise ModelError(
-                f"{path} is not a decoder-only text model",
+                f"{path_text(path)} is not a decoder-only text model",
                 "specgen generates text with decoder-only models",
             )
-        self.vocab = LlamaVocab(api, api.llama_model_get_vocab(self.handle))
+        with library().last_words.opening(path):
+            self.vocab = LlamaVocab(api, api.llama_model_get_vocab(self.handle))
         self.n_ctx_train: int = api.llama_model_n_ctx_train(self.handle)
         self.sliding_window: int = api.llama_model_n_swa(self.handle)
         self.is_recurrent: bool = api.llama_model_is_recurrent(self.handle)
@@ -76,10 +75,23 @@ def open_vocab(path: Path) -> LlamaVocab:
     api = library().api
     params = api.llama_model_default_params()
     params.vocab_only = True
-    handle = api.llama_model_load_from_file(str(path).encode(), params)
-    if not handle:
-        raise ModelError(f"llama.cpp cannot read the vocabulary of {path}")
-    return LlamaVocab(api, api.llama_model_get_vocab(handle))
+    handle = _load(path, params)
+    with library().last_words.opening(path):
+        return LlamaVocab(api, api.llama_model_get_vocab(handle))
+
+
+def _load(path: Path, params: Any) -> Any:
+    """What llama.cpp makes of a file. Raises ModelError, which quotes it."""
+    library().log.errors.clear()
+    with library().last_words.opening(path):
+        handle = library().api.llama_model_load_from_file(os.fsencode(path), params)
+    if handle:
+        return handle
+    reason = " ".join(library().log.last_error().split()) or "unknown reason"
+    raise ModelError(
+        f"llama.cpp cannot load {path_text(path)}: {reason}",
+        "check the file with `specgen info`, or fetch it again",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,8 @@ class LlamaBackend:
         self._api = api = library().api
         self._stateful = model.is_recurrent or model.is_hybrid
         self._window = 0 if config.swa_full else model.sliding_window
-        self._context = api.llama_init_from_model(model.handle, self._params(model, config))
+        with library().last_words.opening(model.path):
+            self._context = api.llama_init_from_model(model.handle, self._params(model, config))
         if not self._context:
             reason = library().log.last_error() or "unknown reason"
             raise BackendError(

@@ -12,6 +12,7 @@ from .bandwidth import measure_bandwidth
 from .card import Card, read_bytes
 from .library import device_names, library_version
 from .modelinfo import ModelInfo, read_headers
+from .paths import path_text
 
 
 def card_of(
@@ -35,7 +36,7 @@ def card_of(
     bindings = version("llama_cpp_python")
     return Card(
         date=now.astimezone(UTC).isoformat(timespec="seconds"),
-        model=path.name,
+        model=path_text(path.name),
         architecture=info.architecture,
         quantization=info.quantization,
         n_params=info.n_params,

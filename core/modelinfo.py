@@ -10,8 +10,11 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from . import architectures
+from .bytesource import AGAIN
 from .errors import ModelError
 from .gguf import ArrayInfo, Header, TensorInfo, Value, read_header
+from .paths import path_text
+from .runnable import obstacle
 
 # fmt: off
 _FILE_TYPES: Final = MappingProxyType({
@@ -26,6 +29,7 @@ _FILE_TYPES: Final = MappingProxyType({
 
 _GUESSED: Final = 1024  # flag of general.file_type: llama.cpp guessed it
 _MAX_LAYERS: Final = 4096
+_MAX_NAME: Final = 64  # characters of an architecture's
 _OTHER_KINDS: Final = MappingProxyType(
     {"adapter": "a LoRA adapter", "mmproj": "a multimodal projector", "imatrix": "an imatrix"}
 )
@@ -48,6 +52,7 @@ class ModelInfo:
         chat_template: Jinja source.
         sliding_window: tokens, 0 for full attention everywhere.
         refusal: why it cannot be run, empty where it can.
+        remedy: what to do then.
     """
 
     path: Path
@@ -73,6 +78,12 @@ class ModelInfo:
     has_snapshots: bool
     has_encoder: bool
     refusal: str
+    remedy: str
+
+    def require_runnable(self) -> None:
+        """Raise ModelError where it cannot be run."""
+        if self.refusal:
+            raise ModelError(f"cannot run {path_text(self.path)}: {self.refusal}", self.remedy)
 
     @property
     def drafting(self) -> Drafting:
@@ -95,14 +106,10 @@ class ModelInfo:
         architecture = fields.architecture()
         tensors = [tensor for header in headers for tensor in header.tensors]
         causal = fields.get("attention.causal") is not False
-        reason = architectures.refusal(architecture)
-        if not reason and not causal:
-            reason = "its attention is not causal: it makes embeddings, not text"
-        if not reason and not tensors:
-            reason = "the file has a vocabulary but no weights"
+        found = obstacle(headers)
         return cls(
             path=headers[0].path,
-            name=fields.text("general.name") or headers[0].path.stem,
+            name=fields.text("general.name") or path_text(headers[0].path.stem),
             architecture=architecture,
             quantization=_quantization(fields, tensors),
             licence=fields.text("general.license"),
@@ -123,7 +130,8 @@ class ModelInfo:
             is_hybrid=architecture in architectures.HYBRID,
             has_snapshots=architecture in architectures.SNAPSHOTS,
             has_encoder=architecture in architectures.ENCODER or not causal,
-            refusal=reason,
+            refusal=found.reason if found else "",
+            remedy=found.hint if found else "",
         )
 
 
@@ -146,15 +154,18 @@ def _other_parts(header: Header) -> list[Path]:
     n_parts, part = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
     if not isinstance(n_parts, int) or not isinstance(part, int) or n_parts <= 1:
         return []
+    path = path_text(header.path)
     if n_parts > 0xFFFF or not 0 <= part < n_parts:
-        raise ModelError(f"{header.path} claims to be part {part:,} (from 0) of {n_parts:,}")
+        raise ModelError(f"{path} claims to be part {part:,} (from 0) of {n_parts:,}")
     name = re.fullmatch(r"(.*)-\d{5}-of-\d{5}\.gguf", header.path.name)
     first = f"{name[1]}-00001-of-{n_parts:05}.gguf" if name else "the file of part 1"
     if part:
-        message = f"{header.path} is part {part + 1} of {n_parts} of a split GGUF"
-        raise ModelError(message, f"give the first part instead, {first}: it leads to the others")
+        message = f"{path} is part {part + 1} of {n_parts} of a split GGUF"
+        raise ModelError(
+            message, f"give the first part instead, {path_text(first)}: it leads to the others"
+        )
     if not name or header.path.name != first:
-        message = f"{header.path} is the first of {n_parts} parts but is not named so"
+        message = f"{path} is the first of {n_parts} parts but is not named so"
         raise ModelError(message, f"name the parts NAME-00001-of-{n_parts:05}.gguf and so on")
     names = (f"{name[1]}-{i:05}-of-{n_parts:05}.gguf" for i in range(2, n_parts + 1))
     return [header.path.with_name(part_name) for part_name in names]
@@ -170,16 +181,20 @@ class Fields:
 
     def architecture(self) -> str:
         """Its name; ModelError where the file is no language model at all."""
+        path = path_text(self._header.path)
         kind = _OTHER_KINDS.get(self.text("general.type"))
         if kind:
-            message = f"{self._header.path} is {kind}, not a model"
+            message = f"{path} is {kind}, not a model"
             raise ModelError(message, "give the GGUF of the model that it belongs to")
         if not self._prefix:
-            message = f"{self._header.path} does not say which architecture it has"
+            message = f"{path} does not say which architecture it has"
             raise ModelError(message, "convert the model again with a current llama.cpp")
+        if len(self._prefix) > _MAX_NAME or not self._prefix.isprintable():
+            message = f"{path} has the architecture {self._prefix[:_MAX_NAME]!r}, which is no name"
+            raise ModelError(message, AGAIN)
         if self.n_layer > _MAX_LAYERS:
-            message = f"{self._header.path} claims {self.n_layer:,} layers, above {_MAX_LAYERS:,}"
-            raise ModelError(message, "download or convert the file again")
+            message = f"{path} claims {self.n_layer:,} layers, above {_MAX_LAYERS:,}"
+            raise ModelError(message, AGAIN)
         return self._prefix
 
     def get(self, key: str) -> Value | None:

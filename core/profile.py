@@ -19,6 +19,7 @@ from .config import DEFAULT_CONTEXT, EngineConfig
 from .cost import MAX_ROWS, CostModel
 from .errors import BackendError, ModelError, UsageError
 from .exact import WIDTHS, Branching, Classes, exact_branches, exact_classes
+from .gguf import open_regular
 from .host import default_threads
 from .library import device_names, library_version
 from .llama import ContextConfig, LlamaBackend, LlamaModel
@@ -31,6 +32,7 @@ from .measure import (
     measure,
 )
 from .memory import needs_flash_attention
+from .paths import path_text
 from .store import Key, Store
 from .strict import Strict, strict_widths
 
@@ -192,7 +194,7 @@ def fingerprint(path: Path) -> str:
     Raises ModelError.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             digest = hashlib.sha256(str(size).encode())
             file.seek(0)
@@ -201,7 +203,7 @@ def fingerprint(path: Path) -> str:
                 file.seek(max(0, size * i // _BLOCKS - _BLOCK_BYTES))
                 digest.update(file.read(_BLOCK_BYTES))
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ModelError(f"cannot read {path_text(path)}: {error.strerror or error}") from None
     return digest.hexdigest()
 
 

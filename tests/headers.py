@@ -15,10 +15,20 @@ Keys: TypeAlias = dict[str, int | list[int]]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
-def write(path: Path, architecture: str, keys: Keys, n_vocab: int, shapes: Shapes) -> Path:
-    """A model of Q4_0 matrices and F32 vectors, whose weights are a hole in the file."""
+def write(
+    path: Path,
+    architecture: str,
+    keys: Keys,
+    n_vocab: int,
+    shapes: Shapes,
+    tokenizer: str = "no_vocab",
+) -> Path:
+    """A model of Q4_0 matrices and F32 vectors, whose weights are a hole in the file.
+
+    It has no tokens. llama.cpp opens it with the tokenizer "no_vocab" only, specgen with others.
+    """
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_tokenizer_model("no_vocab")
+    writer.add_tokenizer_model(tokenizer)
     writer.add_vocab_size(n_vocab)
     writer.add_layer_norm_rms_eps(1e-5)
     for key, value in keys.items():
@@ -55,7 +65,7 @@ class Made:
     experts: int = 0
     used: int = 0
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path, tokenizer: str = "no_vocab") -> Path:
         """Write the header, and no weights."""
         kv = set(self.kv_heads)
         keys: Keys = {
@@ -81,7 +91,7 @@ class Made:
         for i, heads in enumerate(self.kv_heads):
             layer = self._mixer(heads) | self._feed_forward()
             shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
-        return write(path, self.architecture, keys, self.n_vocab, shapes)
+        return write(path, self.architecture, keys, self.n_vocab, shapes, tokenizer)
 
     def _mixer(self, kv_heads: int) -> Shapes:
         n, width = self.n_embd, kv_heads * self.head

@@ -51,7 +51,7 @@ def test_table(tiny_model: TinyModel) -> None:
 
 def test_json(tmp_path: Path) -> None:
     """Everything in bytes; with the least budget all is given up that can be."""
-    model = MADE["1b"].write(tmp_path / "1b.gguf")
+    model = MADE["1b"].write(tmp_path / "1b.gguf", "llama")
     record = run("plan", model, "--json").record
     assert record["plan"]["total"] == record["needs"]["as_asked"]
     low = record["needs"]["least"]
@@ -148,7 +148,7 @@ def test_originals_of_copies_do_not_count_by_default(
 ) -> None:
     """`plan` says what `generate` does: only a size that was given is kept with them."""
     monkeypatch.setattr(memory, "cpu_features", lambda _: frozenset({"AVX2", "REPACK"}))
-    model = MADE["1b"].write(tmp_path / "m.gguf")
+    model = MADE["1b"].write(tmp_path / "m.gguf", "llama")
     available(1 << 50)
     plan = run("plan", model, "-c", "512", "--json").record["plan"]
     enough = plan["total"] - plan["copies"] + MIB

@@ -1,10 +1,13 @@
-"""Damaged and lying headers, all the way to a plan: an answer or one line, soon and with little."""
+"""Damaged and lying headers, to a plan and into llama.cpp: an answer or one line, never a crash."""
 
 from __future__ import annotations
 
+import json
 import mmap
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -13,15 +16,19 @@ import pytest
 
 from specgen.core.budget import Subject, fit
 from specgen.core.config import EngineConfig
+from specgen.core.door import judged
 from specgen.core.errors import SpecgenError
 from specgen.core.gguf import read_header
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.resident import peak_bytes, reset_peak, resident_bytes
 
+from .command import ROOT
 from .headers import MADE
+from .mutations import Model, mutated
 from .tiny import Architecture, write_tiny
 
 N_TINY, N_LARGE = 4000, 200  # mutations of each of five and of six headers: 21,200
+N_SAID, N_LOADED = 800, 120  # faults in what each of five says: 4,000; and 600 that are loaded
 SECONDS = 60
 MOST_BYTES = 200 << 20
 EXTREMES = (0, 1, 255, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
@@ -31,11 +38,24 @@ TINY: tuple[Architecture, ...] = ("llama", "gemma3", "mamba", "lfm2", "granitehy
 def plan(path: Path) -> None:
     """All that is done with a header before a model is loaded, within a budget or not."""
     headers = read_headers(path)
-    info = ModelInfo.from_headers(headers)
+    info = judged(ModelInfo.from_headers(headers))
+    info.require_runnable()
     subject = Subject(headers, info, frozenset({"AVX2", "REPACK"}), lambda n_ctx, few: 1_000_000)
     found = fit(subject, EngineConfig(swa_full=False), 300 << 20)
     assert 0 < found.plan.total <= 300 << 20
     assert min(found.plan.record().values()) >= 0
+
+
+def is_planned(path: Path) -> bool:
+    """Whether it came as far as a plan, be it one that does not fit; if not, one line says why."""
+    try:
+        plan(path)
+    except SpecgenError as error:
+        assert error.message
+        assert "\n" not in error.message + error.hint
+        assert error.exit_code in (2, 3, 4)
+        return error.exit_code == 4
+    return True
 
 
 def damage(data: mmap.mmap, end: int, rng: random.Random) -> dict[int, int]:
@@ -61,14 +81,7 @@ def hammer(path: Path, n: int, seed: int) -> int:
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
         for _ in range(n):
             before = damage(data, end, rng)
-            try:
-                plan(path)
-                n_planned += 1
-            except SpecgenError as error:
-                assert error.message
-                assert "\n" not in error.message
-                assert error.exit_code in (2, 3, 4)
-                n_planned += error.exit_code == 4
+            n_planned += is_planned(path)
             for place, byte in before.items():
                 data[place] = byte
     return n_planned
@@ -79,7 +92,7 @@ def header(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Models of five architectures with a vocabulary, and headers from 1B to 70B without."""
     name = request.param
     path = tmp_path / name
-    return MADE[name].write(path) if name in MADE else write_tiny(path, name)
+    return MADE[name].write(path, "llama") if name in MADE else write_tiny(path, name)
 
 
 def within_bounds(work: Callable[[], int]) -> int:
@@ -98,6 +111,38 @@ def test_damaged_headers(header: Path) -> None:
     n = N_TINY if header.name in TINY else N_LARGE
     n_planned = within_bounds(lambda: hammer(header, n, seed=7))
     assert n / 20 < n_planned < n
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", TINY)
+def test_headers_that_say_what_cannot_be(architecture: Architecture, tmp_path: Path) -> None:
+    """Wrong values, types, arrays, tokens and tensors in files that are well-formed otherwise."""
+    rng, path = random.Random(9), tmp_path / "m.gguf"
+    model = Model.read(write_tiny(path, architecture))
+
+    def work() -> int:
+        files = (mutated(model, rng).write(path, weights=False) for _ in range(N_SAID))
+        return sum(map(is_planned, files))
+
+    assert N_SAID / 10 < within_bounds(work) < N_SAID
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+@pytest.mark.parametrize("architecture", TINY)
+def test_models_that_are_damaged_inside(architecture: str, tmp_path: Path) -> None:
+    """What passes the plan is loaded and run, or ends in one line: no process dies of a signal."""
+    words = ["-m", "tests.loading", str(tmp_path), architecture, "10", str(N_LOADED)]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(outcomes) == N_LOADED
+    for code, said in outcomes:
+        assert code in (0, 1, 2, 3, 4, 5), said
+        lines = [line for line in said.splitlines() if line.startswith("specgen: error: ")]
+        assert len(lines) == bool(code), said
+        assert "Traceback" not in said
+    assert N_LOADED / 10 < sum(code == 0 for code, _ in outcomes) < N_LOADED
 
 
 @pytest.mark.model

@@ -34,6 +34,7 @@ def write_model(
     writer = GGUFWriter(path, arch)
     writer.add_name("Tiny")
     writer.add_license("mit")
+    writer.add_tokenizer_model("llama")
     writer.add_file_type(15)
     writer.add_block_count(2)
     writer.add_context_length(128)

@@ -25,6 +25,7 @@ from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 
 from .guessers import Oracle, RandomTree
+from .test_gguf import write_model
 from .tiny import Architecture, Quantization, write_tiny
 
 pytestmark = pytest.mark.llama
@@ -306,11 +307,10 @@ def test_a_context_that_cannot_be_made_is_a_backend_error(model: LlamaModel) -> 
         LlamaBackend(model, config(max_leaves=1000))
 
 
-def test_a_file_that_is_no_model_is_a_model_error(tmp_path: Path) -> None:
-    """llama.cpp's own reason is quoted."""
-    path = tmp_path / "x.gguf"
-    path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelError, match="cannot load"):
+def test_what_llama_cpp_refuses_is_a_model_error(tmp_path: Path) -> None:
+    """Its own reason is quoted, where the header alone did not tell."""
+    path = write_model(tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match=r"cannot load .*x\.gguf: .*layer_norm_rms_epsilon"):
         LlamaModel(path)
 
 
