@@ -14,7 +14,7 @@ from specgen.drafters import AUTO, create
 
 from .choices import Format
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelArgument, ModelDraft, Verbosity
+from .options import MachineOptions, MemoryBudget, ModelChoice, ModelDraft, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"
@@ -176,7 +176,7 @@ def register(app: typer.Typer) -> None:
 
 @grouped
 def bench(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     drafter: Annotated[
         str,
         typer.Option(
@@ -199,6 +199,7 @@ def bench(
     from .run import set_up_logging
 
     set_up_logging(verbose)
+    model = chosen.name
     names = list(dict.fromkeys(name.strip() for name in drafter.split(",")))
     for name in names:
         create(name)  # before the long work: an unknown name ends here
@@ -240,7 +241,7 @@ def _measure(
     from .bench_live import LiveJob, run_live
     from .run import require_model
 
-    require_model(model)
+    require_model(model, live.model_draft)
     if live.warm and all(len(create(name)) < 2 for name in names):
         raise UsageError(
             f"--warm does nothing with {', '.join(names)}: what is learnt is used by auto only",

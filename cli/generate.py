@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from specgen.core.catalogue import NAMES
 from specgen.core.errors import UsageError
 
 from .grouping import grouped
 from .options import (
     EngineOptions,
-    ModelArgument,
+    ModelChoice,
     OutputOptions,
     SamplingOptions,
     SystemPrompt,
@@ -23,21 +24,35 @@ from .options import (
 
 @grouped
 def generate(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     prompt_argument: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="The text to continue.", show_default=False),
     ] = None,
-    prompt_option: Annotated[
-        str | None,
+    prompts: Annotated[
+        list[str] | None,
         typer.Option(
-            "-p", "--prompt", metavar="TEXT", help="The text to continue, without naming a model."
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            show_default=False,
+            help="The text to continue, without naming a model.",
         ),
     ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Read the text from a file; - is stdin."),
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f",
+            "--file",
+            metavar="FILE",
+            show_default=False,
+            help="Read the text from a file; - is stdin. Several are joined in their order.",
+        ),
     ] = None,
+    no_stdin: Annotated[
+        bool,
+        typer.Option("--no-stdin", help="Leave stdin alone, as in a loop that reads its lines."),
+    ] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="The text is a message: apply the chat template.")
     ] = False,
@@ -50,18 +65,27 @@ def generate(
     sampling: SamplingOptions,
     engine: EngineOptions,
 ) -> None:
-    """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument."""
+    """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument.
+
+    stdin is read to its end unless it is a terminal, or --no-stdin is given.
+    """
     from .prompt import read_prompt
     from .run import Job, as_message, as_text, complete, require_model, set_up_logging
 
     set_up_logging(verbose)
-    job = Job.of(model, text, output, sampling, engine)
-    if prompt_argument is not None and prompt_option is not None:
-        raise UsageError("there are two prompts, an argument and --prompt", "give one of them")
+    model, argument = chosen.and_prompt(prompt_argument)
+    given = [*(prompts or ()), *(() if argument is None else (argument,))]
+    if len(given) > 1:
+        raise UsageError(
+            f"there are two prompts: '{given[0]}' and '{given[1]}'", "give one of them"
+        )
     if (system or template) and not chat:
         raise UsageError("--system-prompt and --chat-template-file need --chat", "add --chat")
     if output.logprobs is not None and not output.as_json:
         raise UsageError("--logprobs needs --json", "add --json")
-    require_model(model)
-    prompt = read_prompt(prompt_argument or prompt_option, file)
-    complete(job, as_message(prompt, system, template) if chat else as_text(prompt))
+    prompt = text.read(given[0], "the prompt") if given else None
+    job = Job.of(model, text.read_stops(), output, sampling, engine)
+    hint = NAMES if chosen.model_option else f"{NAMES}; to give a prompt without a model, use -p"
+    require_model(model, engine.model_draft, hint=hint)
+    whole = read_prompt(prompt, files or (), stdin=not no_stdin)
+    complete(job, as_message(whole, system, template) if chat else as_text(whole))

@@ -21,6 +21,9 @@ from specgen.core.catalogue import (
 )
 from specgen.core.errors import ModelError, UsageError
 
+from .grouping import grouped
+from .options import ModelChoice
+
 if TYPE_CHECKING:
     from specgen.core.pull import Progress
 
@@ -51,7 +54,7 @@ def pull(
     """Download a model of the catalogue and print where it is."""
     entry = find_entry(name)
     if entry is None:
-        path = resolve(name)  # an unknown name ends here
+        path = resolve(name, "`specgen list` shows the names")  # an unknown name ends here
         hint = "`specgen list` shows the names; a file needs no pull"
         raise UsageError(f"{path} is a path, and pull takes a name of the catalogue", hint)
     if entry.terms and accept_license:
@@ -84,11 +87,9 @@ def list_models(
     _print_table(heads, [tuple(clean(cell) for cell in row) for row in table])
 
 
+@grouped
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A path, or a name that `specgen list` shows; the default model."),
-    ] = None,
+    chosen: ModelChoice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     template: Annotated[
         bool, typer.Option("--template", help="Print the chat template and nothing else.")
@@ -103,7 +104,7 @@ def info(
 
     from . import model_card
 
-    path = _installed(model)
+    path = _installed(chosen.name)
     card = read_model(path)
     if template:
         typer.echo(card.chat_template or _no_template(path), nl=False)

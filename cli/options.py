@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
+from specgen.core.encoding import require_utf8
 from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, most_drafts, names_of
 
 from .choices import CacheType, OnOff, OnOffAuto
+from .words import unescape
 
 if TYPE_CHECKING:
     from specgen.core.sampling import SamplingParams
@@ -31,6 +33,17 @@ ModelArgument = Annotated[
     typer.Argument(
         help="Path of a GGUF file, or a name of `specgen list`. Default: smollm2-135m.",
         show_default=False,
+    ),
+]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        show_default=False,
+        help="The model, as an option instead of the first argument.",
     ),
 ]
 
@@ -59,9 +72,19 @@ TemplateFile = Annotated[
 ]
 
 
+def _size(text: str | None) -> str | None:
+    """A budget that is a size. Raises UsageError for one that is none."""
+    if text is not None:
+        from specgen.core.budget import parse_size
+
+        parse_size(text)
+    return text
+
+
 MemoryBudget = Annotated[
     str | None,
     typer.Option(
+        callback=_size,
         metavar="SIZE|PCT",
         show_default="85% of what is available",
         help="Memory to stay within, such as 400M, 2G or 60%.",
@@ -85,8 +108,40 @@ ModelDraft = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The model, as the first argument or as an option."""
+
+    model: ModelArgument = None
+    model_option: ModelOption = None
+
+    @property
+    def name(self) -> str | None:
+        """MODEL, None for the default. Raises UsageError if it was given in both ways."""
+        if self.model_option is not None and self.model is not None:
+            raise UsageError(
+                f"the model is given with -m, and there is an argument as well: '{self.model}'",
+                "leave out one of them",
+            )
+        return self.model if self.model_option is None else self.model_option
+
+    def and_prompt(self, argument: str | None) -> tuple[str | None, str | None]:
+        """MODEL and the prompt: behind -m the first argument is the prompt. Raises UsageError."""
+        if self.model_option is None:
+            return self.model, argument
+        if argument is not None:
+            raise UsageError(
+                "with -m the only argument is the prompt, and there are two:"
+                f" '{self.model}' and '{argument}'",
+                "leave out -m or one of them; quote a prompt of several words",
+            )
+        if self.model is not None:
+            require_utf8(self.model, "PROMPT")  # which only a path need not be
+        return self.model_option, self.model
+
+
+@dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How long the text may get."""
+    """How long the text may get, and how words of the command line are read."""
 
     n_predict: Annotated[
         int,
@@ -110,6 +165,26 @@ class TextOptions:
             help="End before this text. May be given several times.",
         ),
     ] = None
+    escape: Annotated[
+        bool,
+        typer.Option(
+            "-e",
+            "--escape",
+            help=r"Read \n, \r, \t, \', \", \\ and \xHH as escapes in --stop and in an argument that is"
+            " the prompt.",
+        ),
+    ] = False
+
+    def read(self, word: str, source: str) -> str:
+        """What a word of the command line means; `source` names it in errors.
+
+        Raises UsageError if escapes make it something else than UTF-8.
+        """
+        return unescape(word, source) if self.escape else word
+
+    def read_stops(self) -> TextOptions:
+        """The same with --stop read. Raises UsageError."""
+        return replace(self, stop=[self.read(text, "--stop") for text in self.stop or ()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +448,9 @@ _ALL_LAYERS = 999  # more than any model has
 def _gpu_layers(text: str) -> int | None:
     if text == "auto":
         return None
-    if text == "all":
+    if text in ("all", "-1"):
         return _ALL_LAYERS
-    if not text.isdecimal():
-        raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto' or 'all'")
-    return min(int(text), _ALL_LAYERS)
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto', 'all' or -1")
+    digits = text.lstrip("0") or "0"
+    return min(int(digits), _ALL_LAYERS) if len(digits) < 9 else _ALL_LAYERS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from specgen.core.catalogue import resolve
+from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine, Generation
 from specgen.core.errors import SpecgenError
@@ -117,11 +117,15 @@ class Job:
         return engine
 
 
-def require_model(model: str | None) -> None:
-    """Raise ModelError if MODEL is no GGUF file and no name of the catalogue. Fetches nothing."""
-    found = resolve(model)
-    if isinstance(found, Path):
-        read_header(found)
+def require_model(model: str | None, draft: str | None = None, *, hint: str = NAMES) -> None:
+    """Raise ModelError if MODEL, or a draft model, is no GGUF file and no name of the catalogue.
+
+    `hint` is for a MODEL that may be something else. Fetches nothing.
+    """
+    models = [resolve(model, hint), *(() if draft is None else (resolve(draft),))]
+    for found in models:
+        if isinstance(found, Path):
+            read_header(found)
 
 
 Prompt = Callable[[Engine], list[int]]

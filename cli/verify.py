@@ -16,11 +16,11 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import ContextFull, UsageError
-from specgen.drafters import AUTO, REGISTRY, create
+from specgen.drafters import AUTO, REGISTRY, create, together
 
 from .choices import OnOffAuto
 from .grouping import grouped
-from .options import MachineOptions, ModelArgument, Verbosity
+from .options import MachineOptions, ModelChoice, Verbosity
 from .progress import shown_progress
 from .tables import print_table
 
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 @grouped
 def verify(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -99,6 +99,7 @@ def verify(
     from .run import require_model, set_up_logging
 
     set_up_logging(verbose)
+    model = chosen.name
     require_model(model)
     names = [name.strip() for name in (drafter or _all_drafters()).split(",")]
     for name in names:
@@ -107,7 +108,7 @@ def verify(
     path = ensure_model(model)
     config = replace(engine.config(), max_drafts=draft_max, strict=strict)
     profile = ensure_profile(path, config)
-    config = fitted(Wanted(path, config, ",".join(names), None, past=False), profile).config
+    config = fitted(Wanted(path, config, together(names), None, past=False), profile).config
     with Engine(path, (), config, profile=profile) as opened, Interrupts() as interrupts:
         settings = _settings(names, tree.choice, branch=opened.can_branch)
         room = opened.n_ctx - n_predict - profile.strict.slack  # padding takes some of the context
