@@ -14,7 +14,8 @@ from specgen.drafters import AUTO, create
 
 from .choices import Format
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelChoice, ModelDraft, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"

@@ -11,8 +11,10 @@ import typer
 
 from specgen.core.errors import UsageError
 
+from .choices import number
 from .grouping import grouped
-from .options import MachineOptions, ModelChoice, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, Verbosity
 from .progress import shown_progress
 from .streams import note
 from .tables import print_table
@@ -39,7 +41,8 @@ def register(app: typer.Typer) -> None:
 def calibrate(
     chosen: ModelChoice,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, help="How long to measure, at most.")
+        float,
+        typer.Option("--seconds", min=1.0, callback=number, help="How long to measure, at most."),
     ] = 17.0,
     curve_out: Annotated[
         Path | None,

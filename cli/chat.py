@@ -17,9 +17,9 @@ from specgen.core.catalogue import NAMES
 from specgen.core.errors import SpecgenError
 
 from .grouping import grouped
+from .model_choice import ModelChoice
 from .options import (
     EngineOptions,
-    ModelChoice,
     OutputOptions,
     SamplingOptions,
     SystemPrompt,

@@ -10,9 +10,9 @@ from specgen.core.catalogue import NAMES
 from specgen.core.errors import UsageError
 
 from .grouping import grouped
+from .model_choice import ModelChoice
 from .options import (
     EngineOptions,
-    ModelChoice,
     OutputOptions,
     SamplingOptions,
     SystemPrompt,
@@ -29,14 +29,10 @@ def generate(
         str | None,
         typer.Argument(metavar="PROMPT", help="The text to continue.", show_default=False),
     ] = None,
-    prompts: Annotated[
-        list[str] | None,
+    prompt_option: Annotated[
+        str | None,
         typer.Option(
-            "-p",
-            "--prompt",
-            metavar="TEXT",
-            show_default=False,
-            help="The text to continue, without naming a model.",
+            "-p", "--prompt", metavar="TEXT", help="The text to continue, without naming a model."
         ),
     ] = None,
     files: Annotated[
@@ -74,18 +70,19 @@ def generate(
 
     set_up_logging(verbose)
     model, argument = chosen.and_prompt(prompt_argument)
-    given = [*(prompts or ()), *(() if argument is None else (argument,))]
-    if len(given) > 1:
-        raise UsageError(
-            f"there are two prompts: '{given[0]}' and '{given[1]}'", "give one of them"
-        )
+    if argument is not None and prompt_option is not None:
+        raise UsageError("there are two prompts, an argument and --prompt", "give one of them")
     if (system or template) and not chat:
         raise UsageError("--system-prompt and --chat-template-file need --chat", "add --chat")
     if output.logprobs is not None and not output.as_json:
         raise UsageError("--logprobs needs --json", "add --json")
-    prompt = text.read(given[0], "the prompt") if given else None
     job = Job.of(model, text.read_stops(), output, sampling, engine)
-    hint = NAMES if chosen.model_option else f"{NAMES}; to give a prompt without a model, use -p"
+    hint = (
+        NAMES
+        if chosen.model_option is not None
+        else f"{NAMES}; to give a prompt without a model, use -p"
+    )
     require_model(model, engine.model_draft, hint=hint)
-    whole = read_prompt(prompt, files or (), stdin=not no_stdin)
-    complete(job, as_message(whole, system, template) if chat else as_text(whole))
+    words = text.read(argument or prompt_option or "", "the prompt")
+    prompt = read_prompt(words, files or (), stdin=not no_stdin)
+    complete(job, as_message(prompt, system, template) if chat else as_text(prompt))

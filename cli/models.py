@@ -22,7 +22,7 @@ from specgen.core.catalogue import (
 from specgen.core.errors import ModelError, UsageError
 
 from .grouping import grouped
-from .options import ModelChoice
+from .model_choice import ModelChoice
 
 if TYPE_CHECKING:
     from specgen.core.pull import Progress

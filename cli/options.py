@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
-from specgen.core.encoding import require_utf8
-from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, most_drafts, names_of
 
-from .choices import CacheType, OnOff, OnOffAuto
+from .choices import CacheType, OnOff, OnOffAuto, parse_layers
 from .words import unescape
 
 if TYPE_CHECKING:
@@ -27,25 +25,6 @@ _SAMPLING = "Sampling"
 _MODEL = "Model and machine"
 _SPECULATION = "Speculation"
 
-
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        help="Path of a GGUF file, or a name of `specgen list`. Default: smollm2-135m.",
-        show_default=False,
-    ),
-]
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        show_default=False,
-        help="The model, as an option instead of the first argument.",
-    ),
-]
 
 Verbosity = Annotated[
     int,
@@ -108,38 +87,6 @@ ModelDraft = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """The model, as the first argument or as an option."""
-
-    model: ModelArgument = None
-    model_option: ModelOption = None
-
-    @property
-    def name(self) -> str | None:
-        """MODEL, None for the default. Raises UsageError if it was given in both ways."""
-        if self.model_option is not None and self.model is not None:
-            raise UsageError(
-                f"the model is given with -m, and there is an argument as well: '{self.model}'",
-                "leave out one of them",
-            )
-        return self.model if self.model_option is None else self.model_option
-
-    def and_prompt(self, argument: str | None) -> tuple[str | None, str | None]:
-        """MODEL and the prompt: behind -m the first argument is the prompt. Raises UsageError."""
-        if self.model_option is None:
-            return self.model, argument
-        if argument is not None:
-            raise UsageError(
-                "with -m the only argument is the prompt, and there are two:"
-                f" '{self.model}' and '{argument}'",
-                "leave out -m or one of them; quote a prompt of several words",
-            )
-        if self.model is not None:
-            require_utf8(self.model, "PROMPT")  # which only a path need not be
-        return self.model_option, self.model
-
-
-@dataclass(frozen=True, slots=True)
 class TextOptions:
     """How long the text may get, and how words of the command line are read."""
 
@@ -170,8 +117,8 @@ class TextOptions:
         typer.Option(
             "-e",
             "--escape",
-            help=r"Read \n, \r, \t, \', \", \\ and \xHH as escapes in --stop and in an argument that is"
-            " the prompt.",
+            help=r"Read \n, \r, \t, \', \", \\ and \xHH as escapes in --stop and in an argument"
+            r" that is the prompt.",
         ),
     ] = False
 
@@ -366,7 +313,7 @@ class MachineOptions:
         return EngineConfig(
             n_ctx=self.ctx_size,
             threads=self.threads,
-            gpu_layers=_gpu_layers(self.gpu_layers),
+            gpu_layers=parse_layers(self.gpu_layers),
             flash_attention=self.flash_attn.choice,
             swa_full=self.swa_full == OnOff.on,
             type_k=self.cache_type_k,
@@ -440,17 +387,3 @@ class EngineOptions(MachineOptions):
         """The drafters' names. Raises UsageError for one that there is not."""
         names_of(self.drafter)
         return self.drafter
-
-
-_ALL_LAYERS = 999  # more than any model has
-
-
-def _gpu_layers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if text in ("all", "-1"):
-        return _ALL_LAYERS
-    if not (text.isascii() and text.isdecimal()):
-        raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto', 'all' or -1")
-    digits = text.lstrip("0") or "0"
-    return min(int(digits), _ALL_LAYERS) if len(digits) < 9 else _ALL_LAYERS

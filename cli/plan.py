@@ -12,7 +12,8 @@ from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelChoice, ModelDraft, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
 from .tables import print_table
 
 if TYPE_CHECKING:

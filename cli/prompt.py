@@ -22,7 +22,7 @@ _HINT = "give a text with -p, with -f, or on stdin"
 
 
 def read_prompt(
-    argument: str | None = None,
+    argument: str = "",
     files: Sequence[str] = (),
     *,
     stdin: bool = True,
@@ -47,7 +47,7 @@ def read_prompt(
         _read_stdin(announced=others) if name is None else read_file(name, "prompt file")
         for name in names
     ]
-    text = "\n\n".join(part for part in (*parts, argument or "") if part)
+    text = "\n\n".join(part for part in (*parts, argument) if part)
     if not text:
         raise UsageError("the prompt is empty", hint)
     return text

@@ -18,9 +18,10 @@ from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import ContextFull, UsageError
 from specgen.drafters import AUTO, REGISTRY, create, together
 
-from .choices import OnOffAuto
+from .choices import OnOffAuto, number
 from .grouping import grouped
-from .options import MachineOptions, ModelChoice, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, Verbosity
 from .progress import shown_progress
 from .tables import print_table
 
@@ -53,7 +54,9 @@ def verify(
             metavar="FILE", help="Questions in Spec-Bench's or MT-Bench's format; else our own."
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="How many questions are asked.")] = 8,
+    prompts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="How many questions are asked.")
+    ] = 8,
     n_predict: Annotated[
         int, typer.Option("-n", "--predict", "--n-predict", min=1, help="Tokens of each answer.")
     ] = 64,
@@ -74,11 +77,16 @@ def verify(
     gap: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Logits by which a token may be behind the plain one and be called a tie."
+            min=0.0,
+            callback=number,
+            help="Logits by which a token may be behind the plain one and be called a tie.",
         ),
     ] = 1.0,
     draws: Annotated[
-        int, typer.Option(min=0, help="Answers whose distribution is tested; 0 tests none.")
+        int,
+        typer.Option(
+            min=0, max=1_000_000, help="Answers whose distribution is tested; 0 tests none."
+        ),
     ] = 300,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbosity = 0,

@@ -17,8 +17,10 @@ from specgen.core.encoding import decode, encode_word, require_utf8
 from specgen.core.errors import UsageError
 from specgen.core.spelling import nearest
 
-# Names of files may have any bytes. All other words are text.
+# By the names of their parameters: words that may be paths, of any bytes; all others are text.
 _PATHS: Final = frozenset({"model", "model_option", "model_draft", "files", "curve"})
+# What the model reads: a second one would replace the first without a word.
+_ONCE: Final = frozenset({"prompt_option", "system", "template", "predicted_output"})
 
 _OPTION: Final = re.compile(r"--?[A-Za-z][\w-]*")
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
@@ -109,11 +111,21 @@ def check_words(command: Any, ctx: Any, path: str, words: Sequence[str]) -> None
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
     arguments = iter([p for p in parameters if p.param_type_name == "argument"])
+    seen = set()
     for option, values in _taken_apart(words, options, path, nested=isinstance(command, Group)):
         parameter = options[option] if option else next(arguments, None)
-        if parameter and parameter.name not in _PATHS:
+        if parameter is None:
+            continue
+        if parameter.name in seen & _ONCE:
+            raise UsageError(f"{option} is given twice", "give one of them")
+        seen.add(parameter.name)
+        if not _is_path(parameter):
             for value in values:
                 require_utf8(value, option or parameter.make_metavar(ctx).strip("[]"))
+
+
+def _is_path(parameter: Any) -> bool:
+    return parameter.name in _PATHS or "path" in parameter.type.name
 
 
 def _taken_apart(

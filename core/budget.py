@@ -298,8 +298,8 @@ def _told(steps: Sequence[_Step]) -> Iterator[str]:
 def parse_budget(text: str, available: int | None) -> int:
     """Bytes of a budget such as "400M", "1.5G", "300MB" or "60%" of what is available.
 
-    Raises UsageError as `parse_size`, and MemoryBudgetError for more than is available, or a part
-    of what is not known.
+    Raises UsageError for what is no size, and MemoryBudgetError for nothing, for more than is
+    available, and for a part of what is not known.
     """
     number, unit = parse_size(text)
     if unit == "%":
@@ -316,6 +316,8 @@ def parse_budget(text: str, available: int | None) -> int:
             f" {memory_text(available)} that are available",
             "use less, or free some",
         )
+    if n_bytes < 1:
+        raise MemoryBudgetError(f"the memory budget is '{text}'", "it must be more than nothing")
     return int(n_bytes)
 
 
@@ -323,7 +325,7 @@ def parse_size(text: str) -> tuple[float, str]:
     """The number and the unit of a budget, "%" or a key of _UNITS.
 
     As memory is counted by containers, services and GNU's tools: M and MiB are 1,024 x 1,024
-    bytes, MB is a million. Raises UsageError for what is no size, and for nothing.
+    bytes, MB is a million. Raises UsageError for what is no size.
     """
     found = _BUDGET.fullmatch(text.strip())
     if found is None:
@@ -331,8 +333,6 @@ def parse_size(text: str) -> tuple[float, str]:
             f"the memory budget is '{text}', which is no size", "give one such as 400M, 2G or 60%"
         )
     number, unit = float(found[1]), found[2].lower()
-    if number == 0 or number * _UNITS.get(unit, 1 << 20) < 1:
-        raise UsageError(f"the memory budget is '{text}'", "it must be more than nothing")
     return number, unit
 
 
