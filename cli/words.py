@@ -111,7 +111,7 @@ def check_words(command: Any, ctx: Any, path: str, words: Sequence[str]) -> None
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
     arguments = iter([p for p in parameters if p.param_type_name == "argument"])
-    seen = set()
+    seen: set[str] = set()
     for option, values in _taken_apart(words, options, path, nested=isinstance(command, Group)):
         parameter = options[option] if option else next(arguments, None)
         if parameter is None:
