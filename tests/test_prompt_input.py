@@ -46,7 +46,7 @@ class Stdin:
 
 @pytest.fixture
 def prompt_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`prompt_of(data, argument, *files)` is, with `data` on stdin, the prompt, with files a, b and c here."""
+    """`prompt_of(data, argument, *files)` is the prompt, with `data` on stdin and files a, b, c."""
     monkeypatch.chdir(tmp_path)
     for name in "abc":
         (tmp_path / name).write_text(f"text of {name}\n")
