@@ -30,16 +30,14 @@ def read_prompt(
 ) -> str:
     """stdin, then `files` in their order, then `argument`, with a blank line between.
 
-    stdin is read unless it is a terminal or `stdin` is false, and once: where a file is stdin
-    ("-"), it stands there. Raises UsageError if there is nothing (with `hint`), or it cannot be
-    read.
+    stdin is read unless it is a terminal or `stdin` is false. Where a file is stdin ("-"), it
+    stands there, and nothing is left of it for a second one. Raises UsageError if there is nothing
+    (with `hint`), or it cannot be read.
     """
     names: list[str | None] = [None if _is_stdin(file) else file for file in files]
     if None in names:
         if not stdin:
             raise UsageError("--no-stdin does not go with a file that is stdin", "leave one out")
-        first = names.index(None)
-        names = names[: first + 1] + [name for name in names[first:] if name is not None]
     elif stdin and not sys.stdin.isatty():
         names.insert(0, None)
     others = bool(argument) or any(name is not None for name in names)

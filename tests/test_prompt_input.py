@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -204,7 +205,10 @@ def test_an_open_pipe(endless: Path, tmp_path: Path, words: tuple[str, ...]) -> 
     given = [str(tmp_path / "file") if word == "FILE" else word for word in words]
     process = start("generate", endless, *given, *GREEDY, "-t", "1", stdin=subprocess.PIPE)
     assert process.stderr
-    assert process.stderr.readline() == WAITING
+    select.select([process.stderr], [], [], TIMEOUT_S)
+    os.set_blocking(process.stderr.fileno(), False)
+    assert process.stderr.read() == WAITING
+    os.set_blocking(process.stderr.fileno(), True)
     assert process.poll() is None
     out, err = process.communicate("he was\n", timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, "")
