@@ -14,7 +14,8 @@ from specgen.drafters import AUTO, create
 
 from .choices import Format
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelArgument, ModelDraft, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
 
 _LIVE = "Live"
 _REPLAY = "Replay"
@@ -176,7 +177,7 @@ def register(app: typer.Typer) -> None:
 
 @grouped
 def bench(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     drafter: Annotated[
         str,
         typer.Option(
@@ -199,6 +200,7 @@ def bench(
     from .run import set_up_logging
 
     set_up_logging(verbose)
+    model = chosen.name
     names = list(dict.fromkeys(name.strip() for name in drafter.split(",")))
     for name in names:
         create(name)  # before the long work: an unknown name ends here

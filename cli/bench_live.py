@@ -24,7 +24,7 @@ from specgen.core.profile import Profile
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
-from specgen.drafters import AUTO, create, fewer, names_of, with_past
+from specgen.drafters import AUTO, create, fewer, together, with_past
 from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
 
@@ -92,8 +92,7 @@ def run_live(job: LiveJob) -> None:
     draft = None if job.draft is None else ensure_model(job.draft)
     wanted = replace(job.config, draft_model=draft)
     profile = ensure_profile(path, wanted, job.memory_budget)
-    every = dict.fromkeys(drafter for name in job.names for drafter in names_of(name))
-    names = AUTO if list(job.names) == [AUTO] else ",".join(every)
+    names = AUTO if list(job.names) == [AUTO] else together(job.names)
     fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)
     config = fit.config
     bandwidth = _bandwidth(job, fit)

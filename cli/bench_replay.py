@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,9 +69,9 @@ def _part(text: str | None, option: str) -> tuple[int, int] | None:
     """R and M of "R/M". Raises UsageError."""
     if text is None:
         return None
-    rest, _, modulus = text.partition("/")
-    if rest.isdecimal() and modulus.isdecimal() and int(rest) < int(modulus):
-        return int(rest), int(modulus)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if found and int(found[1]) < int(found[2]):
+        return int(found[1]), int(found[2])
     raise UsageError(f"{option} is '{text}'; it must be R/M with R below M", "such as 0/4")
 
 

@@ -12,11 +12,14 @@ import typer
 from specgen.core.errors import UsageError
 from specgen.core.paths import path_text
 
+from .choices import number
 from .grouping import grouped
-from .options import MachineOptions, ModelArgument, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, Verbosity
 from .progress import shown_progress
 from .streams import note
 from .tables import print_table
+from .words import Group
 
 if TYPE_CHECKING:
     from specgen.core.config import EngineConfig
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 _BREAK_EVEN = (4, 8, 16)
 
-cache_app = typer.Typer(help="What specgen keeps between runs.", no_args_is_help=True)
+cache_app = typer.Typer(cls=Group, help="What specgen keeps between runs.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -37,9 +40,10 @@ def register(app: typer.Typer) -> None:
 
 @grouped
 def calibrate(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, help="How long to measure, at most.")
+        float,
+        typer.Option("--seconds", min=1.0, callback=number, help="How long to measure, at most."),
     ] = 17.0,
     curve_out: Annotated[
         Path | None,
@@ -58,6 +62,7 @@ def calibrate(
     from .run import require_model, set_up_logging
 
     set_up_logging(verbose)
+    model = chosen.name
     require_model(model)
     if curve_out and not curve_out.parent.is_dir():
         raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")

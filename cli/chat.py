@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specgen.core.catalogue import NAMES
 from specgen.core.errors import SpecgenError
 
 from .grouping import grouped
+from .model_choice import ModelChoice
 from .options import (
     EngineOptions,
-    ModelArgument,
     OutputOptions,
     SamplingOptions,
     SystemPrompt,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _TERMINAL = 18 << 20  # bytes of prompt_toolkit and Jinja
 
+_TYPED = "messages are typed at a terminal, or one comes on stdin"
+
 HELP = """\
 /help           show this
 /exit           leave; Ctrl-D does, too
@@ -47,7 +50,7 @@ Ctrl-C stops an answer and keeps what is there."""
 
 @grouped
 def chat(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     system: SystemPrompt = None,
     template: TemplateFile = None,
     stats: Annotated[
@@ -64,10 +67,11 @@ def chat(
     from .run import Job, as_message, complete, open_conversation, require_model, set_up_logging
 
     set_up_logging(verbose)
-    job = Job.of(model, text, OutputOptions(stats=stats), sampling, engine)
-    require_model(model, engine.model_draft)
+    model = chosen.name
+    job = Job.of(model, text.read_stops(), OutputOptions(stats=stats), sampling, engine)
+    require_model(model, engine.model_draft, hint=f"{NAMES}; {_TYPED}")
     if not sys.stdin.isatty():
-        complete(job, as_message(read_prompt(), system, template))
+        complete(job, as_message(read_prompt(hint=_TYPED), system, template))
         return
     with replace(job, interface=_TERMINAL).open() as opened:
         Repl(job, opened, open_conversation(opened, system, template)).run()

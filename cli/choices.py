@@ -1,8 +1,13 @@
-"""What options choose between."""
+"""What options choose between, and values that are a number or a word."""
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
+
+import typer
+
+from specgen.core.errors import UsageError
 
 
 class OnOff(StrEnum):
@@ -47,3 +52,25 @@ class OnOffAuto(StrEnum):
     def choice(self) -> bool | None:
         """None is auto."""
         return None if self == OnOffAuto.auto else self == OnOffAuto.on
+
+
+_ALL_LAYERS = 999  # more than any model has
+
+
+def parse_layers(text: str) -> int | None:
+    """How many layers --gpu-layers asks for; None is auto. Raises UsageError."""
+    if text == "auto":
+        return None
+    if text in ("all", "-1"):
+        return _ALL_LAYERS
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto', 'all' or -1")
+    digits = text.lstrip("0") or "0"
+    return min(int(digits), _ALL_LAYERS) if len(digits) < 9 else _ALL_LAYERS
+
+
+def number(value: float) -> float:
+    """A callback of options that take a number: "nan" is none, and passes every bound."""
+    if math.isnan(value):
+        raise typer.BadParameter("it must be a number")
+    return value

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from specgen.core.catalogue import NAMES
 from specgen.core.errors import UsageError
 
 from .grouping import grouped
+from .model_choice import ModelChoice
 from .options import (
     EngineOptions,
-    ModelArgument,
     OutputOptions,
     SamplingOptions,
     SystemPrompt,
@@ -23,7 +24,7 @@ from .options import (
 
 @grouped
 def generate(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     prompt_argument: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="The text to continue.", show_default=False),
@@ -34,10 +35,20 @@ def generate(
             "-p", "--prompt", metavar="TEXT", help="The text to continue, without naming a model."
         ),
     ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Read the text from a file; - is stdin."),
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f",
+            "--file",
+            metavar="FILE",
+            show_default=False,
+            help="Read the text from a file; - is stdin. Several are joined in their order.",
+        ),
     ] = None,
+    no_stdin: Annotated[
+        bool,
+        typer.Option("--no-stdin", help="Leave stdin alone, as in a loop that reads its lines."),
+    ] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="The text is a message: apply the chat template.")
     ] = False,
@@ -50,18 +61,28 @@ def generate(
     sampling: SamplingOptions,
     engine: EngineOptions,
 ) -> None:
-    """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument."""
+    """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument.
+
+    stdin is read to its end unless it is a terminal, or --no-stdin is given.
+    """
     from .prompt import read_prompt
     from .run import Job, as_message, as_text, complete, require_model, set_up_logging
 
     set_up_logging(verbose)
-    job = Job.of(model, text, output, sampling, engine)
-    if prompt_argument is not None and prompt_option is not None:
+    model, argument = chosen.and_prompt(prompt_argument)
+    if argument is not None and prompt_option is not None:
         raise UsageError("there are two prompts, an argument and --prompt", "give one of them")
     if (system or template) and not chat:
         raise UsageError("--system-prompt and --chat-template-file need --chat", "add --chat")
     if output.logprobs is not None and not output.as_json:
         raise UsageError("--logprobs needs --json", "add --json")
-    require_model(model, engine.model_draft)
-    prompt = read_prompt(prompt_argument or prompt_option, file)
+    job = Job.of(model, text.read_stops(), output, sampling, engine)
+    hint = (
+        NAMES
+        if chosen.model_option is not None
+        else f"{NAMES}; to give a prompt without a model, use -p"
+    )
+    require_model(model, engine.model_draft, hint=hint)
+    words = text.read(argument or prompt_option or "", "the prompt")
+    prompt = read_prompt(words, files or (), stdin=not no_stdin)
     complete(job, as_message(prompt, system, template) if chat else as_text(prompt))

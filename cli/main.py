@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from specgen import __version__
 from specgen.core.errors import SpecgenError
@@ -17,6 +16,7 @@ from specgen.core.errors import SpecgenError
 from . import bench, calibrate, models, plan, verify
 from .chat import chat
 from .generate import generate
+from .words import Group
 
 EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`
 
@@ -25,7 +25,7 @@ EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`
 _CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
 
 
-class ErrorGroup(TyperGroup):
+class ErrorGroup(Group):
     """Turns what goes wrong into one line on stderr and an exit code."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ def _errors_as_text() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except _CommandLineError as error:
         message = error.format_message()
-        if not message or "\n" in message:  # the help of a command without arguments
+        if type(error).__name__ == "NoArgsIsHelpError":  # it shows the help by itself
             raise
         _say(message, f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else "")
         raise typer.Exit(error.exit_code) from None
@@ -64,8 +64,14 @@ def _errors_as_text() -> Iterator[None]:
 
 
 def _say(message: str, hint: str = "") -> None:
+    line = f"specgen: error: {message}" + (f" ({hint})" if hint else "")
     with contextlib.suppress(OSError):  # stderr may be what is broken
-        typer.echo(f"specgen: error: {message}" + (f" ({hint})" if hint else ""), err=True)
+        typer.echo("".join(map(_visible, line)), err=True)
+
+
+def _visible(letter: str) -> str:
+    """Words of a command line may have line ends in them: an error is one line all the same."""
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
 
 
 def _give_up_output() -> None:

@@ -22,6 +22,9 @@ from specgen.core.catalogue import (
 from specgen.core.errors import ModelError, UsageError
 from specgen.core.paths import path_text
 
+from .grouping import grouped
+from .model_choice import ModelChoice
+
 if TYPE_CHECKING:
     from specgen.core.pull import Progress
 
@@ -52,7 +55,7 @@ def pull(
     """Download a model of the catalogue and print where it is."""
     entry = find_entry(name)
     if entry is None:
-        resolve(name)  # an unknown name ends here
+        resolve(name, "`specgen list` shows the names")  # an unknown name ends here
         hint = "`specgen list` shows the names; a file needs no pull"
         raise UsageError(
             f"{path_text(name)} is a path, and pull takes a name of the catalogue", hint
@@ -87,11 +90,9 @@ def list_models(
     _print_table(heads, [tuple(clean(cell) for cell in row) for row in table])
 
 
+@grouped
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A path, or a name that `specgen list` shows; the default model."),
-    ] = None,
+    chosen: ModelChoice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     template: Annotated[
         bool, typer.Option("--template", help="Print the chat template and nothing else.")
@@ -107,7 +108,7 @@ def info(
 
     from . import model_card
 
-    path = _installed(model)
+    path = _installed(chosen.name)
     card = judged(read_model(path))
     if template:
         typer.echo(card.chat_template or _no_template(path), nl=False)

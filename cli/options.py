@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
-from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, DEFAULT_DRAFTER, REGISTRY, most_drafts, names_of
 
-from .choices import CacheType, OnOff, OnOffAuto
+from .choices import CacheType, OnOff, OnOffAuto, parse_layers
+from .words import unescape
 
 if TYPE_CHECKING:
     from specgen.core.sampling import SamplingParams
@@ -25,14 +25,6 @@ _SAMPLING = "Sampling"
 _MODEL = "Model and machine"
 _SPECULATION = "Speculation"
 
-
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        help="Path of a GGUF file, or a name of `specgen list`. Default: smollm2-135m.",
-        show_default=False,
-    ),
-]
 
 Verbosity = Annotated[
     int,
@@ -59,9 +51,19 @@ TemplateFile = Annotated[
 ]
 
 
+def _size(text: str | None) -> str | None:
+    """A budget that is a size. Raises UsageError for one that is none."""
+    if text is not None:
+        from specgen.core.budget import parse_size
+
+        parse_size(text)
+    return text
+
+
 MemoryBudget = Annotated[
     str | None,
     typer.Option(
+        callback=_size,
         metavar="SIZE|PCT",
         show_default="85% of what is available",
         help="Memory to stay within, such as 400M, 2G or 60%.",
@@ -86,7 +88,7 @@ ModelDraft = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How long the text may get."""
+    """How long the text may get, and how words of the command line are read."""
 
     n_predict: Annotated[
         int,
@@ -110,6 +112,26 @@ class TextOptions:
             help="End before this text. May be given several times.",
         ),
     ] = None
+    escape: Annotated[
+        bool,
+        typer.Option(
+            "-e",
+            "--escape",
+            help=r"Read \n, \r, \t, \', \", \\ and \xHH as escapes in --stop and in an argument"
+            r" that is the prompt.",
+        ),
+    ] = False
+
+    def read(self, word: str, source: str) -> str:
+        """What a word of the command line means; `source` names it in errors.
+
+        Raises UsageError if escapes make it something else than UTF-8.
+        """
+        return unescape(word, source) if self.escape else word
+
+    def read_stops(self) -> TextOptions:
+        """The same with --stop read. Raises UsageError."""
+        return replace(self, stop=[self.read(text, "--stop") for text in self.stop or ()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +313,7 @@ class MachineOptions:
         return EngineConfig(
             n_ctx=self.ctx_size,
             threads=self.threads,
-            gpu_layers=_gpu_layers(self.gpu_layers),
+            gpu_layers=parse_layers(self.gpu_layers),
             flash_attention=self.flash_attn.choice,
             swa_full=self.swa_full == OnOff.on,
             type_k=self.cache_type_k,
@@ -365,16 +387,3 @@ class EngineOptions(MachineOptions):
         """The drafters' names. Raises UsageError for one that there is not."""
         names_of(self.drafter)
         return self.drafter
-
-
-_ALL_LAYERS = 999  # more than any model has
-
-
-def _gpu_layers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if text == "all":
-        return _ALL_LAYERS
-    if not text.isdecimal():
-        raise UsageError(f"--gpu-layers is '{text}'; it must be a number, 'auto' or 'all'")
-    return min(int(text), _ALL_LAYERS)

@@ -13,7 +13,8 @@ from specgen.core.paths import path_text
 from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
-from .options import MachineOptions, MemoryBudget, ModelArgument, ModelDraft, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
 @grouped
 def plan(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     memory_budget: MemoryBudget = None,
     drafter: Annotated[
         str, typer.Option(metavar="NAME[,NAME]", help="Drafters, for their tables.")
@@ -79,11 +80,12 @@ def plan(
     from .run import require_model, set_up_logging
 
     set_up_logging(verbose)
-    require_model(model, model_draft)
-    path = ensure_model(model)
+    max_drafts = most_drafts(drafter, draft_max, others=model_draft is not None)
+    config = replace(engine.config(), max_drafts=max_drafts, strict=strict)
+    require_model(chosen.name, model_draft)
+    path = ensure_model(chosen.name)
     draft = None if model_draft is None else ensure_model(model_draft)
-    max_drafts = most_drafts(drafter, draft_max, others=draft is not None)
-    config = replace(engine.config(), max_drafts=max_drafts, strict=strict, draft_model=draft)
+    config = replace(config, draft_model=draft)
     profile = find_profile(path, config)
     if strict:
         require_profile(profile)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from specgen.core.catalogue import resolve
+from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
 from specgen.core.door import require_runnable
 from specgen.core.engine import Engine, Generation
@@ -117,13 +117,14 @@ class Job:
         return engine
 
 
-def require_model(model: str | None, draft: str | None = None) -> None:
+def require_model(model: str | None, draft: str | None = None, *, hint: str = NAMES) -> None:
     """Raise ModelError for what cannot be run: MODEL, and a draft model if there is one.
 
     Of a file its header is read; a name of the catalogue will do. Fetches no model and loads none.
+    `hint` is for a MODEL that may be something else.
     """
-    for name in (model,) if draft is None else (model, draft):
-        found = resolve(name)
+    models = [resolve(model, hint), *(() if draft is None else (resolve(draft),))]
+    for found in models:
         if isinstance(found, Path):
             require_runnable(found)
 

@@ -16,11 +16,12 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import ContextFull, UsageError
-from specgen.drafters import AUTO, REGISTRY, create
+from specgen.drafters import AUTO, REGISTRY, create, together
 
-from .choices import OnOffAuto
+from .choices import OnOffAuto, number
 from .grouping import grouped
-from .options import MachineOptions, ModelArgument, Verbosity
+from .model_choice import ModelChoice
+from .options import MachineOptions, Verbosity
 from .progress import shown_progress
 from .tables import print_table
 
@@ -46,14 +47,16 @@ def register(app: typer.Typer) -> None:
 
 @grouped
 def verify(
-    model: ModelArgument = None,
+    chosen: ModelChoice,
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Questions in Spec-Bench's or MT-Bench's format; else our own."
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="How many questions are asked.")] = 8,
+    prompts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="How many questions are asked.")
+    ] = 8,
     n_predict: Annotated[
         int, typer.Option("-n", "--predict", "--n-predict", min=1, help="Tokens of each answer.")
     ] = 64,
@@ -74,11 +77,16 @@ def verify(
     gap: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Logits by which a token may be behind the plain one and be called a tie."
+            min=0.0,
+            callback=number,
+            help="Logits by which a token may be behind the plain one and be called a tie.",
         ),
     ] = 1.0,
     draws: Annotated[
-        int, typer.Option(min=0, help="Answers whose distribution is tested; 0 tests none.")
+        int,
+        typer.Option(
+            min=0, max=1_000_000, help="Answers whose distribution is tested; 0 tests none."
+        ),
     ] = 300,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbosity = 0,
@@ -99,6 +107,7 @@ def verify(
     from .run import require_model, set_up_logging
 
     set_up_logging(verbose)
+    model = chosen.name
     require_model(model)
     names = [name.strip() for name in (drafter or _all_drafters()).split(",")]
     for name in names:
@@ -107,7 +116,7 @@ def verify(
     path = ensure_model(model)
     config = replace(engine.config(), max_drafts=draft_max, strict=strict)
     profile = ensure_profile(path, config)
-    config = fitted(Wanted(path, config, ",".join(names), None, past=False), profile).config
+    config = fitted(Wanted(path, config, together(names), None, past=False), profile).config
     with Engine(path, (), config, profile=profile) as opened, Interrupts() as interrupts:
         settings = _settings(names, tree.choice, branch=opened.can_branch)
         room = opened.n_ctx - n_predict - profile.strict.slack  # padding takes some of the context

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from .config import DEFAULT_CACHE_TYPE, DRAFT_ROWS, EngineConfig
-from .errors import MemoryBudgetError
+from .errors import MemoryBudgetError, UsageError
 from .gguf import Header
 from .memory import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
 from .modelinfo import ModelInfo
@@ -299,17 +299,10 @@ def _told(steps: Sequence[_Step]) -> Iterator[str]:
 def parse_budget(text: str, available: int | None) -> int:
     """Bytes of a budget such as "400M", "1.5G", "300MB" or "60%" of what is available.
 
-    As memory is counted by containers, services and GNU's tools: M and MiB are 1,024 x 1,024
-    bytes, MB is a million.
-
-    Raises MemoryBudgetError for what is no budget, or more than is available.
+    Raises UsageError for what is no size, and MemoryBudgetError for nothing, for more than is
+    available, and for a part of what is not known.
     """
-    found = _BUDGET.fullmatch(text.strip())
-    if found is None:
-        raise MemoryBudgetError(
-            f"the memory budget is '{text}', which is no size", "give one such as 400M, 2G or 60%"
-        )
-    number, unit = float(found[1]), found[2].lower()
+    number, unit = parse_size(text)
     if unit == "%":
         if available is None:
             raise MemoryBudgetError(
@@ -327,6 +320,21 @@ def parse_budget(text: str, available: int | None) -> int:
     if n_bytes < 1:
         raise MemoryBudgetError(f"the memory budget is '{text}'", "it must be more than nothing")
     return int(n_bytes)
+
+
+def parse_size(text: str) -> tuple[float, str]:
+    """The number and the unit of a budget, "%" or a key of _UNITS.
+
+    As memory is counted by containers, services and GNU's tools: M and MiB are 1,024 x 1,024
+    bytes, MB is a million. Raises UsageError for what is no size.
+    """
+    found = _BUDGET.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(
+            f"the memory budget is '{text}', which is no size", "give one such as 400M, 2G or 60%"
+        )
+    number, unit = float(found[1]), found[2].lower()
+    return number, unit
 
 
 _BUDGET: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(%|[kmgt]i?b?|b?)", re.IGNORECASE)

@@ -7,7 +7,6 @@ of trust.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from .errors import ModelError
+from .spelling import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +138,17 @@ def find_entry(name: str, catalogue: Sequence[CatalogueEntry] = CATALOGUE) -> Ca
     return next((entry for entry in catalogue if entry.name == wanted), None)
 
 
-def resolve(model: str | None) -> Path | CatalogueEntry:
+# What may stand for a model.
+NAMES: Final = "`specgen list` shows the names, a path ends in .gguf"
+
+
+def resolve(model: str | None, hint: str = NAMES) -> Path | CatalogueEntry:
     """What MODEL means: a path (perhaps of no file), or an entry (perhaps not installed).
 
     A path has a separator in it, ends in .gguf, or names something that exists; a file of the
     model folder needs its name only. None is the default model.
 
-    Raises ModelError for any other name.
+    Raises ModelError with `hint` for any other name.
     """
     model = DEFAULT_MODEL if model is None else model
     entry = find_entry(model)
@@ -158,7 +162,7 @@ def resolve(model: str | None) -> Path | CatalogueEntry:
     if model.lower().endswith(".gguf"):
         stored = model_folder() / model
         return stored if _exists(stored) else path
-    raise _unknown(model)
+    raise _unknown(model, hint)
 
 
 def _exists(path: Path) -> bool:
@@ -168,13 +172,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _unknown(model: str) -> ModelError:
+def _unknown(model: str, hint: str) -> ModelError:
     shown = model if len(model) <= 60 else model[:57] + "..."
-    names = [entry.name for entry in CATALOGUE]
-    close = difflib.get_close_matches(model.casefold(), names, n=1, cutoff=0.4)
-    nearest = f"; the nearest name is {close[0]}" if close else ""
+    near = nearest(model, [entry.name for entry in CATALOGUE])
     return ModelError(
-        f"no model is called {shown!r}{nearest}",
-        "`specgen list` shows the names, a path ends in .gguf; "
-        "to give a prompt without a model, use -p",
+        f"no model is called {shown!r}" + (f"; the nearest name is {near}" if near else ""), hint
     )

@@ -4,7 +4,7 @@
     ├── UsageError          2   a bad option, argument or input
     ├── ModelError          3   the model is missing, damaged, or not one we can run
     │   └── PullError       3   a catalogue model could not be fetched
-    ├── MemoryBudgetError   4   the model does not fit the memory budget, or that is none
+    ├── MemoryBudgetError   4   the model does not fit the memory budget, or that the machine
     ├── ContextFull         5   the text does not fit the context (`context_length_exceeded`)
     └── BackendError        1   llama.cpp refused or failed
 
@@ -49,7 +49,7 @@ class PullError(ModelError):
 
 
 class MemoryBudgetError(SpecgenError):
-    """The model cannot run within the memory budget, or the budget makes no sense."""
+    """The model cannot run within the memory budget, or the machine has not so much."""
 
     exit_code = 4
     code = "memory_budget_exceeded"

@@ -18,6 +18,7 @@ import numpy as np
 
 from .calibrate import Calibrator
 from .cost import CostModel
+from .encoding import decode_text
 from .errors import UsageError
 from .learned import Learned
 from .protocols import Drafter, Limits, Logits, Tokens
@@ -194,8 +195,8 @@ def load_recordings(path: Path, tokenize: Callable[[str], list[int]]) -> list[Re
     first 64 tokens are the prompt. Raises UsageError with the line at fault.
     """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(path.read_bytes(), f"the recording {path}").replace("\r\n", "\n")
+    except OSError as error:
         raise UsageError(f"cannot read the recording {path}: {error}") from None
     if path.suffix not in (".jsonl", ".json"):
         tokens = tuple(tokenize(text))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from .encoding import decode_text
 from .errors import UsageError
 from .sampling import SamplingParams
 
@@ -76,11 +77,9 @@ def load_prompts(path: Path) -> list[Prompt]:
     UsageError with the line at fault.
     """
     try:
-        text = path.read_text("utf-8")
+        text = decode_text(path.read_bytes(), f"the file {path}")
     except OSError as error:
         raise UsageError(f"cannot read the prompts {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read the prompts {path}: {error}", _NEEDS) from None
     prompts = []
     for number, line in enumerate(text.split("\n"), start=1):  # a text may hold other line ends
         if line.strip():

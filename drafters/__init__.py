@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -68,7 +68,7 @@ def create(names: str) -> list[Drafter]:
 def names_of(names: str) -> tuple[str, ...]:
     """The drafters that a comma-separated list means, each once; "auto" in it means several.
 
-    Raises UsageError for a name that is not in the registry.
+    Raises UsageError for a name that is not in the registry, and for "none" beside others.
     """
     chosen: list[str] = []
     for name in map(str.strip, names.split(",")):
@@ -76,7 +76,17 @@ def names_of(names: str) -> tuple[str, ...]:
             known = ", ".join([AUTO, *REGISTRY])
             raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
         chosen += AUTO_DRAFTERS if name == AUTO else (name,)
+    if NONE in chosen and set(chosen) != {NONE}:
+        raise UsageError(
+            f"the drafters are '{names}', and 'none' goes with no other", "leave it out"
+        )
     return tuple(dict.fromkeys(chosen))
+
+
+def together(lists: Iterable[str]) -> str:
+    """One list of all drafters in `lists`, to plan memory for whichever of these is run."""
+    chosen = dict.fromkeys(name for names in lists for name in names_of(names))
+    return ",".join(name for name in chosen if name != NONE) or NONE
 
 
 def fewer(names: str) -> str:

@@ -152,12 +152,17 @@ def test_prompts(
         (("--draft-max", "-1"), ("--draft-max",)),
         (("--draft-max", "1000"), ("--draft-max", "63")),
         (("-ngl", "foo"), ("--gpu-layers is 'foo'", "'auto'")),
+        (("-ngl", "-2"), ("--gpu-layers is '-2'", "-1")),
+        (("-ngl", "٣"), ("--gpu-layers is '٣'",)),
         (("-ngl", "-3"), ("--gpu-layers is '-3'",)),
         (("-fa", "maybe"), ("-fa", "maybe")),
         (("--tree", "maybe"), ("--tree", "maybe")),
         (("--drafter", "oracle"), ("no drafter named 'oracle'", "prompt-lookup")),
         (("--drafter", ""), ("no drafter named ''",)),
         (("--drafter", "none,"), ("no drafter named ''",)),
+        (("--drafter", "auto,none"), ("'auto,none'", "'none' goes with no other")),
+        (("--drafter", "none,recycle"), ("'none,recycle'", "'none' goes with no other")),
+        (("--memory-budget", "lots"), ("'lots'", "no size", "400M")),
         (("--stop", ""), ("a stop string is empty",)),
         (("--colour",), ("--colour",)),
         (("-n",), ("-n",)),
@@ -175,13 +180,144 @@ def test_options(
     ("words", "messages"),
     [
         (("bake",), ("bake",)),
+        (("bake\nme",), (r"bake\nme",)),
         (("--colour",), ("--colour",)),
+        (("--colour\n",), (r"--colour\n",)),
         (("pull",), ("name",)),
+        (("generat",), ("the nearest is generate",)),
+        (("gen", "-p", "he"), ("the nearest is generate",)),
+        (("run", "smollm2-135m"), ("specgen chat MODEL", "specgen generate MODEL TEXT")),
+        (("serve",), ("no server",)),
+        (("rm", "x"), ("specgen list --json",)),
+        (("ls",), ("specgen list",)),
+        (("show",), ("specgen info",)),
+        (("ps",), ("as long as its command runs",)),
+        (("stop",), ("as long as its command runs",)),
+        (("create",), ("GGUF file",)),
+        (("embed",), ("does not embed",)),
+        (("complete",), ("specgen generate",)),
+        (("download",), ("specgen pull",)),
+        (("model.gguf", "he"), ("specgen generate MODEL TEXT",)),
+        (("-m", "model.gguf", "-p", "he"), ("no option -m", "behind the command")),
+        (("help", "bake"), ("no command bake",)),
+        (("cache", "clean"), ("no command clean", "the nearest is clear")),
     ],
+    ids=lambda value: " ".join(value),
 )
 def test_commands(words: Sequence[str], messages: Sequence[str]) -> None:
     """So is a command that there is not, and an argument that is missing; help is pointed at."""
     assert_refused(run(*words), 2, *messages, "--help` shows the usage")
+
+
+@pytest.mark.parametrize("command", [(), ("generate",), ("chat",), ("list",), ("cache", "clear")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("-hf", "download the GGUF file"),
+        ("-hf=user/model", "download the GGUF file"),
+        ("-hfr", "download the GGUF file"),
+        ("--hf-repo", "download the GGUF file"),
+        ("-hff", "download the GGUF file"),
+        ("-mu", "download the GGUF file"),
+        ("-cnv", "specgen chat"),
+        ("-i", "specgen chat"),
+        ("-if", "specgen chat"),
+        ("-no-cnv", "specgen generate"),
+        ("-sysf", "-sys"),
+        ("-mli", ""),
+        ("-ub", ""),
+        ("-st", ""),
+        ("-co", ""),
+        ("-he", ""),
+        ("-hv", ""),
+        ("-vh", ""),
+        ("-ev", ""),
+        ("-vvh", ""),
+        ("-nope", ""),
+        ("-phe", ""),
+        ("-p=he", ""),
+        ("-n=5", ""),
+        ("-fprompt", ""),
+        ("-ngl5", ""),
+        ("-vv5", ""),
+    ],
+)
+def test_words_that_are_no_option(command: Sequence[str], word: str, hint: str) -> None:
+    """A word is an option as it is declared, never several letters that happen to be options."""
+    name = word.partition("=")[0]
+    assert_refused(run(*command, word, "x", stdin="he"), 2, f"no option {name} ", hint)
+
+
+def test_values_joined_to_options(endless: Path) -> None:
+    """--option=value, -ngl=value and a number right behind a letter are values; -vv counts."""
+    expected = text_of(endless, "-p", "he", "-n", "5", "--greedy", "-c", "64")
+    words = ("-n5", "--greedy", "-c64", "-ngl=0", "--temp=0", "-s-1")
+    assert text_of(endless, "--prompt=he", *words) == expected
+    assert text_of(endless, "he", "-n", "5", "--greedy", "-c", "64", "-ngl", "-1") == expected
+    told = [generate(endless, "he", "-n5", "--greedy", v).err.count("\n") for v in ("-v", "-vv")]
+    assert told[1] > told[0] > 0
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("generate",), ("info",), ("cache",), ("cache", "clear")], ids=" ".join
+)
+def test_help_as_a_command(words: Sequence[str]) -> None:
+    """`help COMMAND` shows what `COMMAND --help` does."""
+    outcome = run("help", *words)
+    assert outcome == run(*words, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message", "hint"),
+    [
+        (
+            ("generate", "he was"),
+            3,
+            "no model is called",
+            "to give a prompt without a model, use -p",
+        ),
+        (("generate", "-m", "he"), 3, "no model is called", "a path ends in .gguf"),
+        (("chat", "he was"), 3, "no model is called", "messages are typed"),
+        (("chat", "MODEL"), 2, "the prompt is empty", "messages are typed"),
+        (("generate", "MODEL"), 2, "the prompt is empty", "with -p, with -f, or on stdin"),
+        (("info", "he was"), 3, "no model is called", "a path ends in .gguf"),
+        (("plan", "he was"), 3, "no model is called", "a path ends in .gguf"),
+        (("bench", "he was"), 3, "no model is called", "a path ends in .gguf"),
+        (("pull", "llama3"), 3, "no model is called", "`specgen list` shows the names"),
+        (("pull", "x.gguf"), 2, "x.gguf is a path", "`specgen list` shows the names"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_hints_name_what_the_command_has(
+    endless: Path, words: Sequence[str], code: int, message: str, hint: str
+) -> None:
+    """An option is hinted at where there is one, and no name that is not near."""
+    outcome = run(*(str(endless) if word == "MODEL" else word for word in words))
+    assert_refused(outcome, code, message, hint)
+    assert (" -p" in outcome.err) == (" -p" in hint)
+    assert "nearest" not in outcome.err
+    if words[0] == "pull":
+        assert "path ends" not in outcome.err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "plan", "bench"])
+@pytest.mark.parametrize(
+    ("draft", "message"), [("none", "no model"), ("none.gguf", "no such file")]
+)
+def test_draft_models_that_are_not_there(
+    endless: Path, command: str, draft: str, message: str
+) -> None:
+    """A draft model that is not there is all that is spoken of."""
+    assert_refused(run(command, endless, "-md", draft, stdin="he"), 3, message, draft)
+
+
+@pytest.mark.parametrize("words", [("calibrate", "--seconds"), ("verify", "--gap")], ids=" ".join)
+def test_numbers_that_are_none(endless: Path, words: Sequence[str]) -> None:
+    """What is no number is within no bounds."""
+    command, option = words
+    for value in ("nan", "-nan", "many"):
+        assert_refused(run(command, endless, option, value), 2, option)
 
 
 def test_no_command() -> None:

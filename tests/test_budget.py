@@ -9,7 +9,7 @@ import pytest
 
 from specgen.core.budget import Subject, fit, full_speed, least, parse_budget, plan_for
 from specgen.core.config import EngineConfig
-from specgen.core.errors import MemoryBudgetError
+from specgen.core.errors import MemoryBudgetError, UsageError
 from specgen.core.host import _cgroup_memory
 from specgen.core.memory import BASELINE
 from specgen.core.modelinfo import ModelInfo, read_headers
@@ -143,13 +143,19 @@ def test_budgets(text: str, n_bytes: int) -> None:
     assert parse_budget(text, 4_000 * MB) == n_bytes
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "abc", "0", "0%", "-1G", "1X", "M", "%", "1e9", "nan", "inf", "4G", "101%", "1" * 99],
-)
-def test_what_is_no_budget(text: str) -> None:
-    """One clear error, exit code 4."""
+@pytest.mark.parametrize("text", ["0", "0%", "0.0001k", "4G", "101%", "9" * 15])
+def test_what_no_budget_can_be(text: str) -> None:
+    """Nothing, and more than there is: one clear error, exit code 4."""
     with pytest.raises(MemoryBudgetError, match="budget"):
+        parse_budget(text, 4_000 * MB)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "abc", "-1G", "1X", "M", "%", "1e9", "nan", "inf", "1" * 99, "1 G B", "١G"]
+)
+def test_what_is_no_size(text: str) -> None:
+    """One clear error, exit code 2."""
+    with pytest.raises(UsageError, match="no size"):
         parse_budget(text, 4_000 * MB)
 
 

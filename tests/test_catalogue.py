@@ -93,12 +93,44 @@ def test_a_file_of_the_model_folder_needs_its_name_only(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_leads_on() -> None:
-    """The message names the nearest model, the list, and the way to give a prompt."""
+    """The message names the nearest model, the hint the list, or what the caller says."""
     error = refusal("smollm2-135")
     assert "'smollm2-135'" in error.message
     assert "smollm2-135m" in error.message.removeprefix("no model is called 'smollm2-135'")
     assert "specgen list" in error.hint
-    assert "to give a prompt without a model, use -p" in error.hint
+    with pytest.raises(ModelError) as caught:
+        resolve("smollm2-135", "look elsewhere")
+    assert caught.value.hint == "look elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("model", "near"),
+    [
+        ("smollm2-135", "smollm2-135m"),
+        ("smollm2", "smollm2-135m"),
+        ("SmolLM2:135m", "smollm2-135m"),
+        ("smolm2-135m", "smollm2-135m"),
+        ("smollm2-135m-instruct", "smollm2-135m"),
+        ("gemma-270m", "gemma-3-270m"),
+        ("gemma3", "gemma-3-270m"),
+        ("llama3", ""),
+        ("llama-3.2-1b", ""),
+        ("tinyllama", ""),
+        ("phi-3-mini", ""),
+        ("mistral", ""),
+        ("qwen2.5-0.5b", ""),
+        ("gemma-2-9b", ""),
+        ("hi", ""),
+        ("s", ""),
+        ("", ""),
+        ("x" * 1_000_000, ""),
+    ],
+    ids=lambda value: value[:22] or "none",
+)
+def test_only_near_names_are_told(model: str, near: str) -> None:
+    """A name is offered for a slip of it, or for a beginning of it."""
+    message = refusal(model).message
+    assert message.partition("; the nearest name is ")[2] == near
 
 
 @pytest.mark.parametrize("model", ["", "Once upon a time " * 100, "a\0b", "日本語のプロンプト"])
@@ -106,7 +138,7 @@ def test_a_prompt_in_the_place_of_a_model(model: str) -> None:
     """Any text is refused in one short line, whatever its length and characters."""
     error = refusal(model)
     assert len(error.message) < 200
-    assert "-p" in error.hint
+    assert "specgen list" in error.hint
 
 
 def test_installed_means_the_right_size(tmp_path: Path) -> None:

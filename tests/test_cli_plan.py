@@ -62,13 +62,25 @@ def test_json(tmp_path: Path) -> None:
     assert record["concessions"] == []
 
 
-@pytest.mark.parametrize("budget", ["0", "-3M", "1K", "100000T", "abc"])
+@pytest.mark.parametrize(
+    ("budget", "code"),
+    [
+        ("0", 4),
+        ("0%", 4),
+        ("1K", 4),
+        ("100000T", 4),
+        ("-3M", 2),
+        ("lots", 2),
+        ("", 2),
+        ("5 apples", 2),
+    ],
+)
 @pytest.mark.parametrize("command", ["plan", "generate"])
-def test_absurd_budgets(tiny_model: TinyModel, command: str, budget: str) -> None:
-    """One line, exit code 4, before anything is loaded."""
+def test_absurd_budgets(tiny_model: TinyModel, command: str, budget: str, code: int) -> None:
+    """One line before anything is loaded: exit code 2 for what is no size, 4 for what cannot be."""
     words = ["-p", "x"] if command == "generate" else []
     outcome = run(command, tiny_model(), f"--memory-budget={budget}", *words)
-    assert (outcome.code, outcome.out) == (4, "")
+    assert (outcome.code, outcome.out) == (code, "")
     assert outcome.err.startswith("specgen: error: ")
     assert outcome.err.count("\n") == 1
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from specgen.core.conformance import repeating_text
+from specgen.core.errors import UsageError
 from specgen.core.protocols import Drafter, Tokens
-from specgen.drafters import create, fewer, most_drafts, names_of, with_past
+from specgen.drafters import create, fewer, most_drafts, names_of, together, with_past
 from specgen.drafters.copyspec import CopySpec
 from specgen.drafters.evidence import chance_bucket, length_bucket
 from specgen.drafters.ngrams import NgramIndex
@@ -312,7 +313,18 @@ def test_names_of_drafters() -> None:
     assert names_of("recycle, auto,recycle")[:3] == ("recycle", "suffix", "prompt-lookup")
     assert len(names_of("auto,suffix")) == 5
     assert most_drafts("none", 16) == 0
-    assert most_drafts("none,suffix", 16) == most_drafts("auto", 16) == 16
+    assert most_drafts("suffix", 16) == most_drafts("auto", 16) == 16
+    assert names_of(together(["none", "suffix", "recycle,suffix"])) == ("suffix", "recycle")
+    assert together(["none", "none"]) == "none"
+
+
+@pytest.mark.parametrize(
+    "names", ["auto,none", "none,suffix", " recycle , none ", "none,auto,none"]
+)
+def test_none_goes_with_no_other(names: str) -> None:
+    """To draft nothing and something is no request that can be met."""
+    with pytest.raises(UsageError, match="'none' goes with no other"):
+        names_of(names)
 
 
 def test_past_counts_what_followed_in_other_answers() -> None:

@@ -152,15 +152,35 @@ def test_a_bad_line_is_named(line: Any, reason: str, tmp_path: Path) -> None:
     assert "`turns`" in caught.value.hint and "`prompt`" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe{}"])
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_a_file_without_prompts_is_refused(content: bytes, tmp_path: Path) -> None:
-    """Empty, blank, or no UTF-8: the file is named, and what each line needs."""
+    """Empty or blank: the file is named, and what each line needs."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
     with pytest.raises(UsageError) as caught:
         load_prompts(path)
     assert str(path) in caught.value.message
     assert "each line is a JSON object with `turns`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reason"), [("utf-16", "is UTF-16"), ("latin-1", "is not UTF-8: byte 12 is 0xe9")]
+)
+def test_a_file_of_another_encoding_is_refused(encoding: str, reason: str, tmp_path: Path) -> None:
+    """The file is named, and what to do."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('{"prompt": "é"}'.encode(encoding))
+    with pytest.raises(UsageError, match=reason) as caught:
+        load_prompts(path)
+    assert str(path) in caught.value.message
+    assert "iconv" in caught.value.hint
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    """Editors of Windows write one."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert [prompt.turns for prompt in load_prompts(path)] == [("a",), ("b",)]
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "."])

@@ -1,0 +1,43 @@
+"""Which name somebody may have meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_LEAST = 3  # letters that say something when a name begins with them
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` is a slip of, or None where none is near.
+
+    Near is what differs in at most a quarter of its letters and digits, or what one begins the
+    other with.
+    """
+    wanted = _plain(word)
+    found: list[tuple[int, str]] = []
+    for name in names:
+        known = _plain(name)
+        limit = max(len(wanted), len(known)) // 4
+        if min(len(wanted), len(known)) >= _LEAST and (
+            known.startswith(wanted) or wanted.startswith(known)
+        ):
+            found.append((0, name))
+        elif abs(len(wanted) - len(known)) <= limit:
+            distance = _distance(wanted, known)
+            if distance <= limit:
+                found.append((distance, name))
+    return min(found)[1] if found else None
+
+
+def _plain(word: str) -> str:
+    return "".join(filter(str.isalnum, word.casefold()))
+
+
+def _distance(a: str, b: str) -> int:
+    """Letters to put in, take out or replace to make `b` of `a` (Levenshtein)."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        before, row = row, [i]
+        for j, other in enumerate(b, start=1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != other)))
+    return row[-1]
