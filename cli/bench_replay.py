@@ -11,10 +11,9 @@ from specgen.core.cost import load_curve
 from specgen.core.errors import UsageError
 from specgen.core.replay import load_recordings
 
-from .bench_format import Report, render
+from .bench_format import Report, print_report
 from .choices import Format
 from .models import ensure_model
-from .streams import write
 
 if TYPE_CHECKING:
     from specgen.core.cost import CostModel
@@ -54,7 +53,7 @@ def run_replay(
             for group, tally in tallies.items():
                 figures = _figures(tally)
                 records.append({"drafter": name, "curve": label, "group": group, **figures})
-    write(render(_report(records, recording), format, sys.stdout.isatty()))
+    print_report(_report(records, recording), format)
 
 
 def _tokenizer(path: Path) -> Any:

@@ -14,7 +14,7 @@ from specgen.core.errors import UsageError
 from .grouping import grouped
 from .options import MachineOptions, ModelArgument, Verbosity
 from .progress import shown_progress
-from .streams import note
+from .streams import note, show
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def calibrate(
         _save(profile, curve_out)
     if as_json:
         record = {"model": str(path), "stored": kept and str(kept)} | _record(profile)
-        typer.echo(json.dumps(record))
+        show(json.dumps(record))
     else:
         _print(profile, kept)
 
@@ -107,14 +107,14 @@ def clear_cache() -> None:
 
     folder = cache_folder()
     n_files = clear(folder)
-    typer.echo(f"removed {n_files} file{'' if n_files == 1 else 's'} from {folder}", err=True)
+    note(f"removed {n_files} file{'' if n_files == 1 else 's'} from {folder}")
 
 
 def show_path() -> None:
     """Print the folder that it is kept in."""
     from specgen.core.store import cache_folder
 
-    typer.echo(cache_folder())
+    show(cache_folder())
 
 
 def _save(profile: Profile, path: Path) -> None:
@@ -152,9 +152,9 @@ def _record(profile: Profile) -> dict[str, Any]:
 def _print(profile: Profile, kept: Path | None) -> None:
     """The figures as a table and a few lines."""
     print_table(*_table(profile))
-    typer.echo("")
+    show("")
     for line in _lines(profile, kept):
-        typer.echo(line)
+        show(line)
     if profile.is_noisy:
         note("specgen: the machine was busy with something else; measure again when it is not")
 

@@ -13,6 +13,7 @@ from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
 from .options import MachineOptions, MemoryBudget, ModelArgument, ModelDraft, Verbosity
+from .streams import show
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def plan(
         "least": least(subject, config).total,
     }
     if as_json:
-        typer.echo(json.dumps(_record(found, n_ctx, limit, sizes)))
+        show(json.dumps(_record(found, n_ctx, limit, sizes)))
     else:
         _print(found, n_ctx, limit, sizes)
 
@@ -117,7 +118,7 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
     from specgen.core.memory import memory_text
 
     print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
-    typer.echo("")
+    show("")
     lines = [("budget", "not known: the system does not say what is available")]
     if limit is not None:
         lines = [("budget", memory_text(limit))]
@@ -126,7 +127,7 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
     lines += [("needs", f"{_mib(sizes[name])} MiB {meaning}") for name, meaning in _NEEDS.items()]
     named = ""
     for name, text in lines:
-        typer.echo(f"{'' if name == named else name:8}  {text}")
+        show(f"{'' if name == named else name:8}  {text}")
         named = name
 
 
