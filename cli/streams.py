@@ -13,8 +13,10 @@ import codecs
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
+import traceback
 from typing import Any, Final, TextIO
 
 LONGEST_LINE: Final = 4000  # characters of an error or a warning; what it quotes may have millions
@@ -32,6 +34,9 @@ _DROPPED_SO_FAR: Final = re.compile(
     rf"{_WHOLE}|(?P<open>(?:{_CSI}|{_STRING}\x1b?|{_SHORT})\Z)|{_LOOSE}"
 )
 
+_REPORT: Final = (
+    "a fault of specgen: please report it, with the output of -vv where the command has that"
+)
 _JOINERS: Final = "\u200c\u200d\u200e\u200f\u00ad"  # of scripts and emoji, within one cell
 _BYTES_AS_TEXT: Final = range(0xDC80, 0xDD00)  # how Python holds bytes of a path that are no text
 
@@ -144,6 +149,24 @@ def say_error(message: str, hint: str = "") -> None:
     more = f" ({in_one_line(hint)})" if hint else ""
     with contextlib.suppress(OSError):  # stderr may be what is broken
         note(f"specgen: error: {in_one_line(message)}{more}")
+
+
+def say_unexpected(error: Exception) -> None:
+    """What nobody foresaw, as one line on stderr; with -vv it comes with its traceback."""
+    if logging.getLogger("specgen").isEnabledFor(logging.DEBUG):
+        with contextlib.suppress(OSError):
+            note("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, MemoryError):
+        say_error("there is not enough memory", "`specgen plan` says what a model takes")
+        return
+    what = type(error).__name__
+    with contextlib.suppress(Exception):  # its text may fail as well
+        what += f": {in_one_line(str(error))}" if str(error).strip() else ""
+    if isinstance(error, RecursionError):
+        what = "something is nested too deeply"
+    (*_, place) = traceback.extract_tb(error.__traceback__) or [None]
+    where = f" in {os.path.basename(place.filename)}, line {place.lineno}" if place else ""
+    say_error(f"{what}{where}", _REPORT)
 
 
 def _print(text: str, end: str, stream: TextIO) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 from .calibrate import Calibrator, experienced
 from .profile import fingerprint
 from .protocols import Tokens
+from .records import items, member, whole
 from .store import Key, Store
 
 MOST_ANSWERS: Final = 1 << 15  # tokens of answers that are kept, the latest; about 200 KB
 
 _VERSION: Final = 3
-_MOST_TOKEN: Final = 1 << 31
+_MOST_TOKEN: Final = (1 << 31) - 1
 
 
 class Learned:
@@ -59,11 +60,14 @@ class Learned:
     def from_record(cls, record: Any) -> Learned:
         """What is in `record`. Raises ValueError if it is no such thing."""
         try:
-            answers, age = record["answers"], int(record["age"])
-            if not all(type(token) is int and 0 <= token < _MOST_TOKEN for token in answers):
-                raise ValueError("tokens of answers are whole numbers")
-            return cls(Calibrator.from_record(record["calibrator"]), answers, age)
-        except (KeyError, TypeError) as error:
+            age = whole(member(record, "age"), "age")
+            answers = items(member(record, "answers"), "answers")
+            if len(answers) > MOST_ANSWERS:
+                raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
+            for token in answers:
+                whole(token, "a token", most=_MOST_TOKEN)
+            return cls(Calibrator.from_record(member(record, "calibrator")), answers, age)
+        except ValueError as error:
             raise ValueError(f"nothing learnt is in it: {error}") from error
 
     def keep(self) -> None:
