@@ -8,6 +8,8 @@ from typing import Literal
 
 from .errors import UsageError
 
+_WHAT = {"cache": "what is kept between runs", "data": "models"}
+
 
 def user_folder(kind: Literal["cache", "data"], variable: str) -> Path:
     """The folder that the environment variable names, or specgen's among the user's of a kind.
@@ -24,7 +26,8 @@ def user_folder(kind: Literal["cache", "data"], variable: str) -> Path:
             message = f"{variable} is {given!r}, and there is no such home folder"
             raise UsageError(message, hint) from None
         raise UsageError(
-            f"the {kind} folder is not known: there is no home folder", f"set HOME, or {hint}"
+            f"the folder of {_WHAT[kind]} is not known: there is no home folder",
+            f"set HOME, or {hint}",
         ) from None
 
 

@@ -20,6 +20,7 @@ from .store import Key, Store
 MOST_ANSWERS: Final = 1 << 15  # tokens of answers that are kept, the latest; about 200 KB
 
 _VERSION: Final = 3
+_MOST_AGE: Final = 1 << 40
 _MOST_TOKEN: Final = (1 << 31) - 1
 
 
@@ -60,7 +61,7 @@ class Learned:
     def from_record(cls, record: Any) -> Learned:
         """What is in `record`. Raises ValueError if it is no such thing."""
         try:
-            age = whole(member(record, "age"), "age")
+            age = whole(member(record, "age"), "age", most=_MOST_AGE)
             answers = items(member(record, "answers"), "answers")
             if len(answers) > MOST_ANSWERS:
                 raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
@@ -86,7 +87,7 @@ class Learned:
             self.calibrator.merge(other.calibrator)
             self._answers = [*other._answers, *self._new][-MOST_ANSWERS:]
             self._age = other._age
-        self._age += 1
+        self._age = min(self._age + 1, _MOST_AGE)
         return self.record()
 
 
