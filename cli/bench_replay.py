@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ALL = "all"  # the group of all groups
 MAX_DRAFTS = 63
+_LONGEST_PART = 40  # characters: Python reads no number of thousands of digits
 
 _HEADS = ("group", "drafter", "curve", "tokens\n/step", "nodes\n/step", "speed")
 
@@ -44,7 +45,9 @@ def run_replay(
     recordings = load_recordings(recording, _tokenizer(ensure_model(model)))
     past = [r for r in recordings if learnt is None or r.question % learnt[1] == learnt[0]]
     subject = [r for r in recordings if measured is None or r.question % measured[1] == measured[0]]
-    if not subject:
+    if not any(answer for r in subject for _, answer in r.turns):
+        if only is None:
+            raise UsageError(f"{recording} has no answers to replay")
         raise UsageError(f"--only {only} leaves nothing of {recording} to measure")
     records = []
     for label, cost in curves.items():
@@ -68,7 +71,8 @@ def _part(text: str | None, option: str) -> tuple[int, int] | None:
     if text is None:
         return None
     rest, _, modulus = text.partition("/")
-    if rest.isdecimal() and modulus.isdecimal() and int(rest) < int(modulus):
+    is_part = rest.isdecimal() and modulus.isdecimal() and len(text) <= _LONGEST_PART
+    if is_part and int(rest) < int(modulus):
         return int(rest), int(modulus)
     raise UsageError(f"{option} is '{text}'; it must be R/M with R below M", "such as 0/4")
 

@@ -144,11 +144,16 @@ def note(line: str) -> None:
     _print(line, "\n", sys.stderr)
 
 
-def say_error(message: str, hint: str = "") -> None:
-    """An error as one line on stderr, whatever the message quotes."""
+def error_line(message: str, hint: str = "") -> str:
+    """An error as one line, whatever the message quotes."""
     more = f" ({in_one_line(hint)})" if hint else ""
+    return f"specgen: error: {in_one_line(message)}{more}"
+
+
+def say_error(message: str, hint: str = "") -> None:
+    """An error's line on stderr."""
     with contextlib.suppress(OSError):  # stderr may be what is broken
-        note(f"specgen: error: {in_one_line(message)}{more}")
+        note(error_line(message, hint))
 
 
 def say_unexpected(error: Exception) -> None:
