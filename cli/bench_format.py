@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .choices import Format
-from .model_card import clean
+from .streams import clean, draw, write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +66,13 @@ def render(report: Report, format: Format, terminal: bool) -> str:
     if format == Format.md:
         return "".join(f"{line}\n" for line in _markdown(report))
     return _for_terminal(report) if terminal else _table(report, _WIDTH, _aligned)
+
+
+def print_report(report: Report, format: Format) -> None:
+    """The report on stdout."""
+    terminal = sys.stdout.isatty()
+    put = draw if terminal and format == Format.table else write  # its cells are clean
+    put(render(report, format, terminal))
 
 
 def _json(value: Any) -> str:
@@ -149,10 +157,11 @@ def _named(report: Report, width: int) -> list[list[str]]:
     rows, last = [], ""
     for task, drafter, *figures in report.cells:
         name = "" if task == last else clean(task)
-        rows.append([name, shortened(clean(drafter), _LONGEST_DRAFTER), *figures])
+        others = map(clean, figures)
+        rows.append([name, shortened(clean(drafter), _LONGEST_DRAFTER), *others])
         last = task
-    _, *others = _widths(report.heads, rows)
-    longest = max(width - sum(others) - _GAP * len(others), _SHORTENED_TASK)
+    _, *widths = _widths(report.heads, rows)
+    longest = max(width - sum(widths) - _GAP * len(widths), _SHORTENED_TASK)
     return [[shortened(name, longest), *cells] for name, *cells in rows]
 
 

@@ -21,7 +21,7 @@ from specgen.core.summary import ALL, LARGEST, Row, summarize
 
 from .bench_format import shortened
 from .files import check_place, write_whole
-from .model_card import clean
+from .streams import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,9 @@ from specgen.core.cost import load_curve
 from specgen.core.errors import UsageError
 from specgen.core.replay import load_recordings
 
-from .bench_format import Report, render
+from .bench_format import Report, print_report
 from .choices import Format
 from .models import ensure_model
-from .streams import write
 
 if TYPE_CHECKING:
     from specgen.core.cost import CostModel
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 ALL = "all"  # the group of all groups
 MAX_DRAFTS = 63
+_LONGEST_PART = 40  # characters: Python reads no number of thousands of digits
 
 _HEADS = ("group", "drafter", "curve", "tokens\n/step", "nodes\n/step", "speed")
 
@@ -46,7 +46,9 @@ def run_replay(
     recordings = load_recordings(recording, _tokenizer(ensure_model(model)))
     past = [r for r in recordings if learnt is None or r.question % learnt[1] == learnt[0]]
     subject = [r for r in recordings if measured is None or r.question % measured[1] == measured[0]]
-    if not subject:
+    if not any(answer for r in subject for _, answer in r.turns):
+        if only is None:
+            raise UsageError(f"{recording} has no answers to replay")
         raise UsageError(f"--only {only} leaves nothing of {recording} to measure")
     records = []
     for label, cost in curves.items():
@@ -55,7 +57,7 @@ def run_replay(
             for group, tally in tallies.items():
                 figures = _figures(tally)
                 records.append({"drafter": name, "curve": label, "group": group, **figures})
-    write(render(_report(records, recording), format, sys.stdout.isatty()))
+    print_report(_report(records, recording), format)
 
 
 def _tokenizer(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -21,10 +20,10 @@ from specgen.core.summary import (
     summarize,
 )
 
-from .bench_format import Report, render, shortened
+from .bench_format import Report, print_report, render, shortened
 from .choices import Format
 from .model_card import size_text
-from .streams import write as write_text
+from .streams import clean
 
 _LONGEST_NAME: Final = 20
 _CEILINGS: Final = (0, 1024)  # tokens of context
@@ -54,12 +53,12 @@ def show_comparison(
 
 def write(results: Results, format: Format) -> None:
     """Print the results on stdout."""
-    write_text(show(results, format, terminal=sys.stdout.isatty()))
+    print_report(_report(results), format)
 
 
 def write_comparison(a: Results, b: Results, names: tuple[str, str], format: Format) -> None:
     """Print on stdout how fast `b` is, relative to `a`. Raises UsageError."""
-    write_text(show_comparison(a, b, names, format, terminal=sys.stdout.isatty()))
+    print_report(_comparison(a, b, names), format)
 
 
 _HEADS: Final = (
@@ -213,7 +212,7 @@ def _comparison(a: Results, b: Results, names: tuple[str, str]) -> Report:
         )
     differences = list(_differences(a.card, b.card))
     records = [_change_record(change) for change in changes]
-    shown = [shortened(name, _LONGEST_NAME) for name in names]
+    shown = [shortened(clean(name), _LONGEST_NAME) for name in names]
     sides = [
         {"name": name, "card": results.card.record()}
         for name, results in zip(names, (a, b), strict=True)

@@ -17,7 +17,7 @@ from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
 from .progress import shown_progress
-from .streams import note
+from .streams import note, show
 from .tables import print_table
 from .words import Group
 
@@ -75,7 +75,7 @@ def calibrate(
         _save(profile, curve_out)
     if as_json:
         record = {"model": path_text(path), "stored": kept and path_text(kept)} | _record(profile)
-        typer.echo(json.dumps(record))
+        show(json.dumps(record))
     else:
         _print(profile, kept)
 
@@ -113,14 +113,14 @@ def clear_cache() -> None:
 
     folder = cache_folder()
     n_files = clear(folder)
-    typer.echo(f"removed {n_files} file{'' if n_files == 1 else 's'} from {folder}", err=True)
+    note(f"removed {n_files} file{'' if n_files == 1 else 's'} from {folder}")
 
 
 def show_path() -> None:
     """Print the folder that it is kept in."""
     from specgen.core.store import cache_folder
 
-    typer.echo(cache_folder())
+    show(cache_folder())
 
 
 def _save(profile: Profile, path: Path) -> None:
@@ -158,9 +158,9 @@ def _record(profile: Profile) -> dict[str, Any]:
 def _print(profile: Profile, kept: Path | None) -> None:
     """The figures as a table and a few lines."""
     print_table(*_table(profile))
-    typer.echo("")
+    show("")
     for line in _lines(profile, kept):
-        typer.echo(line)
+        show(line)
     if profile.is_noisy:
         note("specgen: the machine was busy with something else; measure again when it is not")
 

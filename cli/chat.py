@@ -156,10 +156,12 @@ class Repl:
             self._explain(error)
 
     def _explain(self, error: SpecgenError) -> None:
+        from .streams import error_line
+
         hint = error.hint
         if error.code == "context_length_exceeded":
             hint = "/clear starts over; -c sets a larger context"
-        self._note(f"specgen: error: {error.message}" + (f" ({hint})" if hint else ""))
+        self._note(error_line(error.message, hint))
 
     def _clear(self) -> None:
         self._conversation.clear()

@@ -16,6 +16,7 @@ from specgen.core.errors import SpecgenError
 from . import bench, calibrate, models, plan, verify
 from .chat import chat
 from .generate import generate
+from .streams import prepare_stdout, say_error, say_unexpected, show
 from .words import Group
 
 EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`
@@ -44,34 +45,29 @@ def _errors_as_text() -> Iterator[None]:
     try:
         yield
     except SpecgenError as error:
-        _say(error.message, error.hint)
+        say_error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
     except _CommandLineError as error:
         message = error.format_message()
-        if type(error).__name__ == "NoArgsIsHelpError":  # it shows the help by itself
+        if not message or type(error).__name__ == "NoArgsIsHelpError":  # the help of a command
             raise
-        _say(message, f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else "")
+        usage = f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else ""
+        say_error(message, usage)
         raise typer.Exit(error.exit_code) from None
+    except (typer.Exit, typer.Abort):
+        raise
     except BrokenPipeError:
         _give_up_output()  # whoever read it has seen enough
         raise typer.Exit(EPIPE_EXIT_CODE) from None
-    except OSError as error:
-        _say(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
-        _give_up_output()
-        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-
-
-def _say(message: str, hint: str = "") -> None:
-    line = f"specgen: error: {message}" + (f" ({hint})" if hint else "")
-    with contextlib.suppress(OSError):  # stderr may be what is broken
-        typer.echo("".join(map(_visible, line)), err=True)
-
-
-def _visible(letter: str) -> str:
-    """Words of a command line may have line ends in them: an error is one line all the same."""
-    return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            say_error(f"{error.filename or 'cannot write the output'}: {error.strerror}")
+        else:
+            say_unexpected(error)
+        _give_up_output()
+        raise typer.Exit(1) from None
 
 
 def _give_up_output() -> None:
@@ -96,7 +92,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"specgen {__version__}")
+        show(f"specgen {__version__}")
         raise typer.Exit
 
 
@@ -125,4 +121,9 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    app()
+    prepare_stdout()
+    try:
+        with _errors_as_text():  # of Typer itself, around the commands
+            app()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

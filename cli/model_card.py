@@ -9,6 +9,8 @@ from specgen.core.gguf import ArrayInfo, Header, Value
 from specgen.core.modelinfo import ModelInfo, PerLayer
 from specgen.core.paths import path_text
 
+from .streams import clean
+
 _PLANS = {
     "tree": "drafts trees, and verifies a tree in one call",
     "chain": "drafts chains: the states of its recurrent layers can be rolled back, not branched",
@@ -29,7 +31,7 @@ def rows(info: ModelInfo) -> list[tuple[str, str]]:
     """Label and value of each line."""
     file_size = size_text(info.file_bytes)
     parts = f" in {info.n_parts} parts" if info.n_parts > 1 else ""
-    found = [
+    return [
         ("name", info.name),
         ("file", path_text(info.path)),
         ("architecture", info.architecture),
@@ -49,12 +51,11 @@ def rows(info: ModelInfo) -> list[tuple[str, str]]:
         ("licence", info.licence or "not stated"),
         ("specgen", plan(info)),
     ]
-    return [(label, clean(value)) for label, value in found]
 
 
 def metadata_rows(header: Header) -> list[tuple[str, str]]:
     """Every key of the header and the start of its value."""
-    return [(clean(key), _shortened(value)) for key, value in header.metadata.items()]
+    return [(key, _shortened(value)) for key, value in header.metadata.items()]
 
 
 def record(info: ModelInfo, header: Header) -> dict[str, Any]:
@@ -77,11 +78,6 @@ def size_text(n_bytes: int) -> str:
         if n_bytes >= scale:
             return f"{n_bytes / scale:.1f} {unit}"
     return f"{n_bytes} bytes"
-
-
-def clean(text: str) -> str:
-    """Text of a file made harmless for a terminal: no control characters."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _count_text(n: int) -> str:

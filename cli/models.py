@@ -24,6 +24,7 @@ from specgen.core.paths import path_text
 
 from .grouping import grouped
 from .model_choice import ModelChoice
+from .streams import clean, note, show, write
 
 if TYPE_CHECKING:
     from specgen.core.pull import Progress
@@ -61,15 +62,15 @@ def pull(
             f"{path_text(name)} is a path, and pull takes a name of the catalogue", hint
         )
     if entry.terms and accept_license:
-        _note(f"{entry.title}: {entry.terms}")
-    typer.echo(path_text(_pull(entry, accept_license=accept_license)))
+        note(f"specgen: {entry.title}: {entry.terms}")
+    show(path_text(_pull(entry, accept_license=accept_license)))
 
 
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the models that have a name, and the files in the model folder."""
-    from .model_card import clean, size_text
+    from .model_card import size_text
 
     folder = model_folder()
     models = [*_catalogue_records(folder), *_file_records(folder)]
@@ -87,7 +88,7 @@ def list_models(
         )
         for model in models
     ]
-    _print_table(heads, [tuple(clean(cell) for cell in row) for row in table])
+    _print_table(heads, table)
 
 
 @grouped
@@ -111,7 +112,7 @@ def info(
     path = _installed(chosen.name)
     card = judged(read_model(path))
     if template:
-        typer.echo(card.chat_template or _no_template(path), nl=False)
+        write(card.chat_template or _no_template(path))
         return
     header = read_header(path)
     if as_json:
@@ -180,12 +181,13 @@ def _shown(entry: CatalogueEntry) -> Iterator[Progress]:
 
     def tell(stage: str, done_bytes: int, total_bytes: int) -> None:
         if stage not in seen and stage in lines:
-            _note(lines[stage])
+            note(f"specgen: {lines[stage]}")
         seen.add(stage)
 
     yield tell
     if "unpack" in seen:
-        _note(f"{entry.name} is installed and checked ({size_text(entry.n_bytes)})")
+        size = size_text(entry.n_bytes)
+        note(f"specgen: {entry.name} is installed and checked ({size})")
 
 
 @contextlib.contextmanager
@@ -194,7 +196,7 @@ def _bars(entry: CatalogueEntry) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     texts = {
         "wait": f"waiting for another pull of {entry.name}",
         "download": f"downloading {entry.name}",
@@ -205,7 +207,8 @@ def _bars(entry: CatalogueEntry) -> Iterator[Progress]:
 
         def tell(stage: str, done_bytes: int, total_bytes: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(texts.get(stage, stage), total=total_bytes)
+                said = clean(texts.get(stage, stage))
+                tasks[stage] = bars.add_task(said, total=total_bytes)
             bars.update(tasks[stage], completed=done_bytes)
 
         yield tell
@@ -254,6 +257,7 @@ def _state(model: dict[str, Any]) -> str:
 
 def _print_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """A rich table on a terminal, else columns two spaces apart."""
+    lines = [list(map(clean, line)) for line in lines]
     if _is_terminal(sys.stdout):
         _print_rich(heads, lines)
         return
@@ -261,7 +265,7 @@ def _print_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
 
 
 def _print_rich(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -280,12 +284,8 @@ def _print_rich(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 def _print_json(value: Any) -> None:
     import json
 
-    typer.echo(json.dumps(value, indent=2))
+    show(json.dumps(value, indent=2))
 
 
 def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty()
-
-
-def _note(line: str) -> None:
-    typer.echo(f"specgen: {line}", err=True)

@@ -15,6 +15,7 @@ from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
+from .streams import show
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def plan(
         "least": least(subject, config).total,
     }
     if as_json:
-        typer.echo(json.dumps(_record(found, n_ctx, limit, sizes)))
+        show(json.dumps(_record(found, n_ctx, limit, sizes)))
     else:
         _print(found, n_ctx, limit, sizes)
 
@@ -120,7 +121,7 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
     from specgen.core.memory import memory_text
 
     print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
-    typer.echo("")
+    show("")
     lines = [("budget", "not known: the system does not say what is available")]
     if limit is not None:
         lines = [("budget", memory_text(limit))]
@@ -129,7 +130,7 @@ def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> 
     lines += [("needs", f"{_mib(sizes[name])} MiB {meaning}") for name, meaning in _NEEDS.items()]
     named = ""
     for name, text in lines:
-        typer.echo(f"{'' if name == named else name:8}  {text}")
+        show(f"{'' if name == named else name:8}  {text}")
         named = name
 
 

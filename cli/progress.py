@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from .streams import note
+from .streams import clean, note
 
 Progress: TypeAlias = Callable[[str, float], None]  # told what is done, and the part of it, 0..1
 
@@ -26,8 +26,13 @@ def shown_progress() -> Iterator[Progress]:
         yield tell
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress as Bars
 
     with Bars(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=1.0)
-        yield lambda stage, share: bars.update(task, description=stage, completed=share)
+
+        def draw(stage: str, share: float) -> None:
+            bars.update(task, description=escape(clean(stage)), completed=share)
+
+        yield draw

@@ -31,7 +31,7 @@ from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, stats_line, write_json
 from .prompt import read_file
-from .streams import note, write
+from .streams import NoteHandler, Writer, note, write
 
 if TYPE_CHECKING:
     from specgen.core.conversation import Conversation
@@ -205,7 +205,8 @@ def stream(
 
     An interrupt ends it and an error is returned; in both cases the text so far was written.
     """
-    show: Callable[[str], object] = str if quiet else write
+    writer = Writer()
+    show: Callable[[str], object] = str if quiet else writer
     try:
         interrupts.check()
         for piece in generation:
@@ -216,16 +217,16 @@ def stream(
     except SpecgenError as error:
         show(generation.rest())
         return error
+    finally:
+        writer.close()
     return None
 
 
 def set_up_logging(verbosity: int) -> None:
     """Log to stderr: 0 warnings, 1 what specgen does, 2 llama.cpp's log too."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("specgen: %(message)s"))
     logger = logging.getLogger("specgen")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [NoteHandler()]
     logger.setLevel(level)
     # Errors of llama.cpp reach the user in our own message, which quotes them.
     logging.getLogger("specgen.llama").setLevel(level if verbosity > 1 else logging.CRITICAL)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import typer
+from .streams import clean, show
 
 
 def print_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()
 ) -> None:
     """A head and rows; the columns in `left` are flush left, the others right."""
+    rows = [list(map(clean, row)) for row in rows]
     if sys.stdout.isatty():
         _print_rich(heads, rows, left)
         return
@@ -21,7 +22,7 @@ def print_table(
             cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        typer.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
 
 
 def _print_rich(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> None:

@@ -23,6 +23,7 @@ from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
 from .progress import shown_progress
+from .streams import show
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -127,14 +128,14 @@ def verify(
             fit = _fit(opened, questions[0], draws, interrupts)
         bound = 0.0 if strict else gap
         if as_json:
-            typer.echo(json.dumps(_record(findings, fit, bound)))
+            show(json.dumps(_record(findings, fit, bound)))
         else:
             _print(opened, findings, fit, bound)
             if draws and profile.strict.largest == 1:
-                typer.echo("the distribution was not tested: no two widths of calls round alike")
+                show("the distribution was not tested: no two widths of calls round alike")
             if interrupts.signal is not None:
                 n_all = len(questions) * len(settings)
-                typer.echo(f"stopped after {len(findings)} of {n_all} answers")
+                show(f"stopped after {len(findings)} of {n_all} answers")
         if interrupts.signal is not None:
             raise typer.Exit(interrupts.exit_code)
     if _faults(findings, bound) or (fit and not fit.is_good):
@@ -298,18 +299,18 @@ def _print(engine: Engine, findings: Sequence[Finding], fit: Fit | None, bound: 
     )
     names = dict.fromkeys(finding.setting for finding in findings)
     print_table(heads, [_row(name, findings, bound) for name in names], left=(0,))
-    typer.echo("")
+    show("")
     different = [finding for finding in findings if finding.difference]
     for finding in different[:_SHOWN]:
         for line in _difference(engine, finding, bound):
-            typer.echo(line)
+            show(line)
     if len(different) > _SHOWN:
-        typer.echo(f"and {len(different) - _SHOWN} more; --json has them all")
+        show(f"and {len(different) - _SHOWN} more; --json has them all")
     for line in _verdict(findings, fit, bound):
-        typer.echo(line)
+        show(line)
     if engine.strict:
         widths = ", ".join(map(str, engine.strict.widths))
-        typer.echo(f"each call had one of these numbers of rows: {widths}")
+        show(f"each call had one of these numbers of rows: {widths}")
 
 
 def _row(setting: str, findings: Sequence[Finding], bound: float) -> list[str]:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from .records import MOST_WHOLE, items, member, number, whole
 from .tree import Evidence
 
 DECAY = 0.998  # per visit: a bucket remembers its last 500 guesses or so
@@ -32,13 +33,15 @@ MOST_CONFIDENCE = 2.0  # either way
 KEPT_BUCKETS: Final = 4096  # in a record, those that saw most
 KEPT_VISITS: Final = 100.0  # most that a bucket of a record counts for, so that it can be wrong
 
+_LEAST_VISITS = 1e-3  # in a record, which is rounded to that
+_MOST_WEIGHT = 1e6  # likewise: no learning gets there, and no sum of such weights is endless
 _LEAST, _MOST = 1e-4, 1 - 1e-4  # probability that a logit is taken of
 _EQUAL = (0.5, 0.5)  # weights of evidence and token
 _STRENGTHS = 7  # into how many classes guesses are sorted, for the buckets of tokens
 _STRENGTH_WIDTH = 1.5  # of such a class, as a difference of logits
 _N_STREAKS = 4
 _STREAKS = (0, 1, 1, 2, 2, 2, 2, 2)  # by right guesses in a row; more are the last one
-_Key: TypeAlias = tuple[object, ...]  # of a bucket in a record
+_Key: TypeAlias = tuple[Evidence | int, int]  # of a bucket in a record
 _Group: TypeAlias = tuple[str | int, ...]
 _Bucket: TypeAlias = list[float]  # [hits, visits, logit of their ratio]
 _Table: TypeAlias = dict[Any, _Bucket]
@@ -116,12 +119,12 @@ class Calibrator:
         for key, bucket in self._by_token.items():
             yield divmod(key, _STRENGTHS), bucket
 
-    def _place(self, key: Any) -> tuple[_Table, Any]:
-        """Where a bucket of a record belongs. Raises TypeError, … for no such key."""
+    def _place(self, key: _Key) -> tuple[_Table, Any]:
+        """Where a bucket of a record belongs."""
         what, number = key
         if isinstance(what, tuple):
-            return self._by_evidence[_below(_N_STREAKS, number)], what
-        return self._by_token, what * _STRENGTHS + _below(_STRENGTHS, number)
+            return self._by_evidence[number], what
+        return self._by_token, what * _STRENGTHS + number
 
     def copy(self) -> Calibrator:
         """One that goes its own way from here, at the beginning of a text."""
@@ -160,16 +163,16 @@ class Calibrator:
         """The calibrator in `record`. Raises ValueError if there is none in it."""
         made = cls()
         try:
-            for key, hits, visits in record["buckets"]:
-                if not 0 <= hits <= visits < math.inf or not visits > 0:
-                    raise ValueError(f"{hits} hits of {visits}")
-                table, at = made._place(_tuple(key))
-                table[at] = _bucket(float(hits), float(visits))
-            for group, weights in record["weights"]:
-                if len(weights) != len(_EQUAL) or not all(map(math.isfinite, weights)):
-                    raise ValueError(f"weights {weights} of {group}")
-                made._weights[_tuple(group)] = [float(weight) for weight in weights]
-        except (LookupError, TypeError, ValueError) as error:
+            for bucket in items(member(record, "buckets"), "buckets"):
+                key, hits, visits = items(bucket, "a bucket")
+                seen = number(visits, "visits", _LEAST_VISITS, KEPT_VISITS)
+                table, at = made._place(_key(key))
+                table[at] = _bucket(number(hits, "hits", 0.0, seen), seen)
+            for pair in items(member(record, "weights"), "weights"):
+                group, weights = items(pair, "weights of a group")
+                of_evidence, of_token = items(weights, "weights")
+                made._weights[_group(group)] = [_weight(of_evidence), _weight(of_token)]
+        except ValueError as error:
             raise ValueError(f"no record of a calibrator: {error}") from error
         return made
 
@@ -184,20 +187,25 @@ def experienced() -> Calibrator:
     return _shipped().copy()
 
 
-def _tuple(value: Any) -> Any:
-    """Lists are what JSON makes of tuples. Raises TypeError for what no key is made of."""
-    if isinstance(value, list):
-        return tuple([_tuple(item) for item in value])
-    if not isinstance(value, str | int):
-        raise TypeError(f"{value!r} in a key")
-    return value
+def _key(value: Any) -> _Key:
+    """The key of a bucket in a record. Raises ValueError."""
+    what, place = items(value, "a key")
+    if isinstance(what, list):
+        return _group(what), whole(place, "a streak", most=_N_STREAKS - 1)
+    return whole(what, "a token"), whole(place, "a strength", most=_STRENGTHS - 1)
 
 
-def _below(end: int, number: int) -> int:
-    """`number`. Raises IndexError if it is not within 0 and `end`."""
-    if not 0 <= number < end:
-        raise IndexError(f"{number} is not below {end}")
-    return number
+def _group(value: Any) -> Evidence:
+    """Names and numbers; lists are what JSON makes of tuples. Raises ValueError."""
+    parts = items(value, "evidence")
+    for part in parts:
+        if not isinstance(part, str | bool):
+            whole(part, "evidence", -MOST_WHOLE)
+    return tuple(parts)
+
+
+def _weight(value: Any) -> float:
+    return number(value, "a weight", -_MOST_WEIGHT, _MOST_WEIGHT)
 
 
 def _bucket(hits: float, visits: float) -> _Bucket:

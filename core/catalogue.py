@@ -7,13 +7,15 @@ of trust.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .errors import ModelError
+from .errors import ModelError, UsageError
+from .folders import user_folder
 from .spelling import nearest
 
 
@@ -123,13 +125,12 @@ CATALOGUE: Final[tuple[CatalogueEntry, ...]] = (
 
 
 def model_folder() -> Path:
-    """Where catalogue models live: $SPECGEN_MODELS, or the user's data folder."""
-    chosen = os.environ.get("SPECGEN_MODELS", "")
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs  # here, since most commands are given a path
+    """Where catalogue models live: $SPECGEN_MODELS, or in the user's data folder.
 
-    return platformdirs.user_data_path("specgen") / "models"
+    Raises UsageError where that is not known.
+    """
+    folder = user_folder("data", "SPECGEN_MODELS")
+    return folder if os.environ.get("SPECGEN_MODELS") else folder / "models"
 
 
 def find_entry(name: str, catalogue: Sequence[CatalogueEntry] = CATALOGUE) -> CatalogueEntry | None:
@@ -160,8 +161,10 @@ def resolve(model: str | None, hint: str = NAMES) -> Path | CatalogueEntry:
     if os.sep in model or "/" in model:
         return path
     if model.lower().endswith(".gguf"):
-        stored = model_folder() / model
-        return stored if _exists(stored) else path
+        with contextlib.suppress(UsageError):  # where there is no folder, it has no file
+            stored = model_folder() / model
+            path = stored if _exists(stored) else path
+        return path
     raise _unknown(model, hint)
 
 

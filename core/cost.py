@@ -7,7 +7,6 @@ T is no smooth curve, and its stairs and dips are what it is measured for.
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
+from .records import CACHE_BYTES, items, member, number, read_record, whole
 
 Row: TypeAlias = tuple[float, ...]  # (MAX_ROWS,) seconds; [n - 1] is for n rows
 
@@ -27,6 +27,7 @@ MAX_ROWS: Final = 128  # most rows that `row` answers for
 BUCKET: Final = 64  # tokens of context that share a row
 UNKNOWN: Final = "unknown"  # the curve for where nothing was measured: drafts must be sure
 _MAX_CACHED: Final = 256
+_LEAST_S, _MOST_S = 1e-9, 1e6  # of a call; ratios and sums of such times are numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,11 @@ class CostModel:
     @classmethod
     def from_record(cls, record: Any) -> CostModel:
         """The table of `record`. Raises ValueError if there is none in it."""
-        try:
-            sizes, contexts, ms = record["sizes"], record["contexts"], record["ms"]
-            times = tuple(tuple(value / 1e3 for value in row) for row in ms)
-            return cls(tuple(sizes), tuple(contexts), times)
-        except (KeyError, TypeError) as error:
-            raise ValueError('a curve has "contexts", "sizes" and "ms"') from error
+        sizes = [whole(n, "a size") for n in items(member(record, "sizes"), '"sizes"')]
+        contexts = [whole(n, "a context") for n in items(member(record, "contexts"), '"contexts"')]
+        rows = [items(row, 'a row of "ms"') for row in items(member(record, "ms"), '"ms"')]
+        times = [tuple([number(ms, "a time in ms") / 1e3 for ms in row]) for row in rows]
+        return cls(tuple(sizes), tuple(contexts), tuple(times))
 
 
 def _check(sizes: Sequence[int], contexts: Sequence[int], times: Sequence[Row]) -> None:
@@ -125,8 +125,8 @@ def _check(sizes: Sequence[int], contexts: Sequence[int], times: Sequence[Row]) 
         raise ValueError('"sizes" must begin with 1')
     if len(times) != len(contexts) or any(len(row) != len(sizes) for row in times):
         raise ValueError(f'"ms" must be {len(contexts)} lists of {len(sizes)} times')
-    if not all(0 < value < math.inf for row in times for value in row):
-        raise ValueError("times must be positive")
+    if not all(_LEAST_S <= value <= _MOST_S for row in times for value in row):
+        raise ValueError(f"times must be {1e3 * _LEAST_S:g} to {1e3 * _MOST_S:g} ms")
 
 
 def _at(sizes: Sequence[int], times: Sequence[float], n: int) -> float:
@@ -160,15 +160,14 @@ def load_curve(name: str) -> CostModel:
     path = Path(name)
     known = ", ".join(curves)
     try:
-        return CostModel.from_record(json.loads(path.read_bytes()))
+        return CostModel.from_record(read_record(path, CACHE_BYTES))
     except OSError as error:
         raise UsageError(
             f"there is no cost curve {name!r}: {error.strerror or error}",
             f"use {known}, or a file that `specgen calibrate --curve-out` wrote",
         ) from None
-    except (ValueError, RecursionError) as error:
-        reason = "not JSON" if isinstance(error, json.JSONDecodeError) else error
+    except ValueError as error:
         raise UsageError(
-            f"{path} is no cost curve: {reason}",
+            f"{path} is no cost curve: {error}",
             f"`specgen calibrate --curve-out` writes one; {known} need no file",
         ) from None

@@ -14,12 +14,14 @@ import numpy as np
 from .calibrate import Calibrator, experienced
 from .profile import fingerprint
 from .protocols import Tokens
+from .records import items, member, whole
 from .store import Key, Store
 
 MOST_ANSWERS: Final = 1 << 15  # tokens of answers that are kept, the latest; about 200 KB
 
 _VERSION: Final = 3
-_MOST_TOKEN: Final = 1 << 31
+_MOST_AGE: Final = 1 << 40
+_MOST_TOKEN: Final = (1 << 31) - 1
 
 
 class Learned:
@@ -59,11 +61,14 @@ class Learned:
     def from_record(cls, record: Any) -> Learned:
         """What is in `record`. Raises ValueError if it is no such thing."""
         try:
-            answers, age = record["answers"], int(record["age"])
-            if not all(type(token) is int and 0 <= token < _MOST_TOKEN for token in answers):
-                raise ValueError("tokens of answers are whole numbers")
-            return cls(Calibrator.from_record(record["calibrator"]), answers, age)
-        except (KeyError, TypeError) as error:
+            age = whole(member(record, "age"), "age", most=_MOST_AGE)
+            answers = items(member(record, "answers"), "answers")
+            if len(answers) > MOST_ANSWERS:
+                raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
+            for token in answers:
+                whole(token, "a token", most=_MOST_TOKEN)
+            return cls(Calibrator.from_record(member(record, "calibrator")), answers, age)
+        except ValueError as error:
             raise ValueError(f"nothing learnt is in it: {error}") from error
 
     def keep(self) -> None:
@@ -82,7 +87,7 @@ class Learned:
             self.calibrator.merge(other.calibrator)
             self._answers = [*other._answers, *self._new][-MOST_ANSWERS:]
             self._age = other._age
-        self._age += 1
+        self._age = min(self._age + 1, _MOST_AGE)
         return self.record()
 
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, TypeAlias
@@ -33,6 +34,7 @@ from .measure import (
 )
 from .memory import needs_flash_attention
 from .paths import path_text
+from .records import counted, items, member, members, number, switch, whole
 from .store import Key, Store
 from .strict import Strict, strict_widths
 
@@ -45,6 +47,7 @@ MARGIN: Final = 0.95  # flash attention goes off where that saves more: times ar
 
 _VERSION: Final = 2
 _NOISY: Final = 1.3
+_MOST_FACTOR: Final = 1e6  # that one time is of another, in a record
 _COMPARE_SHARE: Final = 0.5  # of the deadline
 _CLASS_SHARE: Final = 0.12  # of the deadline, per context
 _BRANCH_SHARE: Final = 0.06  # likewise
@@ -119,18 +122,52 @@ class Profile:
     def from_record(cls, record: Any) -> Profile:
         """The profile in `record`. Raises ValueError if there is none in it."""
         try:
-            comparison = record["comparison"]
-            classes, branching = record["classes"].items(), record["branching"].items()
+            comparison = member(record, "comparison")
+            classes = members(member(record, "classes"), "classes").items()
+            branching = members(member(record, "branching"), "branching").items()
             return cls(
-                CostModel.from_record(record["curve"]),
-                bool(record["flash_attention"]),
-                comparison and Comparison(*(tuple(part) for part in comparison)),
-                {int(k): tuple(tuple(widths) for widths in v) for k, v in classes},
-                {int(k): {int(n): bool(same) for n, same in v.items()} for k, v in branching},
-                float(record["noise"]),
+                CostModel.from_record(member(record, "curve")),
+                switch(member(record, "flash_attention"), "flash_attention"),
+                None if comparison is None else _comparison(comparison),
+                {counted(k, "a context"): _classes(groups) for k, groups in classes},
+                {counted(k, "a context"): _branching(known) for k, known in branching},
+                number(member(record, "noise"), "noise", 0.0, _MOST_FACTOR),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"not a profile: {error}") from error
+
+
+def _comparison(record: Any) -> Comparison:
+    steps, prefill, contexts = items(record, "comparison")
+    return Comparison(
+        _factors(steps),
+        _factors(prefill),
+        tuple([whole(n, "a context") for n in items(contexts, "contexts")]),
+    )
+
+
+def _factors(record: Any) -> tuple[float, ...]:
+    first, *others = items(record, "a comparison")
+    if not others:
+        raise ValueError("a comparison of one")
+    return tuple([number(n, "a factor", 0.0, _MOST_FACTOR) for n in (first, *others)])
+
+
+def _classes(record: Any) -> Classes:
+    return tuple([_widths(group) for group in items(record, "classes")])
+
+
+def _widths(record: Any) -> tuple[int, ...]:
+    """A class: strict decoding takes them all, so they must be widths of calls, and rise."""
+    widths = [whole(n, "a width", 1, MAX_ROWS) for n in items(record, "a class")]
+    if not widths or any(a >= b for a, b in pairwise(widths)):
+        raise ValueError("widths of a class must rise")
+    return tuple(widths)
+
+
+def _branching(record: Any) -> Branching:
+    known = members(record, "branching").items()
+    return {counted(width, "a width", MAX_ROWS): switch(same, "branching") for width, same in known}
 
 
 def _by_text(known: Branching) -> dict[str, bool]:

@@ -7,7 +7,6 @@ under a cost curve. Everything but the target and the sampler is the code that g
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ from .encoding import decode_text
 from .errors import UsageError
 from .learned import Learned
 from .protocols import Drafter, Limits, Logits, Tokens
+from .records import items, member, parse_record
+from .records import text as as_text
 from .sampling import Sampler, SamplingParams
 from .session import Session
 from .stats import Step, sources
@@ -129,6 +130,8 @@ def replay(
 ) -> dict[str, Tally]:
     """Tallies of one conversation by group, "task turn N". The drafters must be new.
 
+    There is none of an answer without tokens.
+
     With a calibrator, trees are sized by the curve; without one they take all that is drafted.
     """
     backend = _Recorded(max_drafts + 64)
@@ -152,7 +155,7 @@ def replay(
             tally.plain_s += row[0] * len(step.tokens)
             tally.accepted_by.update(sources(step.tree, step.path))
         text += answer
-    return tallies
+    return {group: tally for group, tally in tallies.items() if tally.steps}
 
 
 def learn(
@@ -212,14 +215,15 @@ def _recording(
     line: str, number: int, path: Path, tokenize: Callable[[str], list[int]]
 ) -> Recording:
     try:
-        record = json.loads(line)
-        pairs = list(zip(record["turns"], record["answers"], strict=True))
+        record = parse_record(line)
+        asked, answers = (items(member(record, name), name) for name in ("turns", "answers"))
         turns = tuple(
-            (tuple(tokenize(f"\n\n{turn}\n\n")), tuple(tokenize(answer))) for turn, answer in pairs
+            (tuple(tokenize(f"\n\n{as_text(turn, 'a turn')}\n\n")), tuple(tokenize(answer)))
+            for turn, answer in zip(asked, [as_text(a, "an answer") for a in answers], strict=True)
         )
         question = int(record.get("question_id", number))
         return Recording(str(record.get("task", "text")), turns, question)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(
             f"{path}, line {number} is no recorded conversation: {error}",
             "each line needs `turns` and `answers`, lists of the same length",

@@ -5,22 +5,35 @@ All tables and plots are made from this, so a saved file can be looked at in eve
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from .card import Card
 from .cost import CostModel
 from .errors import UsageError
+from .records import (
+    SAVED_BYTES,
+    counted,
+    items,
+    member,
+    members,
+    number,
+    read_record,
+    switch,
+    text,
+    whole,
+)
 
 PLAIN: Final = "none"  # the drafter that all others are compared with
 
 _FORMAT: Final = "specgen bench"
 _VERSION: Final = 1
+_LEAST_S: Final = 1e-9  # seconds that tokens take
+_MOST: Final = 1e18  # of a figure that is no count
+_MOST_ROWS: Final = 1 << 12  # of a call, in a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +124,17 @@ class Results:
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError("no results of specgen bench are in it")
         if record.get("version") != _VERSION:
-            version = record.get("version")
-            raise ValueError(f"results of version {version!r}, and only {_VERSION} can be read")
+            version = reprlib.repr(record.get("version"))
+            raise ValueError(f"results of version {version}, and only {_VERSION} can be read")
         try:
-            curve = record["curve"]
+            curve = member(record, "curve")
             return cls(
-                _checked(Card.from_record(record["card"])),
+                _card(member(record, "card")),
                 None if curve is None else CostModel.from_record(curve),
-                tuple([_run(run) for run in record["runs"]]),
+                tuple([_run(run) for run in items(member(record, "runs"), "runs")]),
             )
-        except KeyError as error:
-            raise ValueError(f"damaged results: there is no {error}") from error
-        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        except ValueError as error:
             raise ValueError(f"damaged results: {error}") from error
-
-
-_COUNTS: Final = ("sizes", "reached", "offered")  # keys are numbers, which JSON has not
-_KINDS: Final[Mapping[str, Any]] = {  # what values of a type may be in JSON
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool | None": (bool, NoneType),
-}
-_Values = TypeVar("_Values", Card, Run)
 
 
 def _record(run: Run) -> dict[str, Any]:
@@ -142,33 +143,69 @@ def _record(run: Run) -> dict[str, Any]:
     return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
 
 
-def _run(record: Mapping[str, Any]) -> Run:
-    values = {field.name: record[field.name] for field in fields(Run)}
-    for name in _COUNTS:
-        values[name] = {int(key): int(count) for key, count in values[name].items()}
-    by = values["accepted_by"].items()
-    return _checked(Run(**values | {"accepted_by": {str(name): int(n) for name, n in by}}))
+def _card(record: Any) -> Card:
+    """Raises ValueError."""
+    card = Card.from_record(_values(Card, record))
+    if not (card.bandwidth and card.read_bytes):  # figures are relative to them
+        raise ValueError("a card without bandwidth or bytes to read")
+    return card
 
 
-def _checked(values: _Values) -> _Values:
-    """What was read from a file, if all is of its type and no number is negative or endless."""
-    for field in fields(values):
-        value, kind = getattr(values, field.name), _KINDS.get(str(field.type))
-        right = kind is None or isinstance(value, kind)
-        if right and isinstance(value, int | float):
-            right = 0 <= value < math.inf
-        if not right:
-            raise ValueError(f"{field.name} is {value!r}")
-    return values
+def _run(record: Any) -> Run:
+    """Raises ValueError."""
+    run = Run(**_values(Run, record))
+    if run.tokens and not (run.steps and (run.seconds == 0 or run.seconds >= _LEAST_S)):
+        raise ValueError(f"{run.tokens} tokens in {run.steps} steps and {run.seconds} seconds")
+    return run
+
+
+def _values(kind: type[Card | Run], record: Any) -> dict[str, Any]:
+    """The fields of a card or a run, each of its type. Raises ValueError."""
+    return {
+        field.name: _READERS[str(field.type)](member(record, field.name), field.name)
+        for field in fields(kind)
+    }
+
+
+def _amount(value: Any, name: str) -> float:
+    return number(value, name, 0.0, _MOST)
+
+
+def _maybe(value: Any, name: str) -> bool | None:
+    return None if value is None else switch(value, name)
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    return tuple([text(part, name) for part in items(value, name)])
+
+
+def _by_name(value: Any, name: str) -> dict[str, int]:
+    return {text(key, name): whole(n, name) for key, n in members(value, name).items()}
+
+
+def _by_number(value: Any, name: str) -> dict[int, int]:
+    """Keys are numbers, which JSON has not."""
+    found = members(value, name).items()
+    return {counted(key, name, _MOST_ROWS): whole(n, name) for key, n in found}
+
+
+_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {  # by the type of a field
+    "str": text,
+    "int": whole,
+    "float": _amount,
+    "bool | None": _maybe,
+    "tuple[str, ...]": _texts,
+    "Mapping[str, int]": _by_name,
+    "Mapping[int, int]": _by_number,
+}
 
 
 def load_results(path: Path) -> Results:
     """What `specgen bench --save` wrote. Raises UsageError."""
     try:
-        return Results.from_record(json.loads(path.read_bytes()))
+        return Results.from_record(read_record(path, SAVED_BYTES))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        reason = "not JSON" if isinstance(error, json.JSONDecodeError) else error
+    except ValueError as error:
         hint = "give a file that `specgen bench --save` wrote"
-        raise UsageError(f"cannot read {path}: {reason}", hint) from None
+        raise UsageError(f"cannot read {path}: {error}", hint) from None

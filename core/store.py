@@ -19,6 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from .errors import UsageError
+from .folders import user_folder
+from .records import CACHE_BYTES, read_record
+
 _log = logging.getLogger("specgen.store")
 
 Key: TypeAlias = Mapping[str, Any]  # what a value depends on; JSON
@@ -29,13 +33,11 @@ _OURS: Final = re.compile(r"specgen-[a-z]+(-[0-9a-f]{20}\.json(\.bad|\.\w+\.new)
 
 
 def cache_folder() -> Path:
-    """Where the files are: $SPECGEN_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("SPECGEN_CACHE", "")
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
+    """Where the files are: $SPECGEN_CACHE, or the user's cache folder.
 
-    return platformdirs.user_cache_path("specgen")
+    Raises UsageError where that is not known.
+    """
+    return user_folder("cache", "SPECGEN_CACHE")
 
 
 def clear(folder: Path) -> int:
@@ -61,28 +63,38 @@ class Store:
     """
 
     def __init__(self, kind: str, version: int, folder: Path | None = None) -> None:
-        self.folder = cache_folder() if folder is None else folder
+        self._folder = folder
         self._kind = kind
         self._version = version
 
+    @property
+    def folder(self) -> Path:
+        """Where the files are. Raises UsageError where that is not known."""
+        return self._folder or cache_folder()
+
     def path(self, key: Key) -> Path:
-        """The file of `key`, which may not exist."""
+        """The file of `key`, which may not exist. Raises UsageError as `folder` does."""
         text = json.dumps(key, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         return self.folder / f"specgen-{self._kind}-{digest[:20]}.json"
 
     def read(self, key: Key) -> Any | None:
         """The value of `key`, or None."""
-        path = self.path(key)
         try:
-            record = json.loads(path.read_bytes())
+            path = self.path(key)
+        except UsageError:  # whoever writes is told
+            return None
+        try:
+            if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
+                raise ValueError("it is no file")
+            record = read_record(path, CACHE_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             _warn(f"cannot read {path}: {error.strerror or error}")
             return None
-        except (ValueError, RecursionError):
-            self.set_aside(key, "it is damaged")
+        except ValueError as error:
+            self.set_aside(key, f"it is damaged: {error}")
             return None
         if not isinstance(record, dict) or not {"version", "key", "value"} <= record.keys():
             self.set_aside(key, "it is damaged")
@@ -94,30 +106,39 @@ class Store:
 
     def write(self, key: Key, value: Any) -> bool:
         """Keep `value`, and say whether that was possible. The last writer wins."""
-        path = self.path(key)
         record = {"version": self._version, "key": key, "value": value}
-        try:
+        with self._telling():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, json.dumps(record).encode())
+            _replace(self.path(key), json.dumps(record).encode())
             self._drop_oldest()
-        except OSError as error:
-            _warn(f"cannot write to {self.folder}: {error.strerror or error}; nothing is kept")
-            return False
-        return True
+            return True
+        return False
 
     def update(self, key: Key, change: Callable[[Any | None], Any]) -> bool:
         """Keep `change(value)`, value as in `read`; no update of another process gets lost."""
         from filelock import FileLock, Timeout
 
-        try:
+        with self._telling():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"specgen-{self._kind}.lock", timeout=_LOCK_TIMEOUT_S):
+            lock = FileLock(self.folder / f"specgen-{self._kind}.lock", timeout=_LOCK_TIMEOUT_S)
+            try:
+                lock.acquire()
+            except Timeout:
+                _warn(f"another process holds the lock in {self.folder}; nothing is kept")
+                return False
+            with lock:
                 return self.write(key, change(self.read(key)))
-        except Timeout:
-            _warn(f"another process holds the lock in {self.folder}; nothing is kept")
+        return False
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Within, what keeps a value from being written is said and goes no further."""
+        try:
+            yield
+        except UsageError as error:
+            _warn(f"{error.message}; nothing is kept ({error.hint})")
         except OSError as error:
             _warn(f"cannot write to {self.folder}: {error.strerror or error}; nothing is kept")
-        return False
 
     def set_aside(self, key: Key, reason: str) -> None:
         """Rename the file of `key`, so that it is not read again, and say so."""

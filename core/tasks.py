@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from .encoding import decode_text
 from .errors import UsageError
+from .records import parse_record
 from .sampling import SamplingParams
 
 _GREEDY: Final = SamplingParams(temperature=0.0)
@@ -91,14 +92,13 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 def _prompt(line: str, number: int, path: Path) -> Prompt:
     try:
-        record = json.loads(line)
+        record = parse_record(line)
         if not isinstance(record, dict):
             raise ValueError("it is no JSON object")
         task = record.get("category") or record.get("task") or "text"
         return Prompt(_text(task, "the task"), _turns(record))
-    except (ValueError, RecursionError) as error:
-        reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else error
-        raise UsageError(f"{path}, line {number} is no prompt: {reason}", _NEEDS) from None
+    except ValueError as error:
+        raise UsageError(f"{path}, line {number} is no prompt: {error}", _NEEDS) from None
 
 
 def _turns(record: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
 from typer.testing import CliRunner
+
+from specgen.core.store import _warn
 
 ROOT = Path(__file__).parents[1]
 READY = "@ready"
@@ -82,6 +85,19 @@ def run(*words: str | Path, stdin: str | bytes = "") -> Outcome:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def forget_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nobody has a home folder: there is no HOME, and the system knows no user."""
+
+    def unknown(_: object) -> None:
+        raise KeyError("no such user")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("getpwuid", "getpwnam"):
+        monkeypatch.setattr(f"pwd.{name}", unknown)
+    _warn.cache_clear()  # another test may have been warned already
 
 
 def generate(*words: str | Path, stdin: str | bytes = "") -> Outcome:

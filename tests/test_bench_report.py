@@ -271,7 +271,7 @@ class Terminal(io.TextIOWrapper):
     def __init__(self, is_terminal: bool) -> None:
         self.written = io.BytesIO()
         self.is_terminal = is_terminal
-        super().__init__(self.written, encoding="ascii")  # UTF-8 is written whatever this says
+        super().__init__(self.written, encoding="utf-8" if is_terminal else "ascii")
 
     def isatty(self) -> bool:
         """As was said."""

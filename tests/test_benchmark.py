@@ -501,7 +501,7 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
         "list.json": ("[1]", "no results of specgen bench"),
         "curve.json": (json.dumps(CURVE.record()), "no results of specgen bench"),
         "cut.json": (json.dumps(made.record())[:200], "not JSON"),
-        "deep.json": ("[" * 100_000, ""),
+        "deep.json": ("[" * 100_000, "nested too deeply"),
         "bytes.json": (b"\xff\xfe\xff", ""),
     }
     for name, (content, said) in broken.items():
@@ -527,7 +527,8 @@ def test_a_damaged_run(field: str, value: Any, tmp_path: Path) -> None:
     """It is refused when it is read, not when it is summed up."""
     record = results(run()).record()
     damaged = {**record["runs"][0], field: value}
-    check_refused(saved(tmp_path / "a.json", results(), runs=[damaged]), "damaged results")
+    said = "not JSON" if value in (math.inf, math.nan) else "damaged results"
+    check_refused(saved(tmp_path / "a.json", results(), runs=[damaged]), said)
     del damaged[field]
     check_refused(saved(tmp_path / "b.json", results(), runs=[damaged]), f"there is no '{field}'")
 

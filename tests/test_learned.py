@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from specgen.core.learned import MOST_ANSWERS, Learned, recall
 from specgen.core.protocols import Drafter
 from specgen.core.store import cache_folder
 
-from .command import generate, run
+from .command import forget_home, generate, run
 
 N_PROCESSES = 4
 EACH = 6
@@ -128,7 +129,14 @@ def test_processes_lose_nothing(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"answers": [1, -2]}, {"answers": ["a"]}, {"calibrator": {}}, {"age": None}]
+    "change",
+    [
+        *({"answers": [1, -2]}, {"answers": ["a"]}, {"answers": [1 << 31]}, {"answers": "ab"}),
+        *({"answers": [1] * (MOST_ANSWERS + 1)}, {"calibrator": {}}, {"calibrator": []}),
+        *({"age": value} for value in (None, math.inf, math.nan, -1, 1.5, True, 10**400, "1")),
+        {"calibrator": {"buckets": [[[["a"], 0], 10**400, 10**400]], "weights": []}},
+        {"calibrator": {"buckets": [], "weights": [[["a"], [1e308, 1e308]]]}},
+    ],
 )
 def test_a_damaged_file_is_set_aside(
     model: Path, change: dict[str, object], caplog: pytest.LogCaptureFixture
@@ -150,6 +158,47 @@ def test_a_calibrator_alone_is_no_record() -> None:
     """All parts must be there."""
     with pytest.raises(ValueError, match="nothing learnt"):
         Learned.from_record({"calibrator": Calibrator().record()})
+
+
+def test_a_file_as_old_as_can_be_is_kept_on(model: Path) -> None:
+    """How often it was kept is not counted any further."""
+    learned = recall(model)
+    learned.add([1])
+    learned.keep()
+    (path,) = cache_folder().glob("specgen-learned-*.json")
+    record = json.loads(path.read_bytes())
+    record["value"]["age"] = 1 << 40
+    path.write_text(json.dumps(record))
+    for token in (2, 3):
+        learned = recall(model)
+        learned.add([token])
+        learned.keep()
+    assert recall(model).answers.tolist() == [1, 2, 3]
+
+
+@pytest.mark.llama
+def test_no_home_is_no_error(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a path runs, and it is said once that nothing is kept; names are errors."""
+    options = ("-p", LOOP, "--greedy", "-n", "4")
+    usual = generate(endless, *options)
+    forget_home(monkeypatch)
+    outcome = generate(endless, *options)
+    assert (outcome.code, outcome.out) == (0, usual.out)
+    assert outcome.err.count("nothing is kept") == outcome.err.count("\n") == 1
+    assert run("info", endless).code == run("plan", endless).code == 0
+    assert "no such file" in run("generate", "none.gguf", "-p", "x").err
+    for words in (
+        ("generate", "-p", "x"),
+        ("list",),
+        ("pull", "smollm2-135m"),
+        ("info",),
+        ("cache", "path"),
+        ("cache", "clear"),
+    ):
+        refused = run(*words)
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err.count("\n") == 1
+        assert "there is no home folder (set HOME, or set SPECGEN_" in refused.err
 
 
 LOOP = "the and was the and was the and was the and was"

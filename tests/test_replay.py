@@ -222,7 +222,7 @@ def test_bench_learns_from_some_and_measures_others(tiny_model: TinyModel, tmp_p
 
 
 @pytest.mark.llama
-@pytest.mark.parametrize("part", ["4", "4/4", "a/b", "-1/4", "0/0"])
+@pytest.mark.parametrize("part", ["4", "4/4", "a/b", "-1/4", "0/0", f"1/{'9' * 5000}"])
 def test_bench_refuses_a_part_that_is_none(
     part: str, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
@@ -230,7 +230,44 @@ def test_bench_refuses_a_part_that_is_none(
     path = conversations(tmp_path / "x.jsonl", 2)
     outcome = run("bench", tiny_model(), "--replay", path, "--only", part)
     assert outcome.code == 2
-    assert f"--only is '{part}'" in outcome.err
+    assert f"--only is '{part[:40]}" in outcome.err
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.txt", "short", "has no answers to replay"),
+        ("x.jsonl", "", "has no answers to replay"),
+        ("x.jsonl", '{"turns": [], "answers": []}', "has no answers to replay"),
+        ("x.jsonl", '{"turns": ["a"], "answers": [""]}', "has no answers to replay"),
+        ("x.jsonl", '{"turns": [1], "answers": ["b"]}', "line 1 is no recorded conversation"),
+        ("x.jsonl", '{"turns": ["a"], "answers": "b"}', "line 1 is no recorded conversation"),
+        ("x.jsonl", '{"turns": ["a"], "answers": ["\\ud800"]}', "line 1 is no recorded"),
+        ("x.jsonl", '{"turns": ["a"], "answers": ["b"], "question_id": 1e999}', "line 1 is no"),
+        ("x.jsonl", "[" * 100_000, "line 1 is no recorded conversation: it is nested too deeply"),
+    ],
+)
+def test_files_without_answers(
+    name: str, content: str, said: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """One line, exit code 2."""
+    path = tmp_path / name
+    path.write_text(content)
+    outcome = run("bench", tiny_model(), "--replay", path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert said in outcome.err
+
+
+@pytest.mark.llama
+def test_an_empty_answer_counts_for_nothing(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The others are replayed, and its group is not shown."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"turns": ["a", "b"], "answers": ["the and was the and was", ""]}')
+    outcome = run("bench", tiny_model(), "--replay", path, "-o", "jsonl")
+    groups = [json.loads(line)["group"] for line in outcome.out.splitlines()]
+    assert (outcome.code, groups) == (0, ["all", "text turn 1"])
 
 
 @pytest.mark.llama

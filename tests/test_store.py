@@ -7,11 +7,16 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from specgen.core.errors import UsageError
+from specgen.core.records import CACHE_BYTES
 from specgen.core.store import MAX_FILES, Store, cache_folder, clear
+
+from .command import forget_home
 
 KEY = {"model": "abc", "threads": 2}
 OTHER = {"model": "abc", "threads": 4}
@@ -45,7 +50,11 @@ def test_the_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[]", b'{"version": 3}', b"[" * 100_000, b'"text"']
+    "content",
+    [
+        *(b"", b"{", b"\xff\xfe", b"[]", b'{"version": 3}', b"[" * 100_000, b'"text"'),
+        *(b'{"version": 3, "key": 1, "value": %s}' % value for value in (b"NaN", b"9" * 5000)),
+    ],
 )
 def test_a_damaged_file_is_set_aside(
     store: Store, content: bytes, caplog: pytest.LogCaptureFixture
@@ -92,6 +101,61 @@ def test_a_folder_that_cannot_be_used_is_no_error(
     assert not store.update(KEY, lambda old: 1)
     assert len(warnings(caplog)) == 1
     assert store.read(KEY) is None
+
+
+@pytest.mark.parametrize("chosen", ["", "~", "~/cache", "~nobody-of-this-name/cache"])
+def test_no_home_is_no_error(
+    chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is read, one warning says that nothing is kept, and what to set."""
+    forget_home(monkeypatch)
+    monkeypatch.setenv("SPECGEN_CACHE", chosen)
+    store = Store("figures", 1)
+    assert store.read(KEY) is None
+    assert not warnings(caplog)
+    assert not store.write(KEY, 1)
+    assert not store.update(KEY, lambda old: 1)
+    (warning,) = warnings(caplog)
+    assert "nothing is kept" in warning
+    assert "set SPECGEN_CACHE to a folder" in warning
+    with pytest.raises(UsageError, match=chosen or "there is no home folder"):
+        cache_folder()
+
+
+def test_a_folder_that_is_named_needs_no_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does the XDG standard's."""
+    forget_home(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert cache_folder() == tmp_path / "specgen"
+    monkeypatch.setenv("SPECGEN_CACHE", str(tmp_path / "mine"))
+    assert Store("figures", 1).write(KEY, 1)
+    assert Store("figures", 1).read(KEY) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_set_aside(
+    make: Callable[[Path], None], store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for who would write to a pipe."""
+    store.folder.mkdir()
+    make(store.path(KEY))
+    assert store.read(KEY) is None
+    assert "it is no file" in warnings(caplog)[0]
+    assert store.write(KEY, 2)
+    assert store.read(KEY) == 2
+
+
+def test_a_file_that_is_too_large_is_set_aside(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not even read whole."""
+    store.write(KEY, ["x" * CACHE_BYTES])
+    assert store.read(KEY) is None
+    assert "it has more than" in warnings(caplog)[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")

@@ -125,7 +125,7 @@ def test_a_file_is_read_in_order_without_blank_lines(tmp_path: Path) -> None:
     [
         ("hello", "not JSON"),
         ('{"turns": ["a"]', "not JSON"),
-        ("[" * 100_000, "while decoding"),
+        ("[" * 100_000, "nested too deeply"),
         ('["a"]', "no JSON object"),
         ("null", "no JSON object"),
         ({}, "neither `turns` nor `prompt`"),
