@@ -147,7 +147,12 @@ def note(line: str) -> None:
 def error_line(message: str, hint: str = "") -> str:
     """An error as one line, whatever the message quotes."""
     more = f" ({in_one_line(hint)})" if hint else ""
-    return f"specgen: error: {in_one_line(message)}{more}"
+    return f"specgen: error: {in_one_line(''.join(map(_visible, message.strip())))}{more}"
+
+
+def _visible(char: str) -> str:
+    """Words of a command line may have line ends and escape sequences in them: they are shown."""
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
 
 
 def say_error(message: str, hint: str = "") -> None:

@@ -162,7 +162,7 @@ def test_files_with_marks(endless: Path, tmp_path: Path) -> None:
         return (endless, "--chat", "-f", tmp_path / f"prompt{mark}", *files, *GREEDY)
 
     assert (
-        text_of(*words("-marked")) == text_of(*words("")) == text_of(endless, "[he was]", *GREEDY)
+        text_of(*words("-marked")) == text_of(*words("")) == text_of(endless, "[he was][", *GREEDY)
     )
 
 
@@ -414,7 +414,7 @@ def test_paths_may_have_any_bytes(endless: Path, tmp_path: Path) -> None:
     assert text_of(endless, "he was", "--predicted-output", prompt, *GREEDY) == expected
     missing = os.fsdecode(b"\xff.gguf")
     for words in ((missing,), ("-m", missing), (endless, "-md", missing)):
-        assert_refused(generate(*words, "-f", str(prompt)), 3, r"no such file: \udcff.gguf")
+        assert_refused(generate(*words, "-f", str(prompt)), 3, "no such file: \ufffd.gguf")
 
 
 def assert_refused(outcome: Outcome, code: int, *messages: str) -> None:
