@@ -40,6 +40,7 @@ COMMANDS = (
     ("verify", "MODEL"),
     ("calibrate", "MODEL"),
 )
+READERS = (("info", "MODEL"), ("bench", "--replay", "README.md", "--curve", "flat", "MODEL"))
 needs_special_files = pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
 
 Change = Callable[[Model], object]
@@ -270,7 +271,7 @@ def test_a_bias_that_llama_cpp_does_not_miss(tiny_model: TinyModel, tmp_path: Pa
 
 
 @needs_special_files
-@pytest.mark.parametrize("command", [*COMMANDS, ("info", "MODEL")], ids=lambda words: words[0])
+@pytest.mark.parametrize("command", [*COMMANDS, *READERS], ids=lambda words: "-".join(words[:2]))
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
 def test_what_is_no_file(tmp_path: Path, kind: str, command: tuple[str, ...]) -> None:
     """A pipe would wait for a writer, so none of these is opened."""
