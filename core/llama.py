@@ -20,6 +20,7 @@ from .errors import BackendError, ContextFull, ModelError
 from .ggml_types import type_id
 from .layout import Layout, lay_out
 from .library import library
+from .modelinfo import read_headers
 from .outputs import Outputs
 from .paths import path_text
 from .protocols import Limits, Logits, Tokens
@@ -72,6 +73,7 @@ class LlamaModel:
 
 def open_vocab(path: Path) -> LlamaVocab:
     """The vocabulary of a GGUF file, without its weights, kept for good. Raises ModelError."""
+    read_headers(path)  # the file need not be one that can be run, but one that can be read
     api = library().api
     params = api.llama_model_default_params()
     params.vocab_only = True

@@ -24,6 +24,7 @@ _MOST_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
 _MOST_EXPERTS: Final = 1024  # LLAMA_MAX_EXPERTS
 
 _ROPE_SCALING: Final = ("none", "linear", "yarn", "longrope")
+_ROTATED: Final = ("rope.dimension_count", "rope.dimension_count_swa")
 _EPSILONS: Final = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon")
 _NO_WEIGHTS: Final = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # for sums along the way
 _TABLE: Final = "tid2eid"  # in the name of the one kind of tensor that is of whole numbers
@@ -145,6 +146,10 @@ def _wrong_experts(keys: _Keys) -> Iterator[str]:
 
 
 def _wrong_numbers(keys: _Keys) -> Iterator[str]:
+    for key in _ROTATED:
+        value = keys.get(key)
+        if isinstance(value, int) and (value < 1 or value % 2):  # at 0 llama.cpp never ends
+            yield f"{keys.name(key)} is {_shown(value)}, and it must be an even number from 2 on"
     scaling = keys.get("rope.scaling.type")
     if isinstance(scaling, str) and scaling not in _ROPE_SCALING:
         allowed = ", ".join(_ROPE_SCALING)

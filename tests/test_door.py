@@ -40,6 +40,7 @@ COMMANDS = (
     ("verify", "MODEL"),
     ("calibrate", "MODEL"),
 )
+READERS = (("info", "MODEL"), ("bench", "--replay", "README.md", "--curve", "flat", "MODEL"))
 needs_special_files = pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
 
 Change = Callable[[Model], object]
@@ -132,6 +133,9 @@ REFUSED: tuple[tuple[Change, tuple[str, ...]], ...] = (
     (put(**EXPERTS, expert_group_count=4), ("llama.expert_group_count is 4", "less than")),
     (put(**EXPERTS, expert_group_count=3), ("llama.expert_group_count is 3", "must divide")),
     (put(**EXPERTS, expert_group_count=2), ("llama.expert_group_used_count is 0", "at least 1")),
+    (put(rope__dimension_count=0), ("llama.rope.dimension_count is 0", "even number")),
+    (put(rope__dimension_count=5), ("llama.rope.dimension_count is 5", "even number")),
+    (put(rope__dimension_count_swa=0), ("llama.rope.dimension_count_swa is 0",)),
     (put(rope__scaling__type="martian"), ("llama.rope.scaling.type is 'martian'", "yarn")),
     (put(attention__layer_norm_rms_epsilon=NAN), ("layer_norm_rms_epsilon is nan",)),
     (put(attention__layer_norm_rms_epsilon=-1.0), ("layer_norm_rms_epsilon is -1.0",)),
@@ -267,7 +271,7 @@ def test_a_bias_that_llama_cpp_does_not_miss(tiny_model: TinyModel, tmp_path: Pa
 
 
 @needs_special_files
-@pytest.mark.parametrize("command", [*COMMANDS, ("info", "MODEL")], ids=lambda words: words[0])
+@pytest.mark.parametrize("command", [*COMMANDS, *READERS], ids=lambda words: "-".join(words[:2]))
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
 def test_what_is_no_file(tmp_path: Path, kind: str, command: tuple[str, ...]) -> None:
     """A pipe would wait for a writer, so none of these is opened."""

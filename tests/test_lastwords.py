@@ -118,9 +118,9 @@ def with_doubled_token(model: Model) -> None:
     tokens[-1] = tokens[-2]
 
 
-def with_odd_rotation(model: Model) -> None:
+def with_wide_rotation(model: Model) -> None:
     entry: Entry = model.keys["lfm2.rope.dimension_count"]
-    entry.value = 5
+    entry.value = 64  # of heads of 32
 
 
 def test_a_file_that_llama_cpp_gives_up_on(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_file_that_llama_cpp_gives_up_on(tiny_model: TinyModel, tmp_path: Path
 
 
 def test_a_file_that_it_gives_up_on_later(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """What is found out at the first token only: an odd number of dimensions to rotate."""
+    """What is found out at the first token only: more dimensions to rotate than heads have."""
     model = Model.read(tiny_model("lfm2"))
-    with_odd_rotation(model)
+    with_wide_rotation(model)
     path = model.write(tmp_path / "m.gguf")
     outcome = finish(start("generate", path, "he was", "-n", "5", "-t", "1"))
     assert (outcome.code, outcome.out) == (1, "")
