@@ -162,7 +162,7 @@ def _results(engine: Engine, profile: Profile, bandwidth: float, runs: tuple[Run
         now=datetime.now(UTC),
         bandwidth=bandwidth,
     )
-    return Results(card, profile.curve, runs)
+    return Results(card, profile.prices, runs)
 
 
 def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:

@@ -76,7 +76,8 @@ class TimedBackend(FakeBackend):
 def test_a_quiet_backend_is_measured_exactly() -> None:
     """Every size at every context; large sizes in proportion at those between."""
     found = measure(TimedBackend().subject(), 1e6, SIZES, CONTEXTS)
-    assert found.noise == 1.0
+    assert found.noise == pytest.approx(1.0)
+    assert found.samples == 7
     assert (found.curve.sizes, found.curve.contexts) == ((1, 2, 4, 8, 24), CONTEXTS)
     for context, times in zip(CONTEXTS, found.curve.times, strict=True):
         expected = [cost(n, context) for n in found.curve.sizes]
@@ -108,11 +109,16 @@ def test_a_busy_spell_does_not_show() -> None:
 
 
 def test_sizes_take_turns() -> None:
-    """No size is measured twice before all others were measured once; behind each comes one row."""
+    """Those that matter are known before others are tried; behind each call comes one row."""
     backend = TimedBackend()
     measure(backend.subject(), 1e6, SIZES, (8,))
-    turn = [width for n in SIZES for width in ((1, 1) if n == 1 else (n, 1))]
-    assert backend.widths[: 1 + 2 * len(turn)] == [1, *turn, *turn]  # a call to warm up
+
+    def turn(*sizes: int) -> list[int]:
+        return [width for n in sizes for width in ((1, 1) if n == 1 else (n, 1))]
+
+    others = [*turn(2, 24), *turn(2, 24), *turn(2)]  # large ones twice only
+    all_turns = [1, *3 * turn(1, 4, 8), *others, *4 * turn(1, 4, 8, 2)]  # a call to warm up
+    assert backend.widths == all_turns
 
 
 def test_what_a_size_costs_shows_in_two_calls() -> None:
@@ -130,20 +136,31 @@ def test_what_a_size_costs_shows_in_two_calls() -> None:
     assert found.seconds(4, 8) == pytest.approx(other.seconds(4, 8) + 14.0)
 
 
-def test_the_deadline_costs_rounds_then_sizes_then_contexts() -> None:
-    """Less time means fewer repetitions, then fewer points, never none."""
+def test_the_deadline_costs_contexts_rounds_and_sizes() -> None:
+    """Less time means fewer repetitions and fewer points, each of them right."""
     calls, n_points = [], []
-    for deadline_s in (1000.0, 300.0, 100.0, 30.0, 1.0):
+    for deadline_s in (1000.0, 300.0, 150.0, 60.0, 30.0):
         backend = TimedBackend()
-        curve = measure(backend.subject(), deadline_s, SIZES, CONTEXTS).curve
+        found = measure(backend.subject(), deadline_s, SIZES, CONTEXTS)
         calls.append(backend.calls)
-        n_points.append((len(curve.contexts), len(curve.sizes)))
-        assert backend.now[0] <= deadline_s + 30
-        for context, times in zip(curve.contexts, curve.times, strict=True):
-            assert times == pytest.approx([cost(n, context) for n in curve.sizes])
+        n_points.append((len(found.curve.contexts), len(found.curve.sizes)))
+        assert backend.now[0] <= deadline_s + 20
+        assert (found.samples >= 3) == (deadline_s > 50)
+        for context, times in zip(found.curve.contexts, found.curve.times, strict=True):
+            assert times == pytest.approx([cost(n, context) for n in found.curve.sizes])
     assert calls == sorted(calls, reverse=True)
-    assert n_points[0] == n_points[1] == (3, 5)
+    assert n_points[0] == (3, 5)
     assert n_points[-1] == (1, 3)
+
+
+def test_sizes_that_matter_have_more_time() -> None:
+    """Three samples of each, late if they may be; a call that takes longer ends it."""
+    found = measure(TimedBackend().subject(), 1.0, SIZES, CONTEXTS, latest_s=60.0)
+    assert found.samples == 3
+    assert (found.curve.sizes, found.curve.contexts) == ((1, 4, 8), (8,))
+    found = measure(TimedBackend().subject(), 1.0, SIZES, CONTEXTS)
+    assert found.samples == 0
+    assert found.curve.sizes == (1,)
 
 
 def test_a_slow_prefill_costs_contexts() -> None:
@@ -181,16 +198,17 @@ def test_comparing_settings() -> None:
     assert found.contexts == (8, 64)
     assert found.steps == pytest.approx((1.0, 1.5))
     assert found.prefill == pytest.approx((1.0, 1.5))
-    assert first.widths == second.widths
+    assert found.apart == (False, True)
+    assert first.widths[1:] == second.widths  # but for the call that told what there is time for
 
 
 def test_comparing_in_no_time() -> None:
-    """One size at the shortest context is the least."""
+    """What could be timed once only says nothing."""
     clock = [0.0]
     subjects = [TimedBackend(clock=clock, factor=f).subject() for f in (2.0, 1.0)]
-    found = compare(subjects, 0.1, (8, 64))
-    assert found.contexts == (8,)
-    assert found.steps == pytest.approx((1.0, 0.5))
+    found = compare(subjects, 20.0, (8, 64))
+    assert (found.contexts, found.steps, found.apart) == ((), (1.0, 1.0), (False, False))
+    assert clock[0] <= 20
 
 
 class RoundingBackend(TimedBackend):
@@ -215,8 +233,10 @@ def test_exact_classes() -> None:
 
 
 def test_exact_classes_in_time() -> None:
-    """The first width is always there; what was not compared is in no class."""
-    assert exact_classes(TimedBackend().subject(), 8, 0.1, (4, 8, 1)) == ((4,),)
+    """What was not compared is in no class."""
+    assert exact_classes(TimedBackend().subject(), 8, 0.1, (4, 8, 1)) == ()
+    # 8 calls with 4 rows take 18 s, and no width may take longer than three deadlines
+    assert exact_classes(TimedBackend().subject(), 8, 7.0, (4, 8, 1)) == ((4,),)
 
 
 def test_exact_branches() -> None:
@@ -238,6 +258,7 @@ def test_exact_branches() -> None:
     assert subject.backend.length == 8
     assert exact_branches(Branching().subject(), 40, 1e6, (3, 8)) == {3: True, 8: True}
     assert exact_branches(Branching().subject(), 8, 0.0, (6, 4)) == {6: False}
+    assert exact_branches(Branching().subject(), 8, 0.1, (4, 6)) == {}
     chains = TimedBackend(fake_limits(16, branch=False)).subject()
     assert exact_branches(chains, 8, 1e6) == {}
 
