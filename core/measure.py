@@ -31,6 +31,7 @@ _Times: TypeAlias = dict[int, list[float]]  # samples by size
 SIZES: Final = (1, 4, 8, 2, 16, 12, 3, 6, 5, 7, 9, 10, 32, 24, 64)
 CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # a shorter one fills too slowly to judge
 LEAST_SAMPLES: Final = 3  # of a size that matters; with fewer nothing is known well
+NOISY: Final = 1.3  # times that are off by more cannot be trusted; quiet machines have 1.0 to 1.1
 
 _CORE: Final = 3  # sizes that matter most
 _PAIR: Final = 2  # samples of any other size, or it is left to the lines between
@@ -246,7 +247,7 @@ def measure(
         on_progress((i + 1) / len(tables))
     known = _known(tables, sizes[:_CORE])
     typical = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
-    noise = max(_spread(known), _excess(typical), _slowdown(subject, start, waited))
+    noise = max(_spread(known, sizes[:_CORE]), _excess(typical), _slowdown(subject, start, waited))
     _repair(typical)
     _fill(typical)
     measured = tuple(sorted(typical[contexts[0]]))
@@ -273,13 +274,19 @@ def _least(n: int, core: Sequence[int]) -> int:
     return LEAST_SAMPLES if n in core else _PAIR
 
 
-def _spread(tables: Mapping[int, _Times]) -> float:
-    """By what factor times of the same call differed, at the context where it was the largest."""
-    spreads = [
-        [median(s) / min(s) for s in times.values() if len(s) >= LEAST_SAMPLES]
-        for times in tables.values()
-    ]
-    return max((median(of_context) for of_context in spreads if of_context), default=1.0)
+def _spread(tables: Mapping[int, _Times], core: Sequence[int]) -> float:
+    """By what factor times of the same call differed: of any size that matters, and of most.
+
+    A median, so that what comes now and then does not count.
+    """
+    spreads = {
+        (context, n): median(samples) / min(samples)
+        for context, times in tables.items()
+        for n, samples in times.items()
+        if len(samples) >= LEAST_SAMPLES
+    }
+    important = [spread for (_, n), spread in spreads.items() if n in core]
+    return max((median(spreads.values()), *important)) if spreads else 1.0
 
 
 def _excess(tables: Mapping[int, Mapping[int, float]]) -> float:
@@ -333,11 +340,6 @@ def _typical(samples: Sequence[float]) -> float:
     return sorted(samples)[(len(samples) - 1) // 4]
 
 
-def _high(samples: Sequence[float]) -> float:
-    """As far from the other end as `_typical` is from its own: what lies beyond met with load."""
-    return sorted(samples)[-1 - (len(samples) - 1) // 4]
-
-
 def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
     """T by size, from what `_time_sizes` gives; with the next call's one row, or without.
 
@@ -387,7 +389,8 @@ class Comparison:
         steps: geometric mean over sizes and contexts; 1.0 for the first.
         prefill: of the text; timed once only, so it decides nothing.
         contexts: that were compared; none where there was no time for it.
-        apart: whether what repetitions differ by leaves no doubt of who is faster.
+        apart: whether no time of it is in the range of the first one's, on a machine that was not
+            busy, so that it is certain who is faster.
     """
 
     steps: tuple[float, ...]
@@ -401,7 +404,8 @@ def compare(
 ) -> Comparison:
     """Time the subjects in turns. All must have the same limits."""
     first = subjects[0]
-    end = first.clock() + deadline_s
+    start, waited = first.clock(), first.waits()
+    end = start + deadline_s
     sizes = first.sizes(tuple(_COMPARED))
     time_s = _COMPARE_PREFILL_SHARE * deadline_s / len(subjects)
     contexts = first.contexts(contexts, max(sizes), time_s)
@@ -418,13 +422,16 @@ def compare(
             subject.time(1)
         for n, samples in _time_in_turns(subjects, sizes, end).items():
             turns[context, n] = samples
-    low = _means(turns, len(subjects), _typical)
-    high = _means(turns, len(subjects), _high)
+    low, mean, high = (_means(turns, len(subjects), pick) for pick in (min, _typical, max))
+    slowdown = _slowdown(first, start, waited)
     return Comparison(
-        tuple(mean / low[0] for mean in low),
+        tuple(seconds / mean[0] for seconds in mean),
         tuple(_ratio(subject.token_s, first.token_s) for subject in subjects),
         tuple(dict.fromkeys(context for context, _ in turns)),
-        tuple(high[0] < b or a < low[0] for b, a in zip(low, high, strict=True)),
+        tuple(
+            slowdown <= NOISY and (high[0] < lowest or highest < low[0])
+            for lowest, highest in zip(low, high, strict=True)
+        ),
     )
 
 
@@ -448,12 +455,12 @@ def _time_in_turns(
 def _means(
     turns: Mapping[tuple[int, int], Sequence[Sequence[float]]],
     n_subjects: int,
-    place: Callable[[Sequence[float]], float],
+    pick: Callable[[Sequence[float]], float],
 ) -> list[float]:
-    """Of each subject, the geometric mean of what `place` picks from samples; 1.0 of none."""
+    """Of each subject, the geometric mean of what `pick` takes of samples; 1.0 of none."""
     weight = sum(_COMPARED[n] for _, n in turns) or 1
     return [
-        math.exp(sum(_COMPARED[n] * math.log(place(t[i])) for (_, n), t in turns.items()) / weight)
+        math.exp(sum(_COMPARED[n] * math.log(pick(t[i])) for (_, n), t in turns.items()) / weight)
         for i in range(n_subjects)
     ]
 

@@ -24,6 +24,7 @@ from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .measure import (
     CONTEXTS,
     LEAST_SAMPLES,
+    NOISY,
     Comparison,
     Measurement,
     Subject,
@@ -42,7 +43,6 @@ DEADLINE_S: Final = 17.0
 MARGIN: Final = 0.95  # flash attention goes off where that saves more: times are noisy
 
 _VERSION: Final = 3
-_NOISY: Final = 1.3
 # All shares are of the deadline. What cannot be had in time may take longer, up to the last.
 _COMPARE_SHARE: Final = 0.5
 _CURVE_SHARE: Final = 0.2  # at least
@@ -94,7 +94,7 @@ class Profile:
     @property
     def is_noisy(self) -> bool:
         """Whether something else used the machine, so that times may be far off."""
-        return self.noise > _NOISY
+        return self.noise > NOISY
 
     @property
     def doubt(self) -> str:
@@ -295,7 +295,7 @@ def _measure_calls(
     first = once()
     end = 2 * subject.clock() - start
     again_fits = end <= last - _EXACT_SHARE * deadline_s and subject.backend.limits.can_rewind
-    if first.noise <= _NOISY or not again_fits:
+    if first.noise <= NOISY or not again_fits:
         return first
     _log.warning("the machine is busy with something else: measuring once more")
     again = once()
@@ -313,14 +313,16 @@ def _find_exact(
         contexts = (*contexts, _LONG)  # exactness depends on it
     exact: dict[int, tuple[Classes, Branching]] = {}
     for i, context in enumerate(contexts):
-        room_s = (last - subject.clock()) / (len(contexts) - i) - subject.fill_s(context)
+        n_left = len(contexts) - i
+        room_s = (last - subject.clock()) / n_left - subject.fill_s(context)
+        exact[context] = (), {}
         if room_s < least_exact_s(subject):
-            exact[context] = (), {}
             continue
         subject.go_to(context)
-        exact[context] = (
-            exact_classes(subject, context, min(_CLASS_SHARE * deadline_s, room_s / 4)),
-            exact_branches(subject, context, min(_BRANCH_SHARE * deadline_s, room_s / 8)),
+        room_s = (last - subject.clock()) / n_left
+        exact[context] = (  # either may take three times its share
+            exact_classes(subject, context, min(_CLASS_SHARE * deadline_s, room_s / 5)),
+            exact_branches(subject, context, min(_BRANCH_SHARE * deadline_s, room_s / 10)),
         )
     return exact
 

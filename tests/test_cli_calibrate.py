@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written(
 
 def test_a_busy_machine_is_told(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures that may be far off come with a warning."""
-    monkeypatch.setattr("specgen.core.profile._NOISY", 0.5)
+    monkeypatch.setattr("specgen.core.profile.NOISY", 0.5)
     assert "the machine was busy" in run("calibrate", tiny_model(), *QUICK).err
 
 
