@@ -130,9 +130,9 @@ def _foreseen(prompts: Sequence[Prompt], repetitions: int) -> Iterator[str]:
         of = " of single tasks"
     if missing:
         yield f"there will be no ratios{of}: it takes {LEAST} (-r, --per-task)"
-    busy = load()
-    if busy and busy[0] > busy[1]:
-        yield f"the machine is busy, its load is {busy[0]:.1f} on {busy[1]} CPUs: speeds will be off"
+    tasks, cpus = load() or (0.0, 1)
+    if tasks > cpus:
+        yield f"the machine is busy: its load is {tasks:.1f} on {cpus} CPUs, so speeds will vary"
 
 
 def show(results: Results, format: Format, save: Path | None, plot_to: Path | None) -> None:

@@ -132,7 +132,7 @@ def test_what_will_be_missing_is_said_first(
     first, second, third, *_ = once.err.splitlines()
     assert first.startswith("specgen: there will be no ratios: it takes 3 pairs, and 2 repetitions")
     assert second == (
-        "specgen: the machine is busy, its load is 5.3 on 4 CPUs: speeds will be off"
+        "specgen: the machine is busy: its load is 5.3 on 4 CPUs, so speeds will vary"
     )
     assert "measuring endless.gguf" in third
     assert all(json.loads(line)["speedup"] is None for line in once.out.splitlines())
