@@ -42,6 +42,7 @@ _KERNELS: Final = 1.4
 _LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, fewer contexts
 _LARGE_ROUNDS: Final = 2
 _LEAST_PART: Final = 0.05
+_ENOUGH: Final = 2.0  # times what it takes to know all contexts, or no other one is filled
 # Sizes by which settings are compared, and their weights: most calls have one row.
 _COMPARED: Final = {1: 6, 4: 1, 8: 1, 12: 1}
 _COMPARE_CONTEXTS: Final = (128, 1024)
@@ -211,49 +212,56 @@ def measure(
 ) -> Measurement:
     """T of `sizes`, most important first, at rising `contexts`, as far as time allows.
 
-    LEAST_SAMPLES of the sizes that matter are taken at the shortest context before anything else,
-    for `latest_s` seconds if need be. Longer contexts are looked at on the way up and measured on
-    the way down, where that is possible, so that a busy spell does not meet all that is known of
-    one.
+    LEAST_SAMPLES of the sizes that matter at the shortest context are worth more than all else:
+    time is left for them, and for `latest_s` seconds they may be taken. Other contexts are looked
+    at on the way up, from where the text ends, and measured on the way down, where that is
+    possible, so that a busy spell does not meet all that is known of one.
     """
     start, waited = subject.clock(), subject.waits()
     end = start + deadline_s
     latest = start + (deadline_s if latest_s is None else latest_s)
     sizes = subject.sizes(sizes)
+    core = sizes[:_CORE]
     contexts = subject.contexts(contexts, max(sizes), _PREFILL_SHARE * deadline_s)
-    tables: dict[int, _Times] = {}
-    can_rewind = subject.backend.limits.can_rewind
-    for i, context in enumerate(contexts):
-        if i and subject.clock() + subject.fill_s(context) + _least_s(subject, sizes) > end:
-            break
+    shortest = contexts[0]
+    tables: dict[int, _Times] = {context: {} for context in contexts}
+
+    def visit(context: int, rounds: int, until: float) -> None:
         subject.go_to(context)
         subject.time(1)  # the first call after a prefill takes longer
-        times = tables[context] = {}
-        if i == 0:
-            times[1] = [subject.time_in_company(1)]
-            _time_rounds(subject, sizes[:_CORE], times, LEAST_SAMPLES, latest)
-        elif can_rewind:
-            _time_rounds(subject, sizes[:_CORE], times, 1, end)
-        if not can_rewind:
-            share_s = (end - subject.clock()) / (len(contexts) - i)
-            _time_sizes(subject, sizes, times, subject.clock() + share_s)
-            on_progress((i + 1) / len(contexts))
-    for i, context in enumerate(reversed(tables) if can_rewind else ()):
-        subject.go_to(context)
-        inner = 0 < i < len(tables) - 1
+        if context == shortest and not tables[context]:
+            tables[context][1] = [subject.time_in_company(1)]
+            rounds, until = LEAST_SAMPLES, latest
+        _time_rounds(subject, core, tables[context], rounds, until)
+
+    rewinds = subject.backend.limits.can_rewind
+    visited = [c for c in contexts if c < subject.backend.length] if rewinds else []
+    for context in contexts[len(visited) :] if rewinds else ():
+        needed_s = _ENOUGH * (1 + len(visited)) * _least_s(subject, core)
+        if context > shortest and subject.clock() + subject.fill_s(context) + needed_s > end:
+            break
+        visit(context, 1, end)
+        visited.append(context)
+    order = visited[::-1] or contexts
+    for i, context in enumerate(order):
+        left_s, n_left = end - subject.clock(), len(order) - i
+        if context > shortest and left_s < n_left * _least_s(subject, core):
+            continue
+        share = subject.clock() + left_s / n_left
+        visit(context, LEAST_SAMPLES, share)
+        inner = 0 < i < len(order) - 1
         due = [n for n in sizes if n <= _LARGE] if inner else sizes
-        share_s = (end - subject.clock()) / (len(tables) - i)
-        _time_sizes(subject, due, tables[context], subject.clock() + share_s)
-        on_progress((i + 1) / len(tables))
-    known = _known(tables, sizes[:_CORE])
+        _time_sizes(subject, due, tables[context], share)
+        on_progress((i + 1) / len(order))
+    known = _known(tables, core)
     typical = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
-    noise = max(_spread(known, sizes[:_CORE]), _excess(typical), _slowdown(subject, start, waited))
+    noise = max(_spread(known, core), _excess(typical), _slowdown(subject, start, waited))
     _repair(typical)
     _fill(typical)
-    measured = tuple(sorted(typical[contexts[0]]))
+    measured = tuple(sorted(typical[shortest]))
     found = tuple(sorted(typical))
     rows = tuple(tuple(typical[context][n] for n in measured) for context in found)
-    samples = min(len(tables[contexts[0]].get(n, ())) for n in sizes[:_CORE])
+    samples = min(len(tables[shortest].get(n, ())) for n in core)
     return Measurement(CostModel(measured, found, rows), noise, samples)
 
 
@@ -350,14 +358,13 @@ def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
     return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in typical.items()}
 
 
-def _least_s(subject: Subject, sizes: Sequence[int]) -> float:
+def _least_s(subject: Subject, core: Sequence[int]) -> float:
     """What it takes to know a context."""
-    return LEAST_SAMPLES * sum(map(subject.expected_in_company_s, sizes[:_CORE]))
+    return LEAST_SAMPLES * sum(map(subject.expected_in_company_s, core))
 
 
 def _time_sizes(subject: Subject, sizes: Sequence[int], times: _Times, end: float) -> None:
-    """Add samples of those sizes that matter, then of others that there is time for twice."""
-    _time_rounds(subject, sizes[:_CORE], times, LEAST_SAMPLES, end)
+    """Add samples of the sizes that matter, and of others that there is time for twice."""
     due = list(sizes[:_CORE])
     left_s = end - subject.clock()
     for n in sizes[_CORE:]:

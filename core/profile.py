@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,9 +49,10 @@ _CURVE_SHARE: Final = 0.2  # at least
 _CLASS_SHARE: Final = 0.12  # per context
 _BRANCH_SHARE: Final = 0.06  # likewise
 _EXACT_SHARE: Final = 0.5  # left by what comes before
-_LAST_SHARE: Final = 1.8
+_LAST_SHARE: Final = 1.7
 _CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel between them
 _LONG: Final = 576  # and before this one, with 512 cells or more
+_NOTHING_EXACT: Final[tuple[Classes, Branching]] = ((), {})
 _HEAD_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 1 << 16
 _BLOCKS: Final = 8
@@ -264,9 +265,21 @@ def measure_subjects(
             chosen = not chosen
     last = start + _LAST_SHARE * deadline_s
     subject = subjects[chosen]
-    measured = _measure_calls(subject, start + deadline_s, last, deadline_s, on_progress)
-    on_progress("widths that round alike", 0.0)
-    exact = _find_exact(subject, deadline_s, last)
+    contexts = _exact_contexts(subject, deadline_s)
+    exact = {context: _NOTHING_EXACT for context in contexts}
+
+    def find_exact(contexts: Sequence[int]) -> None:
+        on_progress("widths that round alike", 0.0)
+        for i, context in enumerate(contexts):
+            room_s = (last - subject.clock()) / (len(contexts) - i)
+            exact[context] = _find_exact(subject, context, deadline_s, room_s)
+
+    there = [c for c in contexts[1:] if c <= subject.backend.length]  # the comparison's text is
+    find_exact(there)
+    others = [c for c in contexts if c not in there]
+    exact_s = len(others) * (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
+    measured = _measure_calls(subject, start + deadline_s - exact_s, last, deadline_s, on_progress)
+    find_exact(others)
     classes = {context: both[0] for context, both in exact.items()}
     branching = {context: both[1] for context, both in exact.items()}
     noise, samples = measured.noise, measured.samples
@@ -276,10 +289,9 @@ def measure_subjects(
 def _measure_calls(
     subject: Subject, end: float, last: float, deadline_s: float, on_progress: Progress
 ) -> Measurement:
-    """The curve; if the machine is busy, the quieter of two."""
+    """The curve, until `end` or a little later; if the machine is busy, the quieter of two."""
     stage = "time of a call by rows and context"
-    exact_s = len(_CLASS_CONTEXTS) * (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
-    time_s = max(end - exact_s - subject.clock(), _CURVE_SHARE * deadline_s)
+    time_s = max(end - subject.clock(), _CURVE_SHARE * deadline_s)
 
     def once() -> Measurement:
         on_progress(stage, 0.0)
@@ -302,29 +314,28 @@ def _measure_calls(
     return again if again.noise < first.noise and again.samples >= first.samples else first
 
 
-def _find_exact(
-    subject: Subject, deadline_s: float, last: float
-) -> dict[int, tuple[Classes, Branching]]:
-    """Exact widths on both sides of where kernels change; none at a context without time for it."""
-    limits = subject.backend.limits
+def _exact_contexts(subject: Subject, deadline_s: float) -> tuple[int, ...]:
+    """Contexts on both sides of where kernels change."""
     share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
     contexts = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
-    if len(contexts) == 1 and limits.n_ctx >= _LONG + max(WIDTHS):
+    if len(contexts) == 1 and subject.backend.limits.n_ctx >= _LONG + max(WIDTHS):
         contexts = (*contexts, _LONG)  # exactness depends on it
-    exact: dict[int, tuple[Classes, Branching]] = {}
-    for i, context in enumerate(contexts):
-        n_left = len(contexts) - i
-        room_s = (last - subject.clock()) / n_left - subject.fill_s(context)
-        exact[context] = (), {}
-        if room_s < least_exact_s(subject):
-            continue
-        subject.go_to(context)
-        room_s = (last - subject.clock()) / n_left
-        exact[context] = (  # either may take three times its share
-            exact_classes(subject, context, min(_CLASS_SHARE * deadline_s, room_s / 5)),
-            exact_branches(subject, context, min(_BRANCH_SHARE * deadline_s, room_s / 10)),
-        )
-    return exact
+    return contexts
+
+
+def _find_exact(
+    subject: Subject, context: int, deadline_s: float, room_s: float
+) -> tuple[Classes, Branching]:
+    """Exact widths at a context; none where the room is too small to compare two."""
+    end = subject.clock() + room_s
+    if subject.fill_s(context) + least_exact_s(subject) > room_s:
+        return _NOTHING_EXACT
+    subject.go_to(context)
+    room_s = end - subject.clock()  # either may take three times its share
+    return (
+        exact_classes(subject, context, min(_CLASS_SHARE * deadline_s, room_s / 5)),
+        exact_branches(subject, context, min(_BRANCH_SHARE * deadline_s, room_s / 10)),
+    )
 
 
 def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:

@@ -123,8 +123,8 @@ def test_sizes_take_turns() -> None:
         return [width for n in sizes for width in ((1, 1) if n == 1 else (n, 1))]
 
     others = [*turn(2, 24), *turn(2, 24), *turn(2)]  # large ones twice only
-    all_turns = [1, *3 * turn(1, 4, 8), *others, *4 * turn(1, 4, 8, 2)]  # a call to warm up
-    assert backend.widths == all_turns
+    # Behind a call to warm up, on the way up and on the way down.
+    assert backend.widths == [1, *3 * turn(1, 4, 8), 1, *others, *4 * turn(1, 4, 8, 2)]
 
 
 def test_what_a_size_costs_shows_in_two_calls() -> None:
@@ -321,36 +321,43 @@ class Trial:
         )
 
 
+FEW = [5, pytest.param(40, marks=pytest.mark.long)]  # models
+
+
+@pytest.mark.parametrize("n", FEW)
 @pytest.mark.parametrize("tells", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_busy_machine_yields_is_not_trusted(kind: str, tells: bool) -> None:
+def test_what_a_busy_machine_yields_is_not_trusted(kind: str, tells: bool, n: int) -> None:
     """Over models and loads of all kinds: a curve that is trusted is right, and does not fall.
 
-    Flash attention goes off only where that is faster. Some curves of a quiet machine are trusted.
+    Flash attention goes off only where that is faster. A quiet machine is trusted.
     """
-    trials = [Trial(seed, kind, tells) for seed in range(25)]
+    trials = [Trial(seed, kind, tells) for seed in range(n)]
     trusted = [trial for trial in trials if trial.profile.prices]
     wrong = [trial.seed for trial in trusted if trial.error() > math.log(1.6)]
-    assert len(wrong) <= (0 if tells else 1)  # chance may slow just the samples of one size
+    chance = 0 if tells else n // 20  # load may meet just the samples of one size
+    assert len(wrong) <= chance, wrong
     for trial in trusted:
         for times in trial.profile.curve.times:
             assert all(a <= 1.4 * b for i, a in enumerate(times) for b in times[i:])
         assert trial.profile.samples >= 3
     wrongly_off = [t.seed for t in trials if not t.profile.flash_attention and t.off >= 1]
-    assert len(wrongly_off) <= (0 if tells else 1)
+    assert len(wrongly_off) <= chance, wrongly_off
     known = [trial for trial in trials if trial.profile.samples >= 3]
-    assert len(known) >= 5
     if kind == "quiet":
-        assert all(trial.profile.noise < 1.15 for trial in known)
-        assert any(not t.profile.flash_attention for t in trials if t.off == 0.6)
+        assert len(known) > n / 2
+        assert all(trial.profile.noise < 1.25 for trial in known)
+        assert len(trusted) == len(known)
+        assert n < 40 or any(not t.profile.flash_attention for t in trials if t.off == 0.6)
     if kind == "all" and tells:
         assert not trusted
 
 
+@pytest.mark.parametrize("n", FEW)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_whole_takes_no_more_than_twice_the_time(kind: str) -> None:
+def test_the_whole_takes_no_more_than_twice_the_time(kind: str, n: int) -> None:
     """Comparison, curve, a second try and widths together, on slow models under load as well."""
-    late = [s for s in range(40) if Trial(s, kind, s % 2 == 0).machine.now > 2 * DEADLINE_S]
+    late = [s for s in range(n) if Trial(s, kind, s % 2 == 0).machine.now > 2 * DEADLINE_S]
     assert late == []
 
 
