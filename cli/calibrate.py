@@ -38,7 +38,8 @@ def register(app: typer.Typer) -> None:
 def calibrate(
     model: ModelArgument = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, help="About how long to measure; at most twice that.")
+        float,
+        typer.Option("--seconds", min=1.0, help="About how long to measure; at most twice that."),
     ] = 17.0,
     curve_out: Annotated[
         Path | None,
