@@ -374,6 +374,35 @@ def test_a_slow_model_on_a_busy_machine() -> None:
     assert profile.strict == ONE_ROW
 
 
+def test_times_that_change_half_way_are_noise() -> None:
+    """Though all sizes change alike, so that the curve has the right shape."""
+    busy = TimedBackend(load=lambda calls: 1.0 if calls < 24 else 1.5)
+    found = measure(busy.subject(), 1e6, (1, 4, 8), (8,))
+    assert found.noise == pytest.approx(1.5)
+    assert found.samples == 7
+
+
+@pytest.mark.parametrize(
+    ("spread", "saved", "on"), [(1.0, 0.9, False), (1.0, 0.97, True), (1.3, 0.9, True)]
+)
+def test_flash_attention_stays_on_in_doubt(spread: float, saved: float, on: bool) -> None:
+    """It goes off where that saves 5 % or more, and more than repetitions differ by."""
+    clock = [0.0]
+    limits = fake_limits(16, n_ctx=300)
+    rng = random.Random(1)
+    subjects = {
+        setting: TimedBackend(
+            limits, clock=clock, factor=factor, load=lambda calls: rng.choice((1.0, spread))
+        ).subject()
+        for setting, factor in ((True, 1.0), (False, saved))
+    }
+    profile = measure_subjects(subjects, 1e5, lambda *_: None)
+    assert profile.flash_attention is on
+    assert profile.comparison is not None
+    assert profile.comparison.apart == (False, spread == 1.0)
+    assert profile.comparison.steps[1] == pytest.approx(saved, abs=0.02)
+
+
 def test_a_falling_curve_is_no_curve() -> None:
     """Whatever repetitions say: rows cannot cost less than fewer rows, nor more than one by one."""
     for bad in ({1: 3.0}, {4: 3.0}, {8: 1 / 3}, {8: 4.0}, {4: 6.0}):
