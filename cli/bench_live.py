@@ -13,23 +13,24 @@ from pathlib import Path
 import typer
 
 from specgen.core.bandwidth import measure_bandwidth
-from specgen.core.benchmark import Arm, Plan, measure_arms
+from specgen.core.benchmark import Arm, Plan, answers_by_task, measure_arms
 from specgen.core.budget import Fit
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull
-from specgen.core.host import default_threads
+from specgen.core.host import default_threads, load
 from specgen.core.machine import card_of
 from specgen.core.profile import Profile
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
+from specgen.core.summary import ALL, without_ratio
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
 from specgen.drafters import AUTO, create, fewer, together, with_past
 from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
 
 from .bench_plot import check_plot, plot
-from .bench_report import write
+from .bench_report import LEAST, write
 from .calibrate import ensure_profile
 from .choices import Format
 from .files import check_place, write_whole
@@ -88,6 +89,8 @@ def run_live(job: LiveJob) -> None:
     prompts = load_prompts(job.data) if job.data else own_prompts()
     if job.per_task:
         prompts = sampled(prompts, job.per_task)
+    for warning in _foreseen(prompts, job.repetitions):
+        note(f"specgen: {warning}")
     path = ensure_model(job.model)
     draft = None if job.draft is None else ensure_model(job.draft)
     wanted = replace(job.config, draft_model=draft)
@@ -115,6 +118,20 @@ def run_live(job: LiveJob) -> None:
         note(f"specgen: {answers} left out: they did not fit the context of {engine.n_ctx} tokens")
     if interrupts.signal is not None:
         raise typer.Exit(interrupts.exit_code)
+
+
+def _foreseen(prompts: Sequence[Prompt], repetitions: int) -> Iterator[str]:
+    """What will be missing in the results, or not be worth much."""
+    answers = answers_by_task(prompts, repetitions)
+    missing = without_ratio(answers, repetitions)
+    of = "" if ALL in missing else f" of {', '.join(missing)}"
+    if missing == list(answers):
+        of = " of single tasks"
+    if missing:
+        yield f"there will be no ratios{of}: it takes {LEAST} (-r, --per-task)"
+    tasks, cpus = load() or (0.0, 1)
+    if tasks > cpus:
+        yield f"the machine is busy: its load is {tasks:.1f} on {cpus} CPUs, so speeds will vary"
 
 
 def show(results: Results, format: Format, save: Path | None, plot_to: Path | None) -> None:
@@ -161,7 +178,7 @@ def _results(engine: Engine, profile: Profile, bandwidth: float, runs: tuple[Run
         now=datetime.now(UTC),
         bandwidth=bandwidth,
     )
-    return Results(card, profile.curve, runs)
+    return Results(card, profile.prices, runs)
 
 
 def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:

@@ -29,7 +29,7 @@ _LONGEST_NAME: Final = 20
 _CEILINGS: Final = (0, 1024)  # tokens of context
 _BANDWIDTHS_DIFFER: Final = 0.1  # less is the measurement's noise
 _UNKNOWN: Final = "-"
-_LEAST: Final = f"{LEAST_PAIRS} pairs, and {LEAST_REPETITIONS} repetitions of a prompt"
+LEAST: Final = f"{LEAST_PAIRS} pairs, and {LEAST_REPETITIONS} repetitions of a prompt"
 
 
 def show(results: Results, format: Format, *, terminal: bool = False) -> str:
@@ -192,7 +192,7 @@ def _legend(rows: Sequence[Row]) -> Iterator[str]:
             " prompt; of 100 benchmarks, 95 come within ± of the truth"
         )
     if not all(row.ratio for row in drafted):
-        yield f"speedup -: too few runs; it takes {_LEAST}"
+        yield f"speedup -: too few runs; it takes {LEAST}"
     if drafted:
         yield "right guesses: of those that were checked"
     yield "host: time of a step outside llama.cpp; first: from the question to the first token"
@@ -265,4 +265,4 @@ def _comparison_legend(changes: Sequence[Change]) -> Iterator[str]:
     if any(change.ratio for change in changes):
         yield "±: what repetitions differ by; how one day differs from another comes on top"
     if not all(change.ratio for change in changes):
-        yield f"-: too few runs; it takes {_LEAST} on either side"
+        yield f"-: too few runs; it takes {LEAST} on either side"

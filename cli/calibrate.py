@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specgen.core.errors import UsageError
+from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.paths import path_text
 
 from .choices import number
@@ -43,7 +43,12 @@ def calibrate(
     chosen: ModelChoice,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", min=1.0, callback=number, help="How long to measure, at most."),
+        typer.Option(
+            "--seconds",
+            min=1.0,
+            callback=number,
+            help="About how long to measure; at most twice that.",
+        ),
     ] = 17.0,
     curve_out: Annotated[
         Path | None,
@@ -54,8 +59,12 @@ def calibrate(
     *,
     engine: MachineOptions,
 ) -> None:
-    """Measure what drafts cost with a model on this machine, and keep it for later runs."""
-    from specgen.core.profile import keep_profile, measure_profile
+    """Measure what drafts cost with a model on this machine, and keep it for later runs.
+
+    A busy machine is measured twice. Where that does not help, or the time is too short, nothing is
+    kept, and the exit code is 1.
+    """
+    from specgen.core.profile import measure_profile
 
     from .memory import require_room_to_measure
     from .models import ensure_model
@@ -70,22 +79,26 @@ def calibrate(
     require_room_to_measure(path, config, None)
     with shown_progress() as progress:
         profile = measure_profile(path, config, seconds, progress)
-    kept = keep_profile(path, config, profile)
-    if curve_out:
+    kept = _keep(path, config, profile)
+    if curve_out and profile.prices:
         _save(profile, curve_out)
     if as_json:
         record = {"model": path_text(path), "stored": kept and path_text(kept)} | _record(profile)
         show(json.dumps(record))
     else:
         _print(profile, kept)
+    if profile.prices is None:
+        raise SpecgenError(f"not kept: {profile.doubt}", _remedy(profile, seconds))
 
 
 def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) -> Profile:
-    """What is known of the model on this machine; measured and kept first if nothing is.
+    """What is known of the model on this machine; measured first if nothing is.
+
+    It is kept if times are known well, else it serves this run, without them.
 
     Raises ModelError or BackendError, and MemoryBudgetError if measuring would cross a budget.
     """
-    from specgen.core.profile import find_profile, keep_profile, measure_profile
+    from specgen.core.profile import find_profile, measure_profile
     from specgen.core.resident import reset_peak, trim_heap
 
     from .memory import require_room_to_measure
@@ -96,10 +109,25 @@ def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) 
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:
             profile = measure_profile(path, config, on_progress=progress)
-        keep_profile(path, config, profile)
+        _keep(path, config, profile)
+        if profile.prices is None:
+            note(f"specgen: what calls cost is not known, and not kept: {profile.doubt}")
         trim_heap()
         reset_peak()  # what follows has a plan of its own
     return profile
+
+
+def _keep(path: Path, config: EngineConfig, profile: Profile) -> Path | None:
+    """Where it is kept, or None: it is not known well, or the cache cannot be written."""
+    from specgen.core.profile import keep_profile
+
+    return keep_profile(path, config, profile) if profile.prices else None
+
+
+def _remedy(profile: Profile, seconds: float) -> str:
+    if profile.is_noisy:
+        return "run it again when it is quiet"
+    return f"give it more time: --seconds {4 * seconds:.0f}"
 
 
 @cache_app.callback()
@@ -142,6 +170,7 @@ def _record(profile: Profile) -> dict[str, Any]:
             "contexts": list(comparison.contexts),
         },
         "noise": round(profile.noise, 2),
+        "samples": profile.samples,
         "curve": profile.curve.record(),
         "break_even": [
             {"context": context}
@@ -161,8 +190,6 @@ def _print(profile: Profile, kept: Path | None) -> None:
     show("")
     for line in _lines(profile, kept):
         show(line)
-    if profile.is_noisy:
-        note("specgen: the machine was busy with something else; measure again when it is not")
 
 
 def _table(profile: Profile) -> tuple[list[str], list[list[str]]]:
@@ -182,9 +209,12 @@ def _lines(profile: Profile, kept: Path | None) -> Iterator[str]:
         needed = ", ".join(f"{_relative(profile, n, context):.2f} with {n}" for n in _BREAK_EVEN)
         yield f"tokens per step to break even at {context} tokens: {needed} rows"
     for context, classes in sorted(profile.classes.items()):
-        groups = " | ".join(" ".join(map(str, widths)) for widths in classes)
+        groups = " | ".join(" ".join(map(str, widths)) for widths in classes) or "not compared"
         yield f"rows that give the same bits at {context} tokens: {groups}"
-    yield f"kept in {path_text(kept)}" if kept else "not kept: the cache folder cannot be written"
+    if profile.prices:
+        yield (
+            f"kept in {path_text(kept)}" if kept else "not kept: the cache folder cannot be written"
+        )
 
 
 def _relative(profile: Profile, n: int, context: int) -> float:
@@ -197,8 +227,11 @@ def _flash_attention(profile: Profile) -> str:
     comparison = profile.comparison
     if comparison is None:
         return f"flash attention: {chosen}, as asked for or the only one that works"
+    if not comparison.contexts:
+        return f"flash attention: {chosen}; there was no time to compare it with off"
     contexts = " and ".join(map(str, comparison.contexts))
+    certain = "" if comparison.apart[1] else ", which may be chance"
     return (
         f"flash attention: {chosen}; without it steps take {comparison.steps[1]:.2f} times as long"
-        f" at {contexts} tokens, prompts {comparison.prefill[1]:.2f} times"
+        f" at {contexts} tokens{certain}, prompts {comparison.prefill[1]:.2f} times"
     )

@@ -7,6 +7,7 @@ for arms that are to be warm.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -68,6 +69,17 @@ class Plan:
         return turns * len(self.arms) * self.repetitions
 
 
+def answers_by_task(prompts: Sequence[Prompt], repetitions: int) -> Counter[str]:
+    """How many answers each way of decoding will give, by task as runs name it."""
+    turns = ((p, turn) for p in prompts for turn in range(1, len(p.turns) + 1))
+    return Counter(_task(prompt, turn) for prompt, turn in turns for _ in range(repetitions))
+
+
+def _task(prompt: Prompt, turn: int) -> str:
+    """Turns of a conversation, counted from 1, are tasks of their own."""
+    return prompt.task if len(prompt.turns) == 1 else f"{prompt.task} turn {turn}"
+
+
 def measure_arms(
     engine: Engine, plan: Plan, check: Callable[[], None] = lambda: None
 ) -> Iterator[Run]:
@@ -104,7 +116,6 @@ def _converse(
     params = replace(prompt.sampling, seed=number * _SEEDS + repetition)
     sampler = Sampler(params, engine.vocab.n_vocab)
     ask = _asking(engine)
-    several = len(prompt.turns) > 1
     for turn, text in enumerate(prompt.turns, start=1):
         reset_peak()
         tokens, keep = ask(text)
@@ -118,8 +129,7 @@ def _converse(
             return
         keep(generation)
         engine.keep(generation)
-        task = f"{prompt.task} turn {turn}" if several else prompt.task
-        yield _run(generation, task, (number, turn, repetition), arm.name)
+        yield _run(generation, _task(prompt, turn), (number, turn, repetition), arm.name)
 
 
 _Ask = Callable[[str], tuple[list[int], Callable[[Generation], None]]]

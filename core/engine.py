@@ -172,7 +172,7 @@ class Engine:
             return make()
         return make(
             calibrator=learned.calibrator if learned else experienced(),
-            pricing=CostTracker(self.profile.curve if self.profile else None),
+            pricing=CostTracker(self.profile.prices if self.profile else None),
             pace=Pace(),
             host_s=_HOST_S,
         )

@@ -33,30 +33,41 @@ def exact_classes(
     """Which batch widths give bit-identical rows.
 
     A text is decoded after `context` tokens in steps of each width; widths whose logits are the
-    same bits all along form a class. None are found where the backend cannot rewind.
+    same bits all along form a class. None are found where the backend cannot rewind. A width that
+    takes longer than (1 + _GRACE) deadlines is given up half way.
     """
     if not subject.backend.limits.can_rewind:
         return ()
     end = subject.clock() + deadline_s
+    last = end + _GRACE * deadline_s
     classes: dict[tuple[bytes, ...], list[int]] = {}
     longest_s = 0.0
     for width in subject.sizes(widths):
         start = subject.clock()
         n_known = sum(map(len, classes.values()))
-        grace_s = _GRACE * deadline_s if n_known < _WANTED else 0.0
-        if classes and start + longest_s > end + grace_s:
+        if start + longest_s > (last if n_known < _WANTED else end):
             break
         subject.go_to(context)
-        classes.setdefault(_decode(subject, width), []).append(width)
+        digests = _decode(subject, width, last)
+        if digests is None:
+            break
+        classes.setdefault(digests, []).append(width)
         longest_s = max(longest_s, subject.clock() - start)
     subject.go_to(context)
     return tuple(sorted(tuple(sorted(members)) for members in classes.values()))
 
 
-def _decode(subject: Subject, width: int) -> tuple[bytes, ...]:
-    """A digest of the logits after each of the next tokens, `width` rows a call."""
+def least_exact_s(subject: Subject) -> float:
+    """Seconds in which `exact_classes` compares two widths, as far as they are known."""
+    return sum(-(-_TOKENS // n) * subject.expected_s(n) for n in subject.sizes(WIDTHS)[:2])
+
+
+def _decode(subject: Subject, width: int, last: float) -> tuple[bytes, ...] | None:
+    """A digest of the logits after each of the next tokens, `width` rows a call; None if late."""
     digests: list[bytes] = []
     while (left := _TOKENS - len(digests)) > 0:
+        if subject.clock() > last:
+            return None
         rows = subject.backend.score(subject.chain(width), ())
         digests += _digests(rows[:left])
         subject.backend.commit(min(width, left))
@@ -68,20 +79,23 @@ def exact_branches(
 ) -> Branching:
     """Of each width that there is time for: are rows of a side branch the bits of a chain's rows?
 
-    None are tried where the backend cannot branch.
+    None are tried where the backend cannot branch. Time is kept as `exact_classes` does.
     """
     limits = subject.backend.limits
     if not (limits.can_branch and limits.can_rewind):
         return {}
     end = subject.clock() + deadline_s
+    last = end + _GRACE * deadline_s
     found: Branching = {}
     longest_s = 0.0
     for width in subject.sizes(widths):
         start = subject.clock()
-        if found and start + longest_s > end:
+        if start + longest_s > end:
             break
-        places = range(context, context + width * _n_places(width), width)
-        found[width] = all(_branches_alike(subject, place, width) for place in places)
+        alike = _alike_everywhere(subject, context, width, last)
+        if alike is None:
+            break
+        found[width] = alike
         longest_s = max(longest_s, subject.clock() - start)
     subject.go_to(context)
     return found
@@ -94,6 +108,16 @@ def _n_main(width: int) -> int:
 
 def _n_places(width: int) -> int:
     return -(-_ROWS // (width - _n_main(width)))
+
+
+def _alike_everywhere(subject: Subject, context: int, width: int, last: float) -> bool | None:
+    """Whether side branches are alike at all places that are tried; None if it gets late."""
+    for place in range(context, context + width * _n_places(width), width):
+        if subject.clock() > last:
+            return None
+        if not _branches_alike(subject, place, width):
+            return False
+    return True
 
 
 def _branches_alike(subject: Subject, context: int, width: int) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from .resident import bytes_in, own_bytes
+
+Waits: TypeAlias = Mapping[str, float]  # seconds by thread
 
 _N = TypeVar("_N", bound=float)
 
@@ -24,6 +27,41 @@ def default_threads() -> int:
     if quota is not None:
         bounds.append(int(quota))
     return max(1, min(bounds))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(_affinity())
+
+
+def load() -> tuple[float, int] | None:
+    """How many tasks wanted to run in the last minute, and how many CPUs the machine has for them.
+
+    None where the system does not tell.
+    """
+    try:
+        return os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):  # Windows has none; a container may hide it
+        return None
+
+
+def thread_waits() -> Waits:
+    """How long each thread of this process was ready to run while others had the CPUs, so far.
+
+    Empty where the system does not tell; Linux does.
+    """
+    waits: dict[str, float] = {}
+    with suppress(OSError):
+        for task in Path("/proc/self/task").iterdir():
+            words = (_read(task / "schedstat") or "").split()
+            if len(words) == 3:  # ns that it ran, ns that it waited, times that it ran
+                waits[task.name] = int(words[1]) / 1e9
+    return waits
+
+
+def longest_wait_s(before: Waits, after: Waits) -> float:
+    """How long the thread waited that waited most: all others wait for it at the next barrier."""
+    return max((after[name] - before[name] for name in after if name in before), default=0.0)
 
 
 def available_memory_bytes() -> int | None:

@@ -2,14 +2,16 @@
 
 Everything is timed in turns (size after size, setting after setting, and again), because load
 comes and goes. It only ever adds, so of several times the lower quartile is reported. Deadlines
-are kept by fewer repetitions first, then by fewer points: a slow model is known less exactly.
+are kept by shorter contexts first, then by fewer repetitions and sizes: a slow model is known
+less exactly. What was timed once only is not known at all: one sample has no spread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from time import perf_counter
 from typing import Final, TypeAlias
@@ -17,29 +19,39 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from .cost import CostModel
+from .host import Waits, longest_wait_s
 from .protocols import Backend, Tokens
 from .tree import DraftTree
 
 Clock: TypeAlias = Callable[[], float]
 Progress: TypeAlias = Callable[[float], None]  # told the part that is done, 0..1
+_Times: TypeAlias = dict[int, list[float]]  # samples by size
 
 # Most important first: where time runs out, the rest is left to the lines between.
 SIZES: Final = (1, 4, 8, 2, 16, 12, 3, 6, 5, 7, 9, 10, 32, 24, 64)
 CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # a shorter one fills too slowly to judge
+LEAST_SAMPLES: Final = 3  # of a size that matters; with fewer nothing is known well
+NOISY: Final = 1.3  # times that are off by more cannot be trusted; quiet machines have 1.0 to 1.1
 
-_ALWAYS: Final = 3  # sizes that are measured whatever the deadline
+_CORE: Final = 3  # sizes that matter most
+_PAIR: Final = 2  # samples of any other size, or it is left to the lines between
 _ROUNDS: Final = 7
 _DISTURBED: Final = 1.2  # kernels that change with the context make up for less
-_STEEPEST_DIP: Final = 1.4  # 1.3 was seen where sizes have no kernel of their own
+# What one kernel has over another at most: 1.3 was seen where sizes have none of their own.
+_KERNELS: Final = 1.4
 _LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, fewer contexts
 _LARGE_ROUNDS: Final = 2
+_LEAST_PART: Final = 0.05
+_ENOUGH: Final = 2.0  # times what it takes to know all contexts, or no other one is filled
 # Sizes by which settings are compared, and their weights: most calls have one row.
 _COMPARED: Final = {1: 6, 4: 1, 8: 1, 12: 1}
 _COMPARE_CONTEXTS: Final = (128, 1024)
-_COMPARE_ROUNDS: Final = 3
+_COMPARE_ROUNDS: Final = 5
 # Parts of a deadline for text that is only there to be long. The comparison's stays for later.
 _PREFILL_SHARE: Final = 0.4
 _COMPARE_PREFILL_SHARE: Final = 0.8
+_WARM_UP: Final = 8  # tokens whose time says nothing: weights may come from disk
+_TASTE: Final = 32  # tokens that tell how fast others will be
 
 
 class Subject:
@@ -49,13 +61,22 @@ class Subject:
         backend: measured; its cache is overwritten.
         tokens: a text, repeated as needed.
         clock: seconds.
+        waits: how long threads had to wait so far, see host.thread_waits; {} if nobody tells.
     """
 
-    def __init__(self, backend: Backend, tokens: Sequence[int], clock: Clock = perf_counter):
+    def __init__(
+        self,
+        backend: Backend,
+        tokens: Sequence[int],
+        clock: Clock = perf_counter,
+        waits: Callable[[], Waits] = dict,
+    ) -> None:
         self.backend = backend
         self.clock = clock
+        self.waits = waits
         self.prefill_s = 0.0
         self.prefilled = 0  # tokens, in prefill_s
+        self._taken: dict[int, tuple[int, float]] = {}  # by rows: calls and their seconds
         n_ctx = backend.limits.n_ctx
         self._text: Tokens = np.resize(np.array(tokens, np.int32), n_ctx)
 
@@ -70,25 +91,49 @@ class Subject:
 
         At least one, shorter than asked for if need be.
         """
+        end = self.clock() + time_s
         most = self.backend.limits.n_ctx - largest
         fit = [c for c in contexts if c <= most] or [most // 2]
-        if self.backend.length < fit[0]:
-            self.go_to(fit[0])
-        rate = self.prefill_s / self.prefilled if self.prefilled else 0.0
-        new = (max(0, context - self.backend.length) for context in fit[1:])
-        return (fit[0], *(c for c, n in zip(fit[1:], new, strict=True) if n * rate <= time_s))
+        self.warm_up(fit[0])
+        left_s = end - self.clock()
+        reached = [c for c in fit if self.fill_s(c) <= left_s]
+        if reached:
+            return tuple(reached)
+        length = self.backend.length
+        return (min(fit[0], length + max(0, int(left_s / self.token_s))),)
+
+    def warm_up(self, context: int) -> None:
+        """Fill a part of `context` tokens, so that it is known how long the rest will take."""
+        for taste in (_WARM_UP, _TASTE):
+            taste = min(taste, context * taste // _TASTE)
+            if self.backend.length < taste:
+                self.go_to(taste)
+
+    @property
+    def token_s(self) -> float:
+        """Seconds of a token of a prompt; 0 if none was timed."""
+        return self.prefill_s / self.prefilled if self.prefilled else 0.0
+
+    def fill_s(self, context: int) -> float:
+        """Seconds that `go_to` will probably take."""
+        return max(0, context - self.backend.length) * self.token_s
 
     def go_to(self, context: int) -> None:
         """Commit exactly `context` tokens; what cannot be dropped stays."""
         backend = self.backend
         if backend.limits.can_rewind:
             backend.rewind(context)
-        start = self.clock()
         while (done := backend.length) < context:
             end = min(context, done + backend.limits.chunk)
+            start = self.clock()
             backend.prefill(self._text[done:end])
-            self.prefilled += end - done
-        self.prefill_s += self.clock() - start
+            if done:  # whatever comes first warms up
+                self.prefilled += end - done
+                self.prefill_s += self.clock() - start
+
+    def has_room(self, n: int) -> bool:
+        """Whether `n` rows fit: where nothing can be dropped, measuring fills the context."""
+        return self.backend.length + n <= self.backend.limits.n_ctx
 
     def chain(self, n: int) -> DraftTree:
         """The next `n` tokens of the text."""
@@ -102,7 +147,20 @@ class Subject:
         self.backend.score(tree, ())
         seconds = self.clock() - start
         self.backend.commit(0 if self.backend.limits.can_rewind else 1)
+        calls, total_s = self._taken.get(n, (0, 0.0))
+        self._taken[n] = calls + 1, total_s + seconds
         return seconds
+
+    def expected_s(self, n: int) -> float:
+        """What `time` will take, by the next larger size or the largest; 0 if none was timed.
+
+        On average: under load the fastest call says little of what others will take.
+        """
+        if not self._taken:
+            return 0.0
+        m = min((m for m in self._taken if m >= n), default=max(self._taken))
+        calls, total_s = self._taken[m]
+        return total_s / calls * max(1.0, n / m)
 
     @property
     def times_pairs(self) -> bool:
@@ -124,17 +182,24 @@ class Subject:
         self.time(1)
         return self.time(1)
 
+    def expected_in_company_s(self, n: int) -> float:
+        """What `time_in_company` will take."""
+        return self.expected_s(n) + (self.expected_s(1) if self.times_pairs else 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """A curve, and how much to trust it.
 
     Attributes:
-        noise: by what factor times of the same call differed; 1.0 is a quiet machine.
+        noise: by what factor times of the same call differed, or were longer than they can be
+            on a quiet machine, which is 1.0.
+        samples: of the sizes that matter at the shortest context, the fewest of any.
     """
 
     curve: CostModel
     noise: float
+    samples: int
 
 
 def measure(
@@ -143,53 +208,130 @@ def measure(
     sizes: Sequence[int] = SIZES,
     contexts: Sequence[int] = CONTEXTS,
     on_progress: Progress = lambda share: None,
+    latest_s: float | None = None,
 ) -> Measurement:
-    """T of `sizes`, most important first, at rising `contexts`, as far as time allows."""
-    end = subject.clock() + deadline_s
+    """T of `sizes`, most important first, at rising `contexts`, as far as time allows.
+
+    LEAST_SAMPLES of the sizes that matter at the shortest context are worth more than all else:
+    time is left for them, and for `latest_s` seconds they may be taken. Other contexts are looked
+    at on the way up, from where the text ends, and measured on the way down, where that is
+    possible, so that a busy spell does not meet all that is known of one.
+    """
+    start, waited = subject.clock(), subject.waits()
+    end = start + deadline_s
+    latest = start + (deadline_s if latest_s is None else latest_s)
     sizes = subject.sizes(sizes)
+    core = sizes[:_CORE]
     contexts = subject.contexts(contexts, max(sizes), _PREFILL_SHARE * deadline_s)
-    subject.go_to(contexts[-1] if subject.backend.limits.can_rewind else contexts[0])
-    order = contexts[::-1] if subject.backend.limits.can_rewind else contexts
-    tables: dict[int, dict[int, list[float]]] = {}
-    for i, context in enumerate(order):
-        if tables and subject.clock() > end:
-            break
+    shortest = contexts[0]
+    tables: dict[int, _Times] = {context: {} for context in contexts}
+
+    def visit(context: int, rounds: int, until: float) -> None:
         subject.go_to(context)
-        share_s = (end - subject.clock()) / (len(order) - i)
+        subject.time(1)  # the first call after a prefill takes longer
+        if context == shortest and not tables[context]:
+            tables[context][1] = [subject.time_in_company(1)]
+            rounds, until = LEAST_SAMPLES, latest
+        _time_rounds(subject, core, tables[context], rounds, until)
+
+    rewinds = subject.backend.limits.can_rewind
+    visited = [c for c in contexts if c < subject.backend.length] if rewinds else []
+    for context in contexts[len(visited) :] if rewinds else ():
+        needed_s = _ENOUGH * (1 + len(visited)) * _least_s(subject, core)
+        if context > shortest and subject.clock() + subject.fill_s(context) + needed_s > end:
+            break
+        visit(context, 1, end)
+        visited.append(context)
+    order = visited[::-1] or contexts
+    for i, context in enumerate(order):
+        left_s, n_left = end - subject.clock(), len(order) - i
+        if context > shortest and left_s < n_left * _least_s(subject, core):
+            continue
+        share = subject.clock() + left_s / n_left
+        visit(context, LEAST_SAMPLES, share)
         inner = 0 < i < len(order) - 1
         due = [n for n in sizes if n <= _LARGE] if inner else sizes
-        tables[context] = _time_sizes(subject, due, share_s)
+        _time_sizes(subject, due, tables[context], share)
         on_progress((i + 1) / len(order))
-    typical = {
-        context: _typical_times(table, with_next=subject.times_pairs)
-        for context, table in tables.items()
-    }
+    known = _known(tables, core)
+    typical = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
+    noise = max(_spread(known, core), _excess(typical), _slowdown(subject, start, waited))
+    _repair(typical)
     _fill(typical)
-    excess = _repair(typical)
-    spread = [median(s) / min(s) for table in tables.values() for s in table.values()]
-    measured = tuple(sorted(typical[order[0]]))
+    measured = tuple(sorted(typical[shortest]))
     found = tuple(sorted(typical))
-    times = tuple(tuple(typical[context][n] for n in measured) for context in found)
-    curve = CostModel(measured, found, times)
-    return Measurement(curve, noise=max(median(spread), excess))
+    rows = tuple(tuple(typical[context][n] for n in measured) for context in found)
+    samples = min(len(tables[shortest].get(n, ())) for n in core)
+    return Measurement(CostModel(measured, found, rows), noise, samples)
 
 
-def _repair(tables: dict[int, dict[int, float]]) -> float:
-    """Replace times that a longer context, or a much larger size, undercuts: load was on them.
+def _known(tables: Mapping[int, _Times], core: Sequence[int]) -> dict[int, _Times]:
+    """What was timed often enough; of the first context, which must have something, the best."""
+    first = next(iter(tables))
+    known = {
+        context: {n: s for n, s in times.items() if len(s) >= _least(n, core)}
+        for context, times in tables.items()
+    }
+    if not all(n in known[first] for n in core):
+        return {first: {n: samples for n, samples in tables[first].items() if n in core}}
+    return {c: times for c, times in known.items() if all(n in times for n in core)}
 
-    Returns by how much they were too long, the median over all times; 1.0 is a clean table.
+
+def _least(n: int, core: Sequence[int]) -> int:
+    """Samples of a size without which nothing is known of it."""
+    return LEAST_SAMPLES if n in core else _PAIR
+
+
+def _spread(tables: Mapping[int, _Times], core: Sequence[int]) -> float:
+    """By what factor times of the same call differed: of any size that matters, and of most.
+
+    A median, so that what comes now and then does not count.
     """
-    ratios: list[float] = []
+    spreads = {
+        (context, n): median(samples) / min(samples)
+        for context, times in tables.items()
+        for n, samples in times.items()
+        if len(samples) >= LEAST_SAMPLES
+    }
+    important = [spread for (_, n), spread in spreads.items() if n in core]
+    return max((median(spreads.values()), *important)) if spreads else 1.0
+
+
+def _excess(tables: Mapping[int, Mapping[int, float]]) -> float:
+    """By how much times were longer than kernels explain, at the worst place; 1.0 is a clean table.
+
+    A longer context or more rows take no less time, and rows no more than one part after another.
+    """
+    excess = 1.0
+    for (context, table), (longer, other) in product(tables.items(), repeat=2):
+        for (n, seconds), (m, more) in product(table.items(), other.items()):
+            if context < longer and n == m and seconds > _DISTURBED * more:
+                excess = max(excess, seconds / more)
+            if context <= longer and n < m and seconds > _KERNELS * more:
+                excess = max(excess, seconds / more)
+            parts = -(-m // n)
+            if context == longer and n < m and more > _KERNELS * parts * seconds:
+                excess = max(excess, more / (parts * seconds))
+    return excess
+
+
+def _slowdown(subject: Subject, start: float, waited: Waits) -> float:
+    """By what factor work took longer because something else had the processors."""
+    seconds = subject.clock() - start
+    working_s = seconds - longest_wait_s(waited, subject.waits())
+    return seconds / max(working_s, 0.01 * seconds) if seconds > 0 else 1.0
+
+
+def _repair(tables: dict[int, dict[int, float]]) -> None:
+    """Replace times that a longer context, or a much larger size, undercuts: load was on them."""
     for context, table in tables.items():
         longer = [other for c, other in tables.items() if c >= context]
         for n, seconds in table.items():
             same = min(other[n] for other in longer if n in other)
             larger = min(other[m] for other in longer for m in other if m >= n)
-            ratios.append(seconds / min(same, larger))
             if seconds > _DISTURBED * same:
                 table[n] = same
-            table[n] = min(table[n], _STEEPEST_DIP * larger)
-    return median(ratios)
+            table[n] = min(table[n], _KERNELS * larger)
 
 
 def _fill(tables: dict[int, dict[int, float]]) -> None:
@@ -206,33 +348,44 @@ def _typical(samples: Sequence[float]) -> float:
     return sorted(samples)[(len(samples) - 1) // 4]
 
 
-def _typical_times(table: dict[int, list[float]], *, with_next: bool) -> dict[int, float]:
-    """T by size, from what `_time_sizes` gives; with the next call's one row, or without."""
-    plain_s = _typical(table[1]) if with_next else 0.0
-    return {n: _typical(samples) - (plain_s if n > 1 else 0.0) for n, samples in table.items()}
+def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
+    """T by size, from what `_time_sizes` gives; with the next call's one row, or without.
+
+    Never less than a part of the samples: load can make one row dearer than two calls.
+    """
+    plain_s = _typical(times[1]) if with_next else 0.0
+    typical = {n: _typical(samples) for n, samples in times.items()}
+    return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in typical.items()}
 
 
-def _time_sizes(subject: Subject, sizes: Sequence[int], time_s: float) -> dict[int, list[float]]:
-    """`time_in_company` of as many rounds over `sizes` as fit into `time_s`."""
-    end = subject.clock() + time_s
-    subject.time(1)  # the first call after a prefill takes longer
-    times: dict[int, list[float]] = {}
-    for number in range(_ROUNDS):
-        for i, n in enumerate(sizes):
-            if n > _LARGE and number >= _LARGE_ROUNDS:
+def _least_s(subject: Subject, core: Sequence[int]) -> float:
+    """What it takes to know a context."""
+    return LEAST_SAMPLES * sum(map(subject.expected_in_company_s, core))
+
+
+def _time_sizes(subject: Subject, sizes: Sequence[int], times: _Times, end: float) -> None:
+    """Add samples of the sizes that matter, and of others that there is time for twice."""
+    due = list(sizes[:_CORE])
+    left_s = end - subject.clock()
+    for n in sizes[_CORE:]:
+        left_s -= _PAIR * subject.expected_in_company_s(n)
+        if left_s >= 0:
+            due.append(n)
+    _time_rounds(subject, due, times, _ROUNDS, end)
+
+
+def _time_rounds(
+    subject: Subject, sizes: Sequence[int], times: _Times, rounds: int, end: float
+) -> None:
+    """Add `time_in_company` of `sizes` in turns, until there are as many samples, or to the end."""
+    for number in range(rounds):
+        for n in sizes:
+            samples = times.get(n, [])
+            enough = number >= _LARGE_ROUNDS if n > _LARGE else len(samples) > number
+            late = subject.clock() + subject.expected_in_company_s(n) > end
+            if enough or late or not subject.has_room(n):
                 continue
-            is_due = number == 0 and i < _ALWAYS
-            if not is_due and subject.clock() + _expected_s(times, n) > end:
-                continue
-            times.setdefault(n, []).append(subject.time_in_company(n))
-    return times
-
-
-def _expected_s(times: dict[int, list[float]], n: int) -> float:
-    """What a call will take, by its own size or by the next larger or smaller one."""
-    known = [m for m in times if m >= n] or list(times)
-    m = min(known, key=lambda m: abs(m - n))
-    return min(times[m]) * max(1.0, n / m)
+            times[n] = [*samples, subject.time_in_company(n)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +395,15 @@ class Comparison:
     Attributes:
         steps: geometric mean over sizes and contexts; 1.0 for the first.
         prefill: of the text; timed once only, so it decides nothing.
-        contexts: that were compared.
+        contexts: that were compared; none where there was no time for it.
+        apart: whether no time of it is in the range of the first one's, on a machine that was not
+            busy, so that it is certain who is faster.
     """
 
     steps: tuple[float, ...]
     prefill: tuple[float, ...]
     contexts: tuple[int, ...]
+    apart: tuple[bool, ...] = ()
 
 
 def compare(
@@ -255,43 +411,65 @@ def compare(
 ) -> Comparison:
     """Time the subjects in turns. All must have the same limits."""
     first = subjects[0]
-    end = first.clock() + deadline_s
+    start, waited = first.clock(), first.waits()
+    end = start + deadline_s
     sizes = first.sizes(tuple(_COMPARED))
     time_s = _COMPARE_PREFILL_SHARE * deadline_s / len(subjects)
     contexts = first.contexts(contexts, max(sizes), time_s)
-    sums, weights = [0.0] * len(subjects), 0
+    first.time(1)
+    turns: dict[tuple[int, int], list[list[float]]] = {}  # by context and size
     for context in contexts:
+        fill_s = first.token_s * sum(context - subject.backend.length for subject in subjects)
+        least_s = len(subjects) * (1 + LEAST_SAMPLES) * first.expected_s(1)
+        if first.clock() + fill_s + least_s > end:
+            break
         for subject in subjects:
+            subject.warm_up(context)
             subject.go_to(context)
             subject.time(1)
         for n, samples in _time_in_turns(subjects, sizes, end).items():
-            weights += _COMPARED[n]
-            for i, times in enumerate(samples):
-                sums[i] += _COMPARED[n] * math.log(_typical(times))
-    means = [total / weights for total in sums]
+            turns[context, n] = samples
+    low, mean, high = (_means(turns, len(subjects), pick) for pick in (min, _typical, max))
+    slowdown = _slowdown(first, start, waited)
     return Comparison(
-        tuple(math.exp(mean - means[0]) for mean in means),
-        tuple(_ratio(subject.prefill_s, first.prefill_s) for subject in subjects),
-        tuple(contexts),
+        tuple(seconds / mean[0] for seconds in mean),
+        tuple(_ratio(subject.token_s, first.token_s) for subject in subjects),
+        tuple(dict.fromkeys(context for context, _ in turns)),
+        tuple(
+            slowdown <= NOISY and (high[0] < lowest or highest < low[0])
+            for lowest, highest in zip(low, high, strict=True)
+        ),
     )
 
 
 def _time_in_turns(
     subjects: Sequence[Subject], sizes: Sequence[int], end: float
 ) -> dict[int, list[list[float]]]:
-    """For each size, the times of each subject; the first size at least."""
-    times: dict[int, list[list[float]]] = {}
-    longest_s = 0.0
-    for _ in range(_COMPARE_ROUNDS):
+    """For each size, the times of each subject, as many as it takes to know their spread."""
+    clock = subjects[0].clock
+    times: dict[int, list[list[float]]] = {n: [[] for _ in subjects] for n in sizes}
+    for number in range(_COMPARE_ROUNDS):
         for n in sizes:
-            start = subjects[0].clock()
-            if times and start + longest_s > end:
-                break
-            turn = times.setdefault(n, [[] for _ in subjects])
-            for subject, samples in zip(subjects, turn, strict=True):
+            turn_s = sum(subject.expected_s(n) for subject in subjects)
+            due = 1 if number else LEAST_SAMPLES  # a size that is begun is to be known
+            if len(times[n][0]) < number or clock() + due * turn_s > end:
+                continue
+            for subject, samples in zip(subjects, times[n], strict=True):
                 samples.append(subject.time(n))
-            longest_s = max(longest_s, subjects[0].clock() - start)
-    return times
+    return {n: turn for n, turn in times.items() if len(turn[0]) >= LEAST_SAMPLES}
+
+
+def _means(
+    turns: Mapping[tuple[int, int], Sequence[Sequence[float]]],
+    n_subjects: int,
+    pick: Callable[[Sequence[float]], float],
+) -> list[float]:
+    """Of each subject, the geometric mean of what `pick` takes of samples; 1.0 of none."""
+    weight = sum(_COMPARED[n] for _, n in turns) or 1
+    return [
+        math.exp(sum(_COMPARED[n] * math.log(pick(t[i])) for (_, n), t in turns.items()) / weight)
+        for i in range(n_subjects)
+    ]
 
 
 def _ratio(a: float, b: float) -> float:

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from .config import DEFAULT_CONTEXT, EngineConfig
-from .cost import MAX_ROWS, CostModel
+from .cost import MAX_ROWS, UNKNOWN, CostModel, load_curve
 from .errors import BackendError, ModelError, UsageError
-from .exact import WIDTHS, Branching, Classes, exact_branches, exact_classes
+from .exact import WIDTHS, Branching, Classes, exact_branches, exact_classes, least_exact_s
 from .gguf import open_regular
-from .host import default_threads
+from .host import Waits, default_threads, thread_waits, usable_cpus
 from .library import device_names, library_version
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .measure import (
     CONTEXTS,
+    LEAST_SAMPLES,
+    NOISY,
     Comparison,
     Measurement,
     Subject,
@@ -45,14 +46,18 @@ Progress: TypeAlias = Callable[[str, float], None]  # told what is done, and the
 DEADLINE_S: Final = 17.0
 MARGIN: Final = 0.95  # flash attention goes off where that saves more: times are noisy
 
-_VERSION: Final = 2
-_NOISY: Final = 1.3
+_VERSION: Final = 3
 _MOST_FACTOR: Final = 1e6  # that one time is of another, in a record
-_COMPARE_SHARE: Final = 0.5  # of the deadline
-_CLASS_SHARE: Final = 0.12  # of the deadline, per context
+# All shares are of the deadline. What cannot be had in time may take longer, up to the last.
+_COMPARE_SHARE: Final = 0.5
+_CURVE_SHARE: Final = 0.2  # at least
+_CLASS_SHARE: Final = 0.12  # per context
 _BRANCH_SHARE: Final = 0.06  # likewise
+_EXACT_SHARE: Final = 0.5  # left by what comes before
+_LAST_SHARE: Final = 1.7
 _CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel between them
 _LONG: Final = 576  # and before this one, with 512 cells or more
+_NOTHING_EXACT: Final[tuple[Classes, Branching]] = ((), {})
 _HEAD_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 1 << 16
 _BLOCKS: Final = 8
@@ -80,7 +85,8 @@ class Profile:
         comparison: what made it so, with flash attention first; None if it was not ours to say.
         classes: by context: widths that give bit-identical rows.
         branching: by context and width: whether rows of side branches do, too.
-        noise: by what factor times of the same call differed; 1.0 is a quiet machine.
+        noise: by what factor times are uncertain; 1.0 is a quiet machine.
+        samples: of the sizes that matter, the fewest of any.
     """
 
     curve: CostModel
@@ -89,11 +95,30 @@ class Profile:
     classes: Mapping[int, Classes]
     branching: Mapping[int, Branching]
     noise: float
+    samples: int = LEAST_SAMPLES  # what is kept has them
 
     @property
     def is_noisy(self) -> bool:
-        """Whether something else used the machine, so that the figures may be far off."""
-        return self.noise > _NOISY
+        """Whether something else used the machine, so that times may be far off."""
+        return self.noise > NOISY
+
+    @property
+    def doubt(self) -> str:
+        """Why it is not known well what calls cost; "" if it is."""
+        if self.is_noisy:
+            return f"the machine was busy: times may be off by a factor of {self.noise:.1f}"
+        if self.samples < LEAST_SAMPLES:
+            times = "once" if self.samples == 1 else f"{self.samples} times"
+            return f"calls could be timed {times} only, and it takes {LEAST_SAMPLES} times"
+        return ""
+
+    @property
+    def prices(self) -> CostModel | None:
+        """What calls cost, or None where that is not known well: the curve may be far off then.
+
+        Which widths round alike is known all the same: load does not change it.
+        """
+        return None if self.doubt else self.curve
 
     def settled(self, config: EngineConfig) -> EngineConfig:
         """`config` with flash attention as was found best, where it says nothing of it."""
@@ -104,7 +129,7 @@ class Profile:
     @property
     def strict(self) -> Strict:
         """What strict decoding pads its calls to."""
-        return strict_widths(self.classes, self.branching, self.curve)
+        return strict_widths(self.classes, self.branching, self.prices or load_curve(UNKNOWN))
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -259,52 +284,105 @@ def measure_profile(
         model = LlamaModel(path, config.gpu_layers)
         stack.callback(model.close)
         subjects = _subjects(stack, model, config)
-        start = perf_counter()
-        comparison = None
-        chosen = next(iter(subjects))
-        if len(subjects) > 1:
-            on_progress("flash attention on and off", 0.0)
-            comparison = compare(list(subjects.values()), _COMPARE_SHARE * deadline_s)
-            chosen = comparison.steps[1] >= MARGIN
-        left_s = deadline_s - (perf_counter() - start)
-        measured, exact = _measure(subjects[chosen], left_s, deadline_s, on_progress)
+        return measure_subjects(subjects, deadline_s, on_progress)
+
+
+def measure_subjects(
+    subjects: Mapping[bool, Subject], deadline_s: float, on_progress: Progress
+) -> Profile:
+    """Measure a model whose contexts, by flash attention, are open; llama.cpp's choice first.
+
+    Without it a model is taken to be faster only where the times leave no doubt.
+    """
+    chosen, first = next(iter(subjects.items()))
+    start = first.clock()
+    comparison = None
+    if len(subjects) > 1:
+        on_progress("flash attention on and off", 0.0)
+        comparison = compare(list(subjects.values()), _COMPARE_SHARE * deadline_s)
+        if comparison.apart[1] and comparison.steps[1] < MARGIN:
+            chosen = not chosen
+    last = start + _LAST_SHARE * deadline_s
+    subject = subjects[chosen]
+    contexts = _exact_contexts(subject, deadline_s)
+    exact = {context: _NOTHING_EXACT for context in contexts}
+
+    def find_exact(contexts: Sequence[int]) -> None:
+        on_progress("widths that round alike", 0.0)
+        for i, context in enumerate(contexts):
+            room_s = (last - subject.clock()) / (len(contexts) - i)
+            exact[context] = _find_exact(subject, context, deadline_s, room_s)
+
+    there = [c for c in contexts[1:] if c <= subject.backend.length]  # the comparison's text is
+    find_exact(there)
+    others = [c for c in contexts if c not in there]
+    exact_s = len(others) * (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
+    measured = _measure_calls(subject, start + deadline_s - exact_s, last, deadline_s, on_progress)
+    find_exact(others)
     classes = {context: both[0] for context, both in exact.items()}
     branching = {context: both[1] for context, both in exact.items()}
-    return Profile(measured.curve, chosen, comparison, classes, branching, measured.noise)
+    noise, samples = measured.noise, measured.samples
+    return Profile(measured.curve, chosen, comparison, classes, branching, noise, samples)
 
 
-def _measure(
-    subject: Subject, left_s: float, deadline_s: float, on_progress: Progress
-) -> tuple[Measurement, dict[int, tuple[Classes, Branching]]]:
-    """The curve, and exact widths on both sides of where kernels change."""
-    end = subject.clock() + left_s
-    share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
-    reachable = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
-    if len(reachable) == 1 and subject.backend.limits.n_ctx >= _LONG + max(WIDTHS):
-        reachable = (*reachable, _LONG)  # however slow the machine: exactness depends on it
-    exact: dict[int, tuple[Classes, Branching]] = {}
+def _measure_calls(
+    subject: Subject, end: float, last: float, deadline_s: float, on_progress: Progress
+) -> Measurement:
+    """The curve, until `end` or a little later; if the machine is busy, the quieter of two."""
+    stage = "time of a call by rows and context"
+    time_s = max(end - subject.clock(), _CURVE_SHARE * deadline_s)
 
-    def find_exact(context: int) -> None:
-        exact[context] = (
-            exact_classes(subject, context, _CLASS_SHARE * deadline_s),
-            exact_branches(subject, context, _BRANCH_SHARE * deadline_s),
+    def once() -> Measurement:
+        on_progress(stage, 0.0)
+        left_s = last - _EXACT_SHARE * deadline_s - subject.clock()
+        return measure(
+            subject,
+            min(time_s, left_s),
+            on_progress=lambda share: on_progress(stage, share),
+            latest_s=left_s,
         )
 
-    for context in reachable[:0:-1]:  # while the comparison's text is there
-        on_progress("widths that round alike", 0.0)
-        find_exact(context)
-    stage = "time of a call by rows and context"
-    on_progress(stage, 0.0)
-    time_s = end - subject.clock() - share_s
-    measured = measure(subject, time_s, on_progress=lambda share: on_progress(stage, share))
-    on_progress("widths that round alike", 0.5)
-    find_exact(reachable[0])
-    return measured, exact
+    start = subject.clock()
+    first = once()
+    end = 2 * subject.clock() - start
+    again_fits = end <= last - _EXACT_SHARE * deadline_s and subject.backend.limits.can_rewind
+    if first.noise <= NOISY or not again_fits:
+        return first
+    _log.warning("the machine is busy with something else: measuring once more")
+    again = once()
+    return again if again.noise < first.noise and again.samples >= first.samples else first
+
+
+def _exact_contexts(subject: Subject, deadline_s: float) -> tuple[int, ...]:
+    """Contexts on both sides of where kernels change."""
+    share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
+    contexts = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
+    if len(contexts) == 1 and subject.backend.limits.n_ctx >= _LONG + max(WIDTHS):
+        contexts = (*contexts, _LONG)  # exactness depends on it
+    return contexts
+
+
+def _find_exact(
+    subject: Subject, context: int, deadline_s: float, room_s: float
+) -> tuple[Classes, Branching]:
+    """Exact widths at a context; none where the room is too small to compare two."""
+    end = subject.clock() + room_s
+    if subject.fill_s(context) + least_exact_s(subject) > room_s:
+        return _NOTHING_EXACT
+    subject.go_to(context)
+    room_s = end - subject.clock()  # either may take three times its share
+    return (
+        exact_classes(subject, context, min(_CLASS_SHARE * deadline_s, room_s / 5)),
+        exact_branches(subject, context, min(_BRANCH_SHARE * deadline_s, room_s / 10)),
+    )
 
 
 def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:
     """A context for each setting of flash attention that is to be tried and that works."""
     tokens = model.vocab.tokenize(_TEXT, add_bos=True, special=False)
+    # More threads than CPUs wait for each other, whatever else runs.
+    crowded = (config.threads or default_threads()) > usable_cpus()
+    waits: Callable[[], Waits] = dict if crowded else thread_waits
     subjects: dict[bool, Subject] = {}
     error: BackendError | None = None
     for setting in settings_to_measure(config):
@@ -315,7 +393,7 @@ def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict
             _log.info("flash attention %s: %s", "on" if setting else "off", failure.message)
             continue
         stack.callback(backend.close)
-        subjects[setting] = Subject(backend, tokens)
+        subjects[setting] = Subject(backend, tokens, waits=waits)
     if error and not subjects:
         raise error
     return subjects

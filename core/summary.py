@@ -125,6 +125,13 @@ def summarize(results: Results) -> list[Row]:
     return rows
 
 
+def without_ratio(answers: Mapping[str, int], repetitions: int) -> list[str]:
+    """Tasks that cannot get a ratio from so many answers by task, with ALL if none can."""
+    if repetitions < LEAST_REPETITIONS or sum(answers.values()) < LEAST_PAIRS:
+        return [ALL, *answers]
+    return [task for task, n in answers.items() if n < LEAST_PAIRS]
+
+
 def compare(before: Results, after: Results) -> list[Change]:
     """What both have, in the order of `after`; nothing if they have nothing in common."""
     olds, news = _in_both(before, after), _in_both(after, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -53,6 +54,14 @@ def _clean_environment(
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
     if any(request.node.get_closest_marker(mark) for mark in _NEEDS_MODELS):
         monkeypatch.setenv("SPECGEN_MODELS", str(_REAL_MODELS))
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs beside the tests, the machine is taken to be quiet and fast enough."""
+    monkeypatch.setattr("specgen.core.profile.NOISY", math.inf)
+    monkeypatch.setattr("specgen.core.profile.LEAST_SAMPLES", 0)
+    monkeypatch.setattr("specgen.cli.bench_live.load", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from .command import Outcome, run
 from .made_up import CURVE, benchmark, results
 from .made_up import run as made_up_run
 
-pytestmark = pytest.mark.llama
+pytestmark = [pytest.mark.llama, pytest.mark.usefixtures("quiet")]
 
 # Two conversations in Spec-Bench's format and a single question.
 DATA = [
@@ -121,6 +121,30 @@ def test_a_benchmark_is_shown_saved_and_drawn(bench: Bench, tmp_path: Path) -> N
     assert "endless.gguf" in svg and "talk turn 2" in svg
     assert sorted(path.name for path in tmp_path.glob("a*")) == ["a.json", "a.svg"]
     assert run("bench", "--load", file) == Outcome(0, outcome.out, "")
+
+
+def test_what_will_be_missing_is_said_first(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No ratios, or not of each task; and that the machine is busy. It is said before all else."""
+    monkeypatch.setattr(bench_live, "load", lambda: (5.26, 4))
+    once = bench("-r", "1", "--per-task", "1", "-o", "jsonl")
+    first, second, third, *_ = once.err.splitlines()
+    assert first.startswith("specgen: there will be no ratios: it takes 3 pairs, and 2 repetitions")
+    assert second == (
+        "specgen: the machine is busy: its load is 5.3 on 4 CPUs, so speeds will vary"
+    )
+    assert "measuring endless.gguf" in third
+    assert all(json.loads(line)["speedup"] is None for line in once.out.splitlines())
+    monkeypatch.setattr(bench_live, "load", lambda: (3.9, 4))
+    twice = bench("-r", "2", "--drafter", "suffix", "-o", "jsonl")
+    said = "specgen: there will be no ratios of sum: it takes 3 pairs"
+    assert twice.err.startswith(said) and "busy" not in twice.err
+    records = [json.loads(line) for line in twice.out.splitlines()]
+    without = {r["task"] for r in records if r["speedup"] is None and r["drafter"] != PLAIN}
+    assert without == {"sum"}
+    few = bench("-r", "2", "--per-task", "1")
+    assert "no ratios of single tasks: " in few.err
 
 
 def test_json_lines(bench: Bench) -> None:

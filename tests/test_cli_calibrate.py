@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -11,13 +14,16 @@ from typer.testing import CliRunner
 
 from specgen.cli import calibrate
 from specgen.cli.main import ErrorGroup
+from specgen.core.config import EngineConfig
 from specgen.core.cost import load_curve
+from specgen.core.measure import Measurement, measure
+from specgen.core.profile import find_profile
 from specgen.core.store import cache_folder
 
 from .command import Outcome
 from .conftest import TinyModel
 
-pytestmark = pytest.mark.llama
+pytestmark = [pytest.mark.llama, pytest.mark.usefixtures("quiet")]
 
 QUICK = ("-t", "1", "-c", "256", "--seconds", "1")
 
@@ -102,10 +108,72 @@ def test_a_cache_that_cannot_be_written(
     assert "cannot write" in outcome.err
 
 
-def test_a_busy_machine_is_told(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures that may be far off come with a warning."""
-    monkeypatch.setattr("specgen.core.profile._NOISY", 0.5)
-    assert "the machine was busy" in run("calibrate", tiny_model(), *QUICK).err
+def test_a_busy_machine_is_told(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is shown, not kept, and the exit code says so; what was kept stays."""
+    run("calibrate", tiny_model(), *QUICK)
+    kept = {path: path.read_bytes() for path in cache_folder().glob("*.json")}
+    assert len(kept) == 2
+    monkeypatch.setattr("specgen.core.profile.NOISY", 0.5)
+    curve = tmp_path / "curve.json"
+    outcome = run("calibrate", tiny_model(), *QUICK, "--curve-out", curve)
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[1].endswith("1.00x")
+    assert "kept" not in outcome.out
+    *_, said = outcome.err.splitlines()
+    assert said.startswith("specgen: error: not kept: the machine was busy: ")
+    assert said.endswith("(run it again when it is quiet)")
+    assert not curve.exists()
+    record = run("calibrate", tiny_model(), *QUICK, "--json").record
+    assert record["stored"] is None
+    assert {path: path.read_bytes() for path in cache_folder().glob("*.json")} == kept
+
+
+def test_a_busy_machine_is_measured_twice(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said in one line, and if it is quiet by then, all is well."""
+    found: list[Measurement] = []
+
+    def measured(*args: Any, **options: Any) -> Measurement:
+        found.append(replace(measure(*args, **options), noise=1.05 if found else 1.5))
+        return found[-1]
+
+    monkeypatch.setattr("specgen.core.profile.NOISY", 1.3)
+    monkeypatch.setattr("specgen.core.profile.measure", measured)
+    outcome = run("calibrate", tiny_model(), "-t", "1", "-c", "256", "--seconds", "60", "--json")
+    assert len(found) == 2
+    assert outcome.code == 0
+    assert outcome.err.count("the machine is busy with something else: measuring once more") == 1
+    assert outcome.record["noise"] == 1.05
+    assert outcome.record["curve"] == found[1].curve.record()
+    assert Path(outcome.record["stored"]).is_file()
+
+
+def test_too_little_time_is_told(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single sample is no measurement, and what helps is more time."""
+    monkeypatch.setattr("specgen.core.profile.LEAST_SAMPLES", 1000)
+    outcome = run("calibrate", tiny_model(), *QUICK)
+    assert outcome.code == 1
+    assert "error: not kept: calls could be timed " in outcome.err
+    assert outcome.err.endswith("(give it more time: --seconds 4)\n")
+    assert not list(cache_folder().glob("*.json"))
+
+
+def test_what_is_not_known_well_is_not_pretended(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a command has the widths that round alike, but no prices."""
+    monkeypatch.setattr("specgen.core.profile.NOISY", 0.5)
+    path, config = tiny_model(quantization="Q4_1"), EngineConfig(n_ctx=256, threads=1)
+    profile = calibrate.ensure_profile(path, config)
+    assert profile.prices is None
+    assert profile.strict.largest > 1
+    assert find_profile(path, config) is None
+    monkeypatch.setattr("specgen.core.profile.NOISY", math.inf)
+    assert calibrate.ensure_profile(path, config).prices is not None
+    assert find_profile(path, config) is not None
 
 
 def test_what_is_no_model() -> None:

@@ -12,7 +12,16 @@ import pytest
 
 from specgen.core.cost import CostModel
 from specgen.core.runs import PLAIN, Results, Run
-from specgen.core.summary import ALL, LEAST_PAIRS, Change, Ratio, Row, compare, summarize
+from specgen.core.summary import (
+    ALL,
+    LEAST_PAIRS,
+    Change,
+    Ratio,
+    Row,
+    compare,
+    summarize,
+    without_ratio,
+)
 
 from .made_up import CARD, TASKS, results, run, timed
 
@@ -417,3 +426,20 @@ def test_another_drafters_prompts_do_not_count() -> None:
     assert change(old, new).ratio is not None
     assert change(old, new, "x").ratio is None  # two runs of one prompt
     assert change(old, new, "x").before == pytest.approx(50)
+
+
+@pytest.mark.parametrize("repetitions", [1, 2, 3])
+@pytest.mark.parametrize("prompts", [{"a": 1}, {"a": 2}, {"a": 1, "b": 1}, {"a": 1, "b": 2}])
+def test_what_has_no_ratio_is_known_before(prompts: dict[str, int], repetitions: int) -> None:
+    """By the numbers of prompts and repetitions alone, it is what the summary leaves out."""
+    runs = [
+        run(task, number, repetition, drafter, 5 + repetition / 100)
+        for repetition in range(repetitions)
+        for task, n in prompts.items()
+        for number in range(n)
+        for drafter in (PLAIN, "x")
+    ]
+    rows = [row for row in summarize(results(*runs)) if row.drafter == "x"]
+    answers = {task: n * repetitions for task, n in prompts.items()}
+    missing = without_ratio(answers, repetitions)
+    assert missing == [row.task for row in rows if row.ratio is None]
