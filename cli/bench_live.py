@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import typer
-
 from specgen.core.bandwidth import measure_bandwidth
 from specgen.core.benchmark import Arm, Plan, measure_arms
 from specgen.core.budget import Fit
@@ -23,6 +21,7 @@ from specgen.core.machine import card_of
 from specgen.core.profile import Profile
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
+from specgen.core.stop import Interrupted
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
 from specgen.drafters import AUTO, create, fewer, names_of, with_past
 from specgen.drafters.draft_model import DraftModel
@@ -33,7 +32,7 @@ from .bench_report import write
 from .calibrate import ensure_profile
 from .choices import Format
 from .files import check_place, write_whole
-from .interrupt import Interrupted, Interrupts
+from .interrupt import Interrupts
 from .memory import Wanted, fitted
 from .models import ensure_model
 from .progress import shown_progress
@@ -88,16 +87,21 @@ def run_live(job: LiveJob) -> None:
     prompts = load_prompts(job.data) if job.data else own_prompts()
     if job.per_task:
         prompts = sampled(prompts, job.per_task)
+    with Interrupts() as interrupts:
+        _run(job, prompts, interrupts)
+
+
+def _run(job: LiveJob, prompts: Sequence[Prompt], interrupts: Interrupts) -> None:
     path = ensure_model(job.model)
     draft = None if job.draft is None else ensure_model(job.draft)
     wanted = replace(job.config, draft_model=draft)
-    profile = ensure_profile(path, wanted, job.memory_budget)
+    profile = ensure_profile(path, wanted, job.memory_budget, should_stop=interrupts.came)
     every = dict.fromkeys(drafter for name in job.names for drafter in names_of(name))
     names = AUTO if list(job.names) == [AUTO] else ",".join(every)
     fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)
     config = fit.config
     bandwidth = _bandwidth(job, fit)
-    with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
+    with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as engine:
         engine.stay_within(fit.ceiling, fit.plan)
         arms = list(_arms(job, config, engine))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
@@ -114,8 +118,7 @@ def run_live(job: LiveJob) -> None:
     if left_out:
         answers = "1 answer is" if left_out == 1 else f"{left_out} answers are"
         note(f"specgen: {answers} left out: they did not fit the context of {engine.n_ctx} tokens")
-    if interrupts.signal is not None:
-        raise typer.Exit(interrupts.exit_code)
+    interrupts.check()
 
 
 def show(results: Results, format: Format, save: Path | None, plot_to: Path | None) -> None:

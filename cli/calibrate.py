@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.errors import UsageError
+from specgen.core.stop import ShouldStop, never
 
 from .grouping import grouped
 from .options import MachineOptions, ModelArgument, Verbosity
@@ -52,6 +53,7 @@ def calibrate(
     """Measure what drafts cost with a model on this machine, and keep it for later runs."""
     from specgen.core.profile import keep_profile, measure_profile
 
+    from .interrupt import Interrupts
     from .memory import require_room_to_measure
     from .models import ensure_model
     from .run import require_model, set_up_logging
@@ -60,11 +62,12 @@ def calibrate(
     require_model(model)
     if curve_out and not curve_out.parent.is_dir():
         raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")
-    path, config = ensure_model(model), engine.config()
-    require_room_to_measure(path, config, None)
-    with shown_progress() as progress:
-        profile = measure_profile(path, config, seconds, progress)
-    kept = keep_profile(path, config, profile)
+    with Interrupts() as interrupts:
+        path, config = ensure_model(model), engine.config()
+        require_room_to_measure(path, config, None)
+        with shown_progress() as progress:
+            profile = measure_profile(path, config, seconds, progress, interrupts.came)
+        kept = keep_profile(path, config, profile)
     if curve_out:
         _save(profile, curve_out)
     if as_json:
@@ -74,10 +77,17 @@ def calibrate(
         _print(profile, kept)
 
 
-def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) -> Profile:
+def ensure_profile(
+    path: Path,
+    config: EngineConfig,
+    budget: str | None = None,
+    *,
+    should_stop: ShouldStop = never,
+) -> Profile:
     """What is known of the model on this machine; measured and kept first if nothing is.
 
-    Raises ModelError or BackendError, and MemoryBudgetError if measuring would cross a budget.
+    Raises ModelError, BackendError or Interrupted, and MemoryBudgetError if measuring would cross
+    a budget.
     """
     from specgen.core.profile import find_profile, keep_profile, measure_profile
     from specgen.core.resident import reset_peak, trim_heap
@@ -89,7 +99,7 @@ def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) 
         require_room_to_measure(path, config, budget)
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:
-            profile = measure_profile(path, config, on_progress=progress)
+            profile = measure_profile(path, config, on_progress=progress, should_stop=should_stop)
         keep_profile(path, config, profile)
         trim_heap()
         reset_peak()  # what follows has a plan of its own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from specgen.core.catalogue import (
     resolve,
 )
 from specgen.core.errors import ModelError, UsageError
+
+from .interrupt import Interrupts
 
 if TYPE_CHECKING:
     from specgen.core.pull import Progress
@@ -140,22 +141,9 @@ def _pull(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
         return path
     from specgen.core.pull import pull as fetch
 
-    with _ended_by_sigterm(), _shown(entry) as progress:
+    # Waiting and downloading are Python's own work; they clean up as they are left.
+    with Interrupts(at_once=True), _shown(entry) as progress:
         return fetch(entry, folder, progress=progress, accept_license=accept_license)
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM unwinds as Ctrl-C does, so that the download is cleaned up."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ from .config import DEFAULT_CACHE_TYPE
 from .errors import BackendError, ContextFull, ModelError
 from .ggml_types import type_id
 from .layout import Layout, lay_out
-from .library import library
+from .library import free_device_memory, library
 from .outputs import Outputs
 from .protocols import Limits, Logits, Tokens
+from .stop import ShouldStop, heed, never
 from .tree import DraftTree
 from .vocab import LlamaVocab
 
@@ -30,18 +31,25 @@ class LlamaModel:
     Args:
         path: a GGUF file.
         gpu_layers: layers to offload; None leaves it to llama.cpp (as many as fit the build).
+        should_stop: asked again and again while weights are loaded.
 
-    Raises ModelError, quoting llama.cpp, if it cannot be loaded or cannot generate text.
+    Raises ModelError, quoting llama.cpp, if it cannot be loaded or cannot generate text, and
+    Interrupted.
     """
 
-    def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
+    def __init__(
+        self, path: Path, gpu_layers: int | None = None, should_stop: ShouldStop = never
+    ) -> None:
         self._api = api = library().api
         params = api.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+        go_on = api.llama_progress_callback(lambda _share, _data: not should_stop())
+        params.progress_callback = go_on
         library().log.errors.clear()
         self.handle = api.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
+            heed(should_stop)
             reason = library().log.last_error() or "unknown reason"
             raise ModelError(
                 f"llama.cpp cannot load {path}: {reason}",
@@ -112,11 +120,17 @@ class ContextConfig:
 class LlamaBackend:
     """One llama.cpp context (see protocols.Backend).
 
-    Raises BackendError if the context cannot be created.
+    `should_stop` is asked before anything that takes long, and while tokens are prefilled.
+    Raises BackendError if the context cannot be created, and Interrupted.
     """
 
-    def __init__(self, model: LlamaModel, config: ContextConfig) -> None:
+    def __init__(
+        self, model: LlamaModel, config: ContextConfig, should_stop: ShouldStop = never
+    ) -> None:
+        heed(should_stop)
         self._api = api = library().api
+        self._should_stop = should_stop
+        self._abort = api.ggml_abort_callback(lambda _data: should_stop())
         self._stateful = model.is_recurrent or model.is_hybrid
         self._window = 0 if config.swa_full else model.sliding_window
         self._context = api.llama_init_from_model(model.handle, self._params(model, config))
@@ -165,6 +179,7 @@ class LlamaBackend:
             chunk=config.chunk,
             can_branch=can_branch,
             can_rewind=not self._stateful,
+            can_stop=free_device_memory() is None,  # llama.cpp's CPU backend alone asks
         )
 
     @property
@@ -175,11 +190,20 @@ class LlamaBackend:
     def prefill(self, tokens: Tokens) -> None:
         """See protocols.Backend."""
         n = len(tokens)
+        heed(self._should_stop)
         self._require_room(n)
         rows = Layout(
             tuple(tokens.tolist()), tuple(range(self._length, self._length + n)), ((0,),) * n, 1
         )
-        self._decode(rows, outputs=False)
+        # Asked after every operation of the graph: too often for calls that take no time.
+        self._api.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            self._decode(rows, outputs=False)
+        finally:
+            none = self._api.ggml_abort_callback()
+            self._api.llama_set_abort_callback(self._context, none, None)
+        if not self.limits.can_stop:  # GPUs work on when a call has returned: let it take its time
+            self._api.llama_synchronize(self._context)
         self._length += n
 
     def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
@@ -237,8 +261,8 @@ class LlamaBackend:
             return True
         # A windowed cache has forgotten what lies before its oldest cell; llama.cpp would cut
         # it all the same.
-        oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)
-        return oldest <= max(0, length - self._window + 1)
+        oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)  # -1: there is none
+        return 0 <= oldest <= max(0, length - self._window + 1)
 
     def _lend_trunk(self, n_sequences: int) -> None:
         """Let sequences 1..n-1 share all committed cells: coupled sequences must be alike."""
@@ -274,15 +298,16 @@ class LlamaBackend:
             )
 
     def _decode(self, rows: Layout, *, outputs: bool) -> None:
-        """Run one batch; on failure put the cache back and raise BackendError."""
+        """Run one batch; on failure put the cache back and raise BackendError or Interrupted."""
         code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
         if code == 0:
             return
-        if self._stateful:  # whether part of the batch went into the state is not known
-            self._clear()
-        else:
+        if self._can_cut_to(self._length):
             self._end_branches(rows)
             self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
+        else:  # part of the batch may be in the state, or in place of what a window has left
+            self._clear()
+        heed(self._should_stop)
         raise BackendError(*_explain(code, len(rows.tokens), self.limits.n_ctx))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from .cost import CostModel
 from .protocols import Backend, Tokens
+from .stop import ShouldStop, heed, never
 from .tree import DraftTree
 
 Clock: TypeAlias = Callable[[], float]
@@ -49,11 +50,19 @@ class Subject:
         backend: measured; its cache is overwritten.
         tokens: a text, repeated as needed.
         clock: seconds.
+        should_stop: asked before each call.
     """
 
-    def __init__(self, backend: Backend, tokens: Sequence[int], clock: Clock = perf_counter):
+    def __init__(
+        self,
+        backend: Backend,
+        tokens: Sequence[int],
+        clock: Clock = perf_counter,
+        should_stop: ShouldStop = never,
+    ):
         self.backend = backend
         self.clock = clock
+        self._should_stop = should_stop
         self.prefill_s = 0.0
         self.prefilled = 0  # tokens, in prefill_s
         n_ctx = backend.limits.n_ctx
@@ -91,7 +100,8 @@ class Subject:
         self.prefill_s += self.clock() - start
 
     def chain(self, n: int) -> DraftTree:
-        """The next `n` tokens of the text."""
+        """The next `n` tokens of the text, for a call. Raises Interrupted."""
+        heed(self._should_stop)
         start = self.backend.length
         return DraftTree.from_parents(self._text[start : start + n].tolist(), range(-1, n - 1))
 

@@ -31,6 +31,7 @@ from .measure import (
     measure,
 )
 from .memory import needs_flash_attention
+from .stop import ShouldStop, never
 from .store import Key, Store
 from .strict import Strict, strict_widths
 
@@ -210,16 +211,18 @@ def measure_profile(
     config: EngineConfig,
     deadline_s: float = DEADLINE_S,
     on_progress: Progress = lambda stage, share: None,
+    should_stop: ShouldStop = never,
 ) -> Profile:
     """Load the model and measure it, within about `deadline_s` seconds of loading.
 
-    Raises ModelError or BackendError.
+    Raises ModelError or BackendError, and Interrupted if `should_stop`, asked again and again,
+    says so.
     """
     with ExitStack() as stack:
         on_progress("loading the model", 0.0)
-        model = LlamaModel(path, config.gpu_layers)
+        model = LlamaModel(path, config.gpu_layers, should_stop)
         stack.callback(model.close)
-        subjects = _subjects(stack, model, config)
+        subjects = _subjects(stack, model, config, should_stop)
         start = perf_counter()
         comparison = None
         chosen = next(iter(subjects))
@@ -263,20 +266,22 @@ def _measure(
     return measured, exact
 
 
-def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:
+def _subjects(
+    stack: ExitStack, model: LlamaModel, config: EngineConfig, should_stop: ShouldStop
+) -> dict[bool, Subject]:
     """A context for each setting of flash attention that is to be tried and that works."""
     tokens = model.vocab.tokenize(_TEXT, add_bos=True, special=False)
     subjects: dict[bool, Subject] = {}
     error: BackendError | None = None
     for setting in settings_to_measure(config):
         try:
-            backend = LlamaBackend(model, _context_config(model, config, setting))
+            backend = LlamaBackend(model, _context_config(model, config, setting), should_stop)
         except BackendError as failure:  # not every model has flash attention
             error = failure
             _log.info("flash attention %s: %s", "on" if setting else "off", failure.message)
             continue
         stack.callback(backend.close)
-        subjects[setting] = Subject(backend, tokens)
+        subjects[setting] = Subject(backend, tokens, should_stop=should_stop)
     if error and not subjects:
         raise error
     return subjects

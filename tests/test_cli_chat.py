@@ -20,6 +20,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from specgen.cli.chat import HELP, Repl
+from specgen.cli.interrupt import Interrupts
 from specgen.cli.options import OutputOptions, TextOptions
 from specgen.cli.run import Job
 from specgen.core.config import EngineConfig
@@ -70,13 +71,14 @@ def talk(endless: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Talk
         with (
             create_pipe_input() as keys,
             create_app_session(input=keys, output=DummyOutput()),
-            job.open() as engine,
+            Interrupts() as interrupts,
+            job.open(interrupts) as engine,
         ):
             keys.send_text("".join(f"{line}\r" if line[-1] >= " " else line for line in lines))
             keys.send_text(CTRL_D)
             conversation = engine.conversation(how.get("template"), how.get("system"))
             capfd.readouterr()
-            Repl(job, engine, conversation).run()
+            Repl(job, engine, conversation, interrupts).run()
         return Talk(conversation.messages, *capfd.readouterr())
 
     return chat
