@@ -20,7 +20,7 @@ from .layout import Layout, lay_out
 from .library import free_device_memory, library
 from .outputs import Outputs
 from .protocols import Limits, Logits, Tokens
-from .stop import ShouldStop, heed, never
+from .stop import Interrupted, ShouldStop, heed, never
 from .tree import DraftTree
 from .vocab import LlamaVocab
 
@@ -261,8 +261,8 @@ class LlamaBackend:
             return True
         # A windowed cache has forgotten what lies before its oldest cell; llama.cpp would cut
         # it all the same.
-        oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)  # -1: there is none
-        return 0 <= oldest <= max(0, length - self._window + 1)
+        oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)
+        return oldest <= max(0, length - self._window + 1)
 
     def _lend_trunk(self, n_sequences: int) -> None:
         """Let sequences 1..n-1 share all committed cells: coupled sequences must be alike."""
@@ -302,12 +302,15 @@ class LlamaBackend:
         code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
         if code == 0:
             return
-        if self._can_cut_to(self._length):
+        if self._stateful or self._window:
+            # Part of the batch may be in the state, or in the place of what a window has left.
+            self._clear()
+        else:
             self._end_branches(rows)
             self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
-        else:  # part of the batch may be in the state, or in place of what a window has left
-            self._clear()
-        heed(self._should_stop)
+        if self._should_stop():
+            library().log.errors.clear()  # they say no more than that
+            raise Interrupted
         raise BackendError(*_explain(code, len(rows.tokens), self.limits.n_ctx))
 
 
