@@ -40,6 +40,7 @@ class LlamaModel:
     def __init__(
         self, path: Path, gpu_layers: int | None = None, should_stop: ShouldStop = never
     ) -> None:
+        heed(should_stop)
         self._api = api = library().api
         params = api.llama_model_default_params()
         if gpu_layers is not None:

@@ -1,11 +1,9 @@
-"""Being asked to stop: what is loaded or read is given up, and what there was before is as it was."""
+"""Being asked to stop: what is loaded or read is given up, and what there was is as it was."""
 
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
-from specgen.cli.interrupt import Interrupts
 from specgen.core import session as session_module
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
@@ -24,15 +20,15 @@ from specgen.core.library import library
 from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.measure import Subject, measure
 from specgen.core.profile import measure_profile
-from specgen.core.protocols import Logits, Tokens
+from specgen.core.protocols import Tokens
 from specgen.core.session import Session
-from specgen.core.stop import Interrupted, heed, never
+from specgen.core.stop import Interrupted, heed
 from specgen.core.strict import Strict
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters.draft_model import DraftModel
 
-from .command import ROOT, finish, generate, run, start, text_of
+from .command import run
 from .conftest import TinyModel
 
 TEXT = [5 + i % 90 for i in range(400)]
