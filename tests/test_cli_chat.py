@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -560,7 +560,7 @@ def test_progress_is_erased(endless: Path) -> None:
     words = ("chat", endless, "-t", "1", "-c", "2048", *GREEDY)
     with terminal(*words, hold="prefill,2,once") as screen:
         screen.wait_for_prompt(1)
-        screen.type(f"\x1b[200~{'he was it ' * 120}\x1b[201~\r")
+        screen.type(f"\x1b[200~{'he was it ' * 250}\x1b[201~\r")
         screen.wait_for(READY)
         screen.type(CTRL_C)
         screen.wait_for_prompt(2)
@@ -586,7 +586,7 @@ def test_terminated_at_the_prompt(endless: Path) -> None:
 
 # A shell for one job: runs it in the foreground, takes the terminal when it stops, as shells do,
 # and gives it back. Says what it sees on a pipe.
-_SHELL = """
+_SHELL = r"""
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -629,7 +629,8 @@ def test_stopped_and_continued(endless: Path) -> None:
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         text=True,
     )
-    os.close(theirs)
+    for file in (theirs, tell, heard):
+        os.close(file)
     screen, job = Terminal(shell, ours), 0
     try:
         job = int(os.read(told, 100)[1:])
@@ -652,11 +653,12 @@ def test_stopped_and_continued(endless: Path) -> None:
         screen.type(CTRL_D)
         assert screen.wait_for_end() == 0
     finally:
-        for process in (job, shell.pid):
-            if process and shell.poll() is None:
-                os.kill(process, signal.SIGKILL)
+        if job:
+            with suppress(ProcessLookupError):
+                os.kill(job, signal.SIGKILL)
+        shell.kill()
         shell.wait()
-        for file in (ours, told, tell, heard, hear):
+        for file in (ours, told, hear):
             os.close(file)
 
 
