@@ -50,7 +50,10 @@ def generate(
     sampling: SamplingOptions,
     engine: EngineOptions,
 ) -> None:
-    """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument."""
+    """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument.
+
+    stdout has the text alone; a final newline is added on a terminal only.
+    """
     from .prompt import read_prompt
     from .run import Job, as_message, as_text, complete, require_model, set_up_logging
 
