@@ -191,12 +191,9 @@ class Repl:
         error: SpecgenError | None = None
         try:
             prompt = ask()
-            self._interrupts.check()  # a template may take long
             generation, error = answer(
                 self._job, self._engine, prompt, self._sampler, self._interrupts
             )
-        except Interrupted:
-            pass
         except SpecgenError as failure:  # the template refuses the messages
             error = failure
         if generation and generation.tokens:

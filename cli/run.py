@@ -157,9 +157,7 @@ def complete(job: Job, prompt: Prompt) -> None:
     """
     with Interrupts() as interrupts, job.open(interrupts) as engine:
         sampler = _sampler(job, engine.vocab.n_vocab)
-        tokens = prompt(engine)
-        interrupts.check()
-        generation, error = answer(job, engine, tokens, sampler, interrupts)
+        generation, error = answer(job, engine, prompt(engine), sampler, interrupts)
         if job.output.as_json:
             write_json(engine, generation, error)
         else:
