@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import typer
-
 from specgen.core.bandwidth import measure_bandwidth
 from specgen.core.benchmark import Arm, Plan, answers_by_task, measure_arms
 from specgen.core.budget import Fit
@@ -23,6 +21,7 @@ from specgen.core.machine import card_of
 from specgen.core.profile import Profile
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.runs import PLAIN, Results, Run
+from specgen.core.stop import Interrupted
 from specgen.core.summary import ALL, without_ratio
 from specgen.core.tasks import Prompt, load_prompts, own_prompts, sampled
 from specgen.drafters import AUTO, create, fewer, together, with_past
@@ -34,7 +33,7 @@ from .bench_report import LEAST, write
 from .calibrate import ensure_profile
 from .choices import Format
 from .files import check_place, write_whole
-from .interrupt import Interrupted, Interrupts
+from .interrupt import Interrupts
 from .memory import Wanted, fitted
 from .models import ensure_model
 from .progress import shown_progress
@@ -89,17 +88,22 @@ def run_live(job: LiveJob) -> None:
     prompts = load_prompts(job.data) if job.data else own_prompts()
     if job.per_task:
         prompts = sampled(prompts, job.per_task)
+    with Interrupts() as interrupts:
+        _run(job, prompts, interrupts)
+
+
+def _run(job: LiveJob, prompts: Sequence[Prompt], interrupts: Interrupts) -> None:
     for warning in _foreseen(prompts, job.repetitions):
         note(f"specgen: {warning}")
     path = ensure_model(job.model)
     draft = None if job.draft is None else ensure_model(job.draft)
     wanted = replace(job.config, draft_model=draft)
-    profile = ensure_profile(path, wanted, job.memory_budget)
+    profile = ensure_profile(path, wanted, job.memory_budget, should_stop=interrupts.came)
     names = AUTO if list(job.names) == [AUTO] else together(job.names)
     fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)
     config = fit.config
     bandwidth = _bandwidth(job, fit)
-    with Engine(path, (), config, profile=profile) as engine, Interrupts() as interrupts:
+    with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as engine:
         engine.stay_within(fit.ceiling, fit.plan)
         arms = list(_arms(job, config, engine))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
@@ -116,8 +120,7 @@ def run_live(job: LiveJob) -> None:
     if left_out:
         answers = "1 answer is" if left_out == 1 else f"{left_out} answers are"
         note(f"specgen: {answers} left out: they did not fit the context of {engine.n_ctx} tokens")
-    if interrupts.signal is not None:
-        raise typer.Exit(interrupts.exit_code)
+    interrupts.check()
 
 
 def _foreseen(prompts: Sequence[Prompt], repetitions: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ import typer
 
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.paths import path_text
+from specgen.core.stop import ShouldStop, never
 
 from .choices import number
 from .grouping import grouped
@@ -66,6 +67,7 @@ def calibrate(
     """
     from specgen.core.profile import measure_profile
 
+    from .interrupt import Interrupts
     from .memory import require_room_to_measure
     from .models import ensure_model
     from .run import require_model, set_up_logging
@@ -75,11 +77,12 @@ def calibrate(
     require_model(model)
     if curve_out and not curve_out.parent.is_dir():
         raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")
-    path, config = ensure_model(model), engine.config()
-    require_room_to_measure(path, config, None)
-    with shown_progress() as progress:
-        profile = measure_profile(path, config, seconds, progress)
-    kept = _keep(path, config, profile)
+    with Interrupts() as interrupts:
+        path, config = ensure_model(model), engine.config()
+        require_room_to_measure(path, config, None)
+        with shown_progress() as progress:
+            profile = measure_profile(path, config, seconds, progress, interrupts.came)
+        kept = _keep(path, config, profile)
     if curve_out and profile.prices:
         _save(profile, curve_out)
     if as_json:
@@ -91,12 +94,20 @@ def calibrate(
         raise SpecgenError(f"not kept: {profile.doubt}", _remedy(profile, seconds))
 
 
-def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) -> Profile:
+def ensure_profile(
+    path: Path,
+    config: EngineConfig,
+    budget: str | None = None,
+    *,
+    should_stop: ShouldStop = never,
+) -> Profile:
     """What is known of the model on this machine; measured first if nothing is.
 
     It is kept if times are known well, else it serves this run, without them.
 
-    Raises ModelError or BackendError, and MemoryBudgetError if measuring would cross a budget.
+
+    Raises ModelError, BackendError or Interrupted, and MemoryBudgetError if measuring would cross
+    a budget.
     """
     from specgen.core.profile import find_profile, measure_profile
     from specgen.core.resident import reset_peak, trim_heap
@@ -108,7 +119,7 @@ def ensure_profile(path: Path, config: EngineConfig, budget: str | None = None) 
         require_room_to_measure(path, config, budget)
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:
-            profile = measure_profile(path, config, on_progress=progress)
+            profile = measure_profile(path, config, on_progress=progress, should_stop=should_stop)
         _keep(path, config, profile)
         if profile.prices is None:
             note(f"specgen: what calls cost is not known, and not kept: {profile.doubt}")

@@ -64,6 +64,7 @@ def generate(
     """Continue a text. Parts of a prompt are joined in this order: stdin, --file, argument.
 
     stdin is read to its end unless it is a terminal, or --no-stdin is given.
+    stdout has the text alone; a final newline is added on a terminal only.
     """
     from .prompt import read_prompt
     from .run import Job, as_message, as_text, complete, require_model, set_up_logging

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from specgen.core.errors import ModelError, UsageError
 from specgen.core.paths import path_text
 
 from .grouping import grouped
+from .interrupt import Interrupts
 from .model_choice import ModelChoice
 from .streams import clean, note, show, write
 
@@ -146,22 +146,9 @@ def _pull(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
         return path
     from specgen.core.pull import pull as fetch
 
-    with _ended_by_sigterm(), _shown(entry) as progress:
+    # Waiting and downloading are Python's own work; they clean up as they are left.
+    with Interrupts(at_once=True), _shown(entry) as progress:
         return fetch(entry, folder, progress=progress, accept_license=accept_license)
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM unwinds as Ctrl-C does, so that the download is cleaned up."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from typing import Any
 
@@ -16,24 +17,52 @@ from specgen.core.paths import path_text
 from specgen.core.protocols import Vocab
 from specgen.core.resident import peak_bytes
 
-from .streams import write
+from .streams import note, write
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
 _FINISH = {"eog": "stop", "stop": "stop", "length": "length", "context": "length", None: "abort"}
 
 
 class PromptProgress:
-    """Shows on a terminal's stderr how much of a long prompt is processed."""
+    """Shows on a terminal's stderr how much of a long prompt is processed, while entered."""
 
     def __init__(self) -> None:
-        self._shown = False
+        self._shown = ""
+
+    def __enter__(self) -> PromptProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show("")
 
     def __call__(self, done: int, total: int) -> None:
-        if sys.stderr.isatty() and (self._shown or done < total):
-            self._shown = done < total
-            end = f"prompt: {done}/{total} tokens" if self._shown else ""
-            sys.stderr.write(f"\r\x1b[K{end}")
+        self._show(f"prompt: {done}/{total} tokens" if done < total else "")
+
+    def _show(self, line: str) -> None:
+        if sys.stderr.isatty() and (line or self._shown):
+            sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
+            self._shown = line
+
+
+def end_text(text: str, *, followed: bool) -> None:
+    """End the last line of a text on stdout, on a terminal only: a file has the text alone.
+
+    What follows on stderr begins a line of its own, where it goes to the same file.
+    """
+    if sys.stdout.isatty():
+        write("\n")
+    elif followed and text and not text.endswith("\n") and _is_one_file():
+        note("")
+
+
+def _is_one_file() -> bool:
+    """Whether stdout and stderr go to the same place, as with `> log 2>&1`."""
+    try:
+        out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+    except OSError:  # not a file of the system
+        return False
+    return os.path.samestat(out, err)
 
 
 def stats_line(generation: Generation, engine: Engine | None = None) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import typer
 
 from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
@@ -20,18 +18,19 @@ from specgen.core.learned import recall
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.profile import Profile, find_profile
 from specgen.core.sampling import Sampler, SamplingParams
+from specgen.core.stop import Interrupted
 from specgen.drafters import create, fewer, with_past
 from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
 
 from .calibrate import ensure_profile
-from .interrupt import Interrupted, Interrupts
+from .interrupt import Interrupts
 from .memory import Wanted, fitted
 from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
-from .output import PromptProgress, stats_line, write_json
+from .output import PromptProgress, end_text, stats_line, write_json
 from .prompt import read_file
-from .streams import NoteHandler, Writer, note, write
+from .streams import NoteHandler, Writer, note
 
 if TYPE_CHECKING:
     from specgen.core.conversation import Conversation
@@ -78,13 +77,18 @@ class Job:
             engine.memory_budget,
         )
 
-    def open(self) -> Engine:
-        """The model, fetched first if need be, and measured for --strict. Raises SpecgenError."""
+    def open(self, interrupts: Interrupts) -> Engine:
+        """The model, fetched first if need be, and measured for --strict.
+
+        Raises SpecgenError, and Interrupted.
+        """
         path = ensure_model(self.model)
         draft = None if self.draft is None else ensure_model(self.draft)
         config = replace(self.config, draft_model=draft)
         if config.strict:
-            profile: Profile | None = ensure_profile(path, config, self.memory_budget)
+            profile: Profile | None = ensure_profile(
+                path, config, self.memory_budget, should_stop=interrupts.came
+            )
         else:
             profile = find_profile(path, config)
         if draft and profile is None:
@@ -92,13 +96,15 @@ class Job:
             _log.warning("whether %s pays is not known: `specgen calibrate %s` tells", name, path)
         wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
         fit = fitted(wanted, profile)
-        engine = self._engine(path, fit.config, profile)
+        engine = self._engine(path, fit.config, profile, interrupts)
         engine.stay_within(fit.ceiling, fit.plan)
         return engine
 
-    def _engine(self, path: Path, config: EngineConfig, profile: Profile | None) -> Engine:
+    def _engine(
+        self, path: Path, config: EngineConfig, profile: Profile | None, interrupts: Interrupts
+    ) -> Engine:
         text = read_file(self.predicted, "predicted output") if self.predicted else None
-        engine = Engine(path, (), config, profile=profile)
+        engine = Engine(path, (), config, profile=profile, should_stop=interrupts.came)
         if not config.max_drafts:  # their tables would be of no use
             return engine
         names = fewer(self.drafters) if config.few_drafters else self.drafters
@@ -154,21 +160,19 @@ def complete(job: Job, prompt: Prompt) -> None:
     Raises SpecgenError, and typer.Exit(128 + signal) after an interrupt; in both cases the
     text so far was written.
     """
-    with job.open() as engine, Interrupts() as interrupts:
+    with Interrupts() as interrupts, job.open(interrupts) as engine:
         sampler = _sampler(job, engine.vocab.n_vocab)
-        generation = start(job, engine, prompt(engine), sampler, interrupts)
-        error = stream(generation, interrupts, quiet=job.output.as_json)
+        generation, error = answer(job, engine, prompt(engine), sampler, interrupts)
         if job.output.as_json:
             write_json(engine, generation, error)
-        elif sys.stdout.isatty():
-            write("\n")
+        else:
+            end_text(generation.text, followed=job.output.stats or error is not None)
         if job.output.stats:
             note(stats_line(generation, engine))
         engine.keep(generation)
-    if error:
-        raise error
-    if interrupts.signal is not None:
-        raise typer.Exit(interrupts.exit_code)
+        if error:
+            raise error
+        interrupts.check()
 
 
 def _sampler(job: Job, n_vocab: int) -> Sampler:
@@ -179,34 +183,33 @@ def _sampler(job: Job, n_vocab: int) -> Sampler:
     return RecordingSampler(job.params, n_vocab, n_top)
 
 
-def start(
+def answer(
     job: Job, engine: Engine, prompt: Sequence[int], sampler: Sampler, interrupts: Interrupts
-) -> Generation:
-    """The generation that the job asks for, with progress shown and interrupts heard."""
-    progress = PromptProgress()
-
-    def on_chunk(done: int, total: int) -> None:
-        progress(done, total)
-        interrupts.check()
-
-    return engine.generate(
-        prompt,
-        sampler,
-        max_tokens=None if job.text.n_predict < 0 else job.text.n_predict,
-        stop=job.text.stop or (),
-        on_chunk=on_chunk,
-    )
-
-
-def stream(
-    generation: Generation, interrupts: Interrupts, *, quiet: bool = False
-) -> SpecgenError | None:
-    """Run the generation and write its text to stdout, unless `quiet`.
+) -> tuple[Generation, SpecgenError | None]:
+    """The generation that the job asks for, its text written to stdout unless that is for JSON.
 
     An interrupt ends it and an error is returned; in both cases the text so far was written.
     """
-    writer = Writer()
-    show: Callable[[str], object] = str if quiet else writer
+    with PromptProgress() as progress, closing(Writer()) as writer:
+
+        def on_chunk(done: int, total: int) -> None:
+            progress(done, total)
+            interrupts.check()
+
+        generation = engine.generate(
+            prompt,
+            sampler,
+            max_tokens=None if job.text.n_predict < 0 else job.text.n_predict,
+            stop=job.text.stop or (),
+            on_chunk=on_chunk,
+        )
+        show = str if job.output.as_json else writer
+        return generation, _stream(generation, interrupts, show)
+
+
+def _stream(
+    generation: Generation, interrupts: Interrupts, show: Callable[[str], object]
+) -> SpecgenError | None:
     try:
         interrupts.check()
         for piece in generation:
@@ -217,8 +220,6 @@ def stream(
     except SpecgenError as error:
         show(generation.rest())
         return error
-    finally:
-        writer.close()
     return None
 
 

@@ -38,6 +38,7 @@ _PLAIN = "none"
 _LONG = 600  # tokens of a long question: kernels change with the context
 _SPARE = 8  # prompts that only make others longer
 _SHOWN = 20  # differences
+_NOT_TESTED = "the distribution was not tested: no two widths of calls round alike"
 _GREEDY_IN_TURN = 2  # questions that are answered greedily, then as many sampled
 
 
@@ -114,30 +115,31 @@ def verify(
     for name in names:
         create(name)  # before the long work: an unknown name ends here
     asked = load_prompts(data) if data else own_prompts()
-    path = ensure_model(model)
-    config = replace(engine.config(), max_drafts=draft_max, strict=strict)
-    profile = ensure_profile(path, config)
-    config = fitted(Wanted(path, config, together(names), None, past=False), profile).config
-    with Engine(path, (), config, profile=profile) as opened, Interrupts() as interrupts:
-        settings = _settings(names, tree.choice, branch=opened.can_branch)
-        room = opened.n_ctx - n_predict - profile.strict.slack  # padding takes some of the context
-        questions = _questions(opened, asked, prompts, room)
-        findings = _ask(opened, questions, settings, n_predict, interrupts)
-        fit = None
-        if draws and interrupts.signal is None and profile.strict.largest > 1:
-            fit = _fit(opened, questions[0], draws, interrupts)
-        bound = 0.0 if strict else gap
-        if as_json:
-            show(json.dumps(_record(findings, fit, bound)))
-        else:
-            _print(opened, findings, fit, bound)
-            if draws and profile.strict.largest == 1:
-                show("the distribution was not tested: no two widths of calls round alike")
-            if interrupts.signal is not None:
-                n_all = len(questions) * len(settings)
-                show(f"stopped after {len(findings)} of {n_all} answers")
-        if interrupts.signal is not None:
-            raise typer.Exit(interrupts.exit_code)
+    with Interrupts() as interrupts:
+        path = ensure_model(model)
+        config = replace(engine.config(), max_drafts=draft_max, strict=strict)
+        profile = ensure_profile(path, config, should_stop=interrupts.came)
+        config = fitted(Wanted(path, config, together(names), None, past=False), profile).config
+        with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as opened:
+            settings = _settings(names, tree.choice, branch=opened.can_branch)
+            # Padding takes some of the context.
+            room = opened.n_ctx - n_predict - profile.strict.slack
+            questions = _questions(opened, asked, prompts, room)
+            findings = _ask(opened, questions, settings, n_predict, interrupts)
+            fit = None
+            if draws and not interrupts.came() and profile.strict.largest > 1:
+                fit = _fit(opened, questions[0], draws, interrupts)
+            bound = 0.0 if strict else gap
+            if as_json:
+                show(json.dumps(_record(findings, fit, bound)))
+            else:
+                _print(opened, findings, fit, bound)
+                if draws and profile.strict.largest == 1:
+                    show(_NOT_TESTED)
+                if interrupts.came():
+                    n_all = len(questions) * len(settings)
+                    show(f"stopped after {len(findings)} of {n_all} answers")
+            interrupts.check()
     if _faults(findings, bound) or (fit and not fit.is_good):
         raise typer.Exit(DIFFERENT)
 
@@ -219,8 +221,7 @@ def _ask(
 ) -> list[Finding]:
     """The findings so far when it ends or is interrupted."""
     from specgen.core.audit import audit
-
-    from .interrupt import Interrupted
+    from specgen.core.stop import Interrupted
 
     findings: list[Finding] = []
     total = len(questions) * len(settings)
@@ -238,8 +239,7 @@ def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> Fit
     """
     from specgen.core.audit import Question, first_tokens
     from specgen.core.sampling import SamplingParams
-
-    from .interrupt import Interrupted
+    from specgen.core.stop import Interrupted
 
     sampled = Question(question.tokens, SamplingParams(temperature=1.0))
     with shown_progress() as progress, suppress(Interrupted):

@@ -12,6 +12,8 @@ from .chat_tokens import NOTHING, Known, tokenize_chat
 from .protocols import Vocab
 from .template import ChatTemplate, Message
 
+_TRIAL = Message("user", "Hello")  # asked of a template, to see whether it takes a system message
+
 
 class Conversation:
     """Turns of a user and the model.
@@ -37,61 +39,68 @@ class Conversation:
         self._marks = marks
         self._require_room = require_room
         self._known = NOTHING
-        self._rendered = ""
+        self._asked: tuple[list[Message], str] = ([], "")  # turns, and their text
         self.system = system
-        self.turns: list[Message] = []
+        self.turns: list[Message] = []  # questions, each with its answer
 
     @property
     def messages(self) -> list[Message]:
         """All messages, the system message first."""
-        system = [Message("system", self.system)] if self.system else []
-        return [*system, *self.turns]
+        return [*_system_message(self.system), *self.turns]
 
     def ask(self, text: str) -> list[int]:
-        """Add a user's message and return the prompt for its answer."""
-        self.turns.append(Message("user", text))
-        return self.prompt()
+        """The prompt that asks `text`. Nothing changes before there is an `answer` to it."""
+        return self._ask([*self.turns, Message("user", text)], self._known)
 
-    def prompt(self) -> list[int]:
-        """Tokens of all messages and the start of the next answer."""
-        contents = (message.content for message in self.messages)
-        self._require_room(sum(len(text.encode("utf-8", "replace")) for text in contents))
-        self._rendered, tokens = tokenize_chat(
-            self._vocab,
-            self._template,
-            self.messages,
-            marks=self._marks,
-            known=self._known,
-        )
+    def again(self) -> list[int]:
+        """The prompt of the last answer, which stays until another takes its place.
+
+        Raises ValueError if there is none.
+        """
+        if not self.turns:
+            raise ValueError("there is no answer")
+        return self._ask(self.turns[:-1], NOTHING)
+
+    def _ask(self, turns: list[Message], known: Known) -> list[int]:
+        """Tokens of all messages up to `turns` and of the start of the next answer."""
+        text, tokens = self._tokens(self.system, turns, known)
+        self._asked = (turns, text)
         return tokens
 
+    def _tokens(
+        self, system: str | None, turns: Sequence[Message], known: Known
+    ) -> tuple[str, list[int]]:
+        messages = [*_system_message(system), *turns]
+        texts = (message.content.encode("utf-8", "replace") for message in messages)
+        self._require_room(sum(map(len, texts)))
+        return tokenize_chat(self._vocab, self._template, messages, marks=self._marks, known=known)
+
     def answer(self, text: str, prompt: Sequence[int], tokens: Sequence[int]) -> None:
-        """Add the model's answer: its text, the last `prompt()`, the tokens emitted after it.
+        """Add what was asked last and its answer: a text, the prompt, the tokens after it.
 
         The tokens are remembered if they make exactly this text, control tokens aside.
         """
-        self.turns.append(Message("assistant", text))
         visible = list(tokens)
         while visible and visible[-1] in self._vocab.eog:
             visible.pop()
         made = b"".join(map(self._vocab.piece, visible)).decode("utf-8", "replace")
         same = made == text
-        self._known = Known(self._rendered + text, (*prompt, *visible)) if same else NOTHING
-
-    def drop_answer(self) -> bool:
-        """Forget the last answer, so that it can be given anew; False if there is none."""
-        if not self.turns or self.turns[-1].role != "assistant":
-            return False
-        self.turns.pop()
-        self._known = NOTHING
-        return True
-
-    def drop_question(self) -> None:
-        """Forget the last message if it is a user's that has no answer."""
-        if self.turns and self.turns[-1].role == "user":
-            self.turns.pop()
+        turns, rendered = self._asked
+        self._known = Known(rendered + text, (*prompt, *visible)) if same else NOTHING
+        self.turns = [*turns, Message("assistant", text)]
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
-        self.turns.clear()
-        self._known = NOTHING
+        self.turns, self._known = [], NOTHING
+
+    def try_system(self, text: str) -> None:
+        """Raise ModelError if the template does not take this system message."""
+        self._tokens(text, [_TRIAL], NOTHING)
+
+    def start_over(self, system: str | None) -> None:
+        """Forget all turns and have another system message, or none."""
+        self.system, self.turns, self._known = system, [], NOTHING
+
+
+def _system_message(text: str | None) -> list[Message]:
+    return [Message("system", text)] if text else []

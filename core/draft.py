@@ -11,19 +11,27 @@ from .errors import UsageError
 from .host import default_threads
 from .llama import ContextConfig, LlamaBackend, LlamaModel
 from .paths import path_text
+from .stop import ShouldStop, never
 
 _DIFFERENT: Final = 0.01  # of the tokens that may differ: names of control tokens, say
 
 
 def open_draft(
-    path: Path, target: LlamaModel, n_ctx: int, config: EngineConfig, stack: ExitStack
+    path: Path,
+    target: LlamaModel,
+    n_ctx: int,
+    config: EngineConfig,
+    stack: ExitStack,
+    *,
+    should_stop: ShouldStop = never,
 ) -> LlamaBackend:
     """A context of the model in `path`, with as much of `n_ctx` tokens as it was trained for.
 
-    `stack` closes it. Raises ModelError or BackendError, and UsageError for a model that cannot
-    draft for `target`. (Whatever it drafts, the text is the target's: a check spares time.)
+    `stack` closes it. Raises ModelError, BackendError or Interrupted, and UsageError for a model
+    that cannot draft for `target`. (Whatever it drafts, the text is the target's: a check spares
+    time.)
     """
-    model = LlamaModel(path, config.gpu_layers)
+    model = LlamaModel(path, config.gpu_layers, should_stop)
     stack.callback(model.close)
     require_undo(path, is_stateful=model.is_recurrent or model.is_hybrid)
     share = target.vocab.different_share(model.vocab)
@@ -43,6 +51,7 @@ def open_draft(
             chunk=config.chunk,
             flash_attention=config.flash_attention,
         ),
+        should_stop,
     )
     stack.callback(backend.close)
     return backend

@@ -27,6 +27,7 @@ from .resident import drop_code, trim_heap
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
+from .stop import ShouldStop, never
 from .strict import ONE_ROW, Strict
 from .text import TextStream
 from .tracker import CostTracker
@@ -48,13 +49,14 @@ class Engine:
         config: how to run it.
         learned: what earlier runs left; None neither uses nor keeps any of it.
         profile: what was measured of the model; None takes what is stored.
+        should_stop: asked while the model is opened and while prompts are processed.
 
     Attributes:
         draft: the model that drafts, for a drafter to use, or None.
         planned: the memory that it was said to take, see `stay_within`.
         device_bytes: what llama.cpp says that it took on GPUs.
 
-    Raises ModelError, BackendError or UsageError.
+    Raises ModelError, BackendError, UsageError or Interrupted.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Engine:
         config: EngineConfig,
         learned: Learned | None = None,
         profile: Profile | None = None,
+        should_stop: ShouldStop = never,
     ) -> None:
         self.path = path
+        self._should_stop = should_stop
         self.planned: MemoryPlan | None = None
         self._keeper: Keeper | None = None
         self._open = ExitStack()
@@ -78,10 +82,10 @@ class Engine:
             if config.lean:
                 drop_code()
             library().log.device_bytes = 0
-            self.model = LlamaModel(path, config.gpu_layers)
+            self.model = LlamaModel(path, config.gpu_layers, should_stop)
             self._open.callback(self.model.close)
             self.backend = LlamaBackend(
-                self.model, _context_config(self.model, config, self.strict)
+                self.model, _context_config(self.model, config, self.strict), should_stop
             )
             self._open.callback(self.backend.close)
             self.draft = self._open_draft(config)
@@ -105,7 +109,10 @@ class Engine:
         """The draft model that the configuration asks for."""
         if config.draft is None:
             return None
-        return open_draft(config.draft, self.model, self.backend.limits.n_ctx, config, self._open)
+        n_ctx = self.backend.limits.n_ctx
+        return open_draft(
+            config.draft, self.model, n_ctx, config, self._open, should_stop=self._should_stop
+        )
 
     def __enter__(self) -> Engine:
         return self

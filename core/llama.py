@@ -19,11 +19,12 @@ from .door import require_runnable
 from .errors import BackendError, ContextFull, ModelError
 from .ggml_types import type_id
 from .layout import Layout, lay_out
-from .library import library
+from .library import free_device_memory, library
 from .modelinfo import read_headers
 from .outputs import Outputs
 from .paths import path_text
 from .protocols import Limits, Logits, Tokens
+from .stop import Interrupted, ShouldStop, heed, never
 from .tree import DraftTree
 from .vocab import LlamaVocab
 
@@ -34,18 +35,25 @@ class LlamaModel:
     Args:
         path: a GGUF file.
         gpu_layers: layers to offload; None leaves it to llama.cpp (as many as fit the build).
+        should_stop: asked again and again while weights are loaded.
 
-    Raises ModelError, quoting llama.cpp, if it cannot be loaded or cannot generate text.
+    Raises ModelError, quoting llama.cpp, if it cannot be loaded or cannot generate text, and
+    Interrupted.
     """
 
-    def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
+    def __init__(
+        self, path: Path, gpu_layers: int | None = None, should_stop: ShouldStop = never
+    ) -> None:
+        heed(should_stop)
         require_runnable(path)
         self.path = path
         self._api = api = library().api
         params = api.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
-        self.handle = _load(path, params)
+        go_on = api.llama_progress_callback(lambda _share, _data: not should_stop())
+        params.progress_callback = go_on
+        self.handle = _load(path, params, should_stop)
         if api.llama_model_has_encoder(self.handle) or api.llama_model_is_diffusion(self.handle):
             self.close()
             raise ModelError(
@@ -82,13 +90,14 @@ def open_vocab(path: Path) -> LlamaVocab:
         return LlamaVocab(api, api.llama_model_get_vocab(handle))
 
 
-def _load(path: Path, params: Any) -> Any:
-    """What llama.cpp makes of a file. Raises ModelError, which quotes it."""
+def _load(path: Path, params: Any, should_stop: ShouldStop = never) -> Any:
+    """What llama.cpp makes of a file. Raises ModelError, which quotes it, and Interrupted."""
     library().log.errors.clear()
     with library().last_words.opening(path):
         handle = library().api.llama_model_load_from_file(os.fsencode(path), params)
     if handle:
         return handle
+    heed(should_stop)
     reason = " ".join(library().log.last_error().split()) or "unknown reason"
     raise ModelError(
         f"llama.cpp cannot load {path_text(path)}: {reason}",
@@ -126,11 +135,17 @@ class ContextConfig:
 class LlamaBackend:
     """One llama.cpp context (see protocols.Backend).
 
-    Raises BackendError if the context cannot be created.
+    `should_stop` is asked before anything that takes long, and while tokens are prefilled.
+    Raises BackendError if the context cannot be created, and Interrupted.
     """
 
-    def __init__(self, model: LlamaModel, config: ContextConfig) -> None:
+    def __init__(
+        self, model: LlamaModel, config: ContextConfig, should_stop: ShouldStop = never
+    ) -> None:
+        heed(should_stop)
         self._api = api = library().api
+        self._should_stop = should_stop
+        self._abort = api.ggml_abort_callback(lambda _data: should_stop())
         self._stateful = model.is_recurrent or model.is_hybrid
         self._window = 0 if config.swa_full else model.sliding_window
         with library().last_words.opening(model.path):
@@ -180,6 +195,7 @@ class LlamaBackend:
             chunk=config.chunk,
             can_branch=can_branch,
             can_rewind=not self._stateful,
+            can_stop=free_device_memory() is None,  # llama.cpp's CPU backend alone asks
         )
 
     @property
@@ -190,11 +206,20 @@ class LlamaBackend:
     def prefill(self, tokens: Tokens) -> None:
         """See protocols.Backend."""
         n = len(tokens)
+        heed(self._should_stop)
         self._require_room(n)
         rows = Layout(
             tuple(tokens.tolist()), tuple(range(self._length, self._length + n)), ((0,),) * n, 1
         )
-        self._decode(rows, outputs=False)
+        # Asked after every operation of the graph: too often for calls that take no time.
+        self._api.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            self._decode(rows, outputs=False)
+        finally:
+            none = self._api.ggml_abort_callback()
+            self._api.llama_set_abort_callback(self._context, none, None)
+        if not self.limits.can_stop:  # GPUs work on when a call has returned: let it take its time
+            self._api.llama_synchronize(self._context)
         self._length += n
 
     def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
@@ -289,15 +314,19 @@ class LlamaBackend:
             )
 
     def _decode(self, rows: Layout, *, outputs: bool) -> None:
-        """Run one batch; on failure put the cache back and raise BackendError."""
+        """Run one batch; on failure put the cache back and raise BackendError or Interrupted."""
         code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
         if code == 0:
             return
-        if self._stateful:  # whether part of the batch went into the state is not known
+        if self._stateful or self._window:
+            # Part of the batch may be in the state, or in the place of what a window has left.
             self._clear()
         else:
             self._end_branches(rows)
             self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
+        if self._should_stop():
+            library().log.errors.clear()  # they say no more than that
+            raise Interrupted
         raise BackendError(*_explain(code, len(rows.tokens), self.limits.n_ctx))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from .cost import CostModel
 from .host import Waits, longest_wait_s
 from .protocols import Backend, Tokens
+from .stop import ShouldStop, heed, never
 from .tree import DraftTree
 
 Clock: TypeAlias = Callable[[], float]
@@ -62,6 +63,7 @@ class Subject:
         tokens: a text, repeated as needed.
         clock: seconds.
         waits: how long threads had to wait so far, see host.thread_waits; {} if nobody tells.
+        should_stop: asked before each call.
     """
 
     def __init__(
@@ -70,10 +72,12 @@ class Subject:
         tokens: Sequence[int],
         clock: Clock = perf_counter,
         waits: Callable[[], Waits] = dict,
+        should_stop: ShouldStop = never,
     ) -> None:
         self.backend = backend
         self.clock = clock
         self.waits = waits
+        self._should_stop = should_stop
         self.prefill_s = 0.0
         self.prefilled = 0  # tokens, in prefill_s
         self._taken: dict[int, tuple[int, float]] = {}  # by rows: calls and their seconds
@@ -136,7 +140,8 @@ class Subject:
         return self.backend.length + n <= self.backend.limits.n_ctx
 
     def chain(self, n: int) -> DraftTree:
-        """The next `n` tokens of the text."""
+        """The next `n` tokens of the text, for a call. Raises Interrupted."""
+        heed(self._should_stop)
         start = self.backend.length
         return DraftTree.from_parents(self._text[start : start + n].tolist(), range(-1, n - 1))
 

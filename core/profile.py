@@ -36,6 +36,7 @@ from .measure import (
 from .memory import needs_flash_attention
 from .paths import path_text
 from .records import counted, items, member, members, number, switch, whole
+from .stop import ShouldStop, never
 from .store import Key, Store
 from .strict import Strict, strict_widths
 
@@ -274,16 +275,18 @@ def measure_profile(
     config: EngineConfig,
     deadline_s: float = DEADLINE_S,
     on_progress: Progress = lambda stage, share: None,
+    should_stop: ShouldStop = never,
 ) -> Profile:
     """Load the model and measure it, within about `deadline_s` seconds of loading.
 
-    Raises ModelError or BackendError.
+    Raises ModelError or BackendError, and Interrupted if `should_stop`, asked again and again,
+    says so.
     """
     with ExitStack() as stack:
         on_progress("loading the model", 0.0)
-        model = LlamaModel(path, config.gpu_layers)
+        model = LlamaModel(path, config.gpu_layers, should_stop)
         stack.callback(model.close)
-        subjects = _subjects(stack, model, config)
+        subjects = _subjects(stack, model, config, should_stop)
         return measure_subjects(subjects, deadline_s, on_progress)
 
 
@@ -377,7 +380,9 @@ def _find_exact(
     )
 
 
-def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict[bool, Subject]:
+def _subjects(
+    stack: ExitStack, model: LlamaModel, config: EngineConfig, should_stop: ShouldStop
+) -> dict[bool, Subject]:
     """A context for each setting of flash attention that is to be tried and that works."""
     tokens = model.vocab.tokenize(_TEXT, add_bos=True, special=False)
     # More threads than CPUs wait for each other, whatever else runs.
@@ -387,13 +392,13 @@ def _subjects(stack: ExitStack, model: LlamaModel, config: EngineConfig) -> dict
     error: BackendError | None = None
     for setting in settings_to_measure(config):
         try:
-            backend = LlamaBackend(model, _context_config(model, config, setting))
+            backend = LlamaBackend(model, _context_config(model, config, setting), should_stop)
         except BackendError as failure:  # not every model has flash attention
             error = failure
             _log.info("flash attention %s: %s", "on" if setting else "off", failure.message)
             continue
         stack.callback(backend.close)
-        subjects[setting] = Subject(backend, tokens, waits=waits)
+        subjects[setting] = Subject(backend, tokens, waits=waits, should_stop=should_stop)
     if error and not subjects:
         raise error
     return subjects

@@ -29,6 +29,7 @@ class Limits:
     chunk: int  # most tokens of one `prefill` call
     can_branch: bool  # several children per node
     can_rewind: bool  # tokens may be dropped from the end of the cache
+    can_stop: bool = True  # a `prefill` that is to stop does so before all of it is done
 
 
 class Backend(Protocol):
@@ -50,8 +51,8 @@ class Backend(Protocol):
     def prefill(self, tokens: Tokens) -> None:
         """Append 1..`limits.chunk` committed tokens, asking for no logits.
 
-        Raises BackendError; then nothing was appended, or the cache is empty where the model
-        cannot rewind.
+        Raises BackendError, and Interrupted where it is to stop; then nothing was appended, or
+        the cache is empty where the model cannot go back.
         """
         ...
 

@@ -27,6 +27,8 @@ from .verify import Verdict, verify
 
 _PADDING: Evidence = ("padding",)
 _SMALL_TREE = 4  # guesses; smaller ones save next to nothing
+_FIRST_PART = 64  # tokens of a prompt, where calls cannot be stopped,
+_QUICK_S = 0.15  # and the seconds up to which the next part is twice as long
 
 
 class Session:
@@ -90,7 +92,7 @@ class Session:
         """Make `tokens` the text, and return how many of them the cache already held.
 
         `on_chunk(done, total)` is called after every chunk with tokens in the cache; it may
-        raise to stop, and the session stays usable.
+        raise to stop, and the session stays usable, as it does when the backend is to stop.
 
         Raises UsageError if there are no tokens, ContextFull if they do not fit.
         """
@@ -118,9 +120,16 @@ class Session:
     def _prefill(self, on_chunk: Callable[[int, int], None] | None) -> None:
         """Bring all tokens but the last into the cache."""
         total = len(self.tokens) - 1
+        limits = self._backend.limits
+        # Strict decoding rounds alike only if parts do not depend on the time that they take.
+        is_fixed = limits.can_stop or self._strict is not None
+        size = limits.chunk if is_fixed else min(_FIRST_PART, limits.chunk)
         while (done := self._backend.length) < total:
-            end = min(done + self._backend.limits.chunk, total)
+            end = min(done + size, total)
+            start = perf_counter()
             self._backend.prefill(np.array(self.tokens[done:end], np.int32))
+            if perf_counter() - start < _QUICK_S:
+                size = min(2 * size, limits.chunk)
             if on_chunk:
                 on_chunk(end, total)
 

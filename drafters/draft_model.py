@@ -174,10 +174,13 @@ class DraftModel:
         kept = common_prefix(self._tail, wanted[:-1])
         backend.rewind(self._agreed + kept)
         unread = wanted[kept:]
-        while len(unread) > backend.limits.max_rows:
-            n = min(backend.limits.chunk, len(unread) - 1)
-            backend.prefill(np.array(unread[:n], np.int32))
-            unread = unread[n:]
-        logits = self._pass(unread)
-        self._agreed, self._tail = len(self._text), list(state)
-        return logits
+        try:
+            while len(unread) > backend.limits.max_rows:
+                n = min(backend.limits.chunk, len(unread) - 1)
+                backend.prefill(np.array(unread[:n], np.int32))
+                unread = unread[n:]
+            return self._pass(unread)
+        finally:  # as far as it came: reading a long text may be stopped
+            n_text = len(self._text)
+            self._agreed = min(backend.length, n_text)
+            self._tail = list(state[: backend.length - self._agreed])

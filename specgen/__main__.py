@@ -1,5 +1,29 @@
-"""`python -m specgen`."""
+"""The `specgen` command, and `python -m specgen`.
 
-from specgen.cli.main import main
+Nothing heavy is imported before signals are heard: importing takes a good part of a second, and
+what is raised in the midst of it ends in a traceback, or is lost.
+"""
 
-main()
+from __future__ import annotations
+
+import os
+import signal
+
+
+def main() -> None:
+    """Entry point of the `specgen` script. Until a command listens, a signal ends the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background jobs
+            signal.signal(number, _leave)
+    from specgen.cli.main import main as run
+
+    run()
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End at once: there is nothing to clean up yet."""
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

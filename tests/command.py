@@ -28,7 +28,7 @@ from specgen.cli.interrupt import Interrupts
 from specgen.cli.main import main
 from specgen.core.llama import LlamaBackend
 
-if sys.stdin and sys.stdin.isatty():
+if sys.stdin and sys.stdin.isatty() and os.getsid(0) == os.getpid():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that its Ctrl-C reaches us
 
 method, number, how_long = sys.argv.pop(1).split(",")

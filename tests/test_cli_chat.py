@@ -7,10 +7,13 @@ import re
 import select
 import signal
 import subprocess
+import sys
+import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -20,18 +23,21 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from specgen.cli.chat import HELP, Repl
+from specgen.cli.interrupt import Interrupts
 from specgen.cli.options import OutputOptions, TextOptions
 from specgen.cli.run import Job
 from specgen.core.config import EngineConfig
+from specgen.core.errors import BackendError
+from specgen.core.library import library
 from specgen.core.llama import LlamaBackend
 from specgen.core.sampling import SamplingParams
-from specgen.core.template import Message
+from specgen.core.template import ChatTemplate, Message
 
-from .command import READY, TIMEOUT_S, run, start, text_of
+from .command import READY, ROOT, TIMEOUT_S, run, shell_words, start, text_of
 
 pytestmark = pytest.mark.llama
 
-CTRL_C, CTRL_D = "\x03", "\x04"
+CTRL_C, CTRL_D, CTRL_Z, BACKSPACE = "\x03", "\x04", "\x1a", "\x7f"
 ESCAPE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")
 PROMPT_IS_READY = b"\x1b[?2004h"  # asks for pastes in brackets, once keys are its own
 N_TOKENS = 12
@@ -70,13 +76,14 @@ def talk(endless: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Talk
         with (
             create_pipe_input() as keys,
             create_app_session(input=keys, output=DummyOutput()),
-            job.open() as engine,
+            Interrupts() as interrupts,
+            job.open(interrupts) as engine,
         ):
             keys.send_text("".join(f"{line}\r" if line[-1] >= " " else line for line in lines))
             keys.send_text(CTRL_D)
             conversation = engine.conversation(how.get("template"), how.get("system"))
             capfd.readouterr()
-            Repl(job, engine, conversation).run()
+            Repl(job, engine, conversation, interrupts).run()
         return Talk(conversation.messages, *capfd.readouterr())
 
     return chat
@@ -166,12 +173,41 @@ def test_system(talk: Callable[..., Talk], endless: Path) -> None:
     assert without.answers == [say_so_far("who was he", endless)]
 
 
-@pytest.mark.parametrize("line", ["/nonsense", "/Help", "/regenerate now", "/"])
-def test_unknown_command(talk: Callable[..., Talk], line: str) -> None:
-    """What begins with a slash and is no command is not sent to the model."""
+@pytest.mark.parametrize(
+    "line",
+    ["/hlep", "/Help", "/regenerate now", "/", "/exti", "/statsx", "/sytem be her", "/help?"],
+)
+def test_slips_of_the_finger(talk: Callable[..., Talk], line: str) -> None:
+    """What is nearly a command is not sent to the model; it is said how to send it."""
     chat = talk(line)
-    assert f"there is no command {line.split()[0]}; /help lists them" in chat.err
+    name = line.split()[0]
+    assert (
+        f"there is no command {name}; /help lists them, /{name} sends it as a message" in chat.told
+    )
     assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("//help", "/help"),
+        ("//exit now", "/exit now"),
+        ("///", "//"),
+        ("// is a comment", "/ is a comment"),
+        ("/etc/hosts has what", "/etc/hosts has what"),
+        ("/nonsense", "/nonsense"),
+        ("/exit/code", "/exit/code"),
+        ("/* of */", "/* of */"),
+        ("/0-9/ is what", "/0-9/ is what"),
+    ],
+)
+def test_messages_that_begin_with_a_slash(
+    talk: Callable[..., Talk], endless: Path, line: str, message: str
+) -> None:
+    """Two slashes send one; what looks like no command needs no second."""
+    chat = talk(line)
+    assert [m.content for m in chat.messages if m.role == "user"] == [message]
+    assert chat.answers == [say_so_far(message, endless)]
 
 
 def test_full_context(talk: Callable[..., Talk], endless: Path) -> None:
@@ -226,15 +262,147 @@ def test_stopped_answer(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPat
     assert int(cached) + 1 >= int(prompt) + 5
 
 
+UNANSWERED = "the message was not answered and is not in the conversation"
+
+
+def questions(chat: Talk) -> list[str]:
+    """The user's messages in a conversation."""
+    return [m.content for m in chat.messages if m.role == "user"]
+
+
 def test_stopped_before_the_answer(
     talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the message is read takes it back: there is no answer to it."""
+    """Ctrl-C while the message is read takes it back and says so: there is no answer to it."""
     signal_at(monkeypatch, "prefill", 1, signal.SIGINT)
     chat = talk("tell her of him", "who was he")
-    assert [m.content for m in chat.messages if m.role == "user"] == ["who was he"]
+    assert questions(chat) == ["who was he"]
     assert chat.answers == talk("who was he").answers
-    assert chat.err.count("(stopped)") == 1
+    assert chat.told.count(f"(stopped; {UNANSWERED}; arrow-up brings it back)") == 1
+
+
+def in_llama_cpp(
+    monkeypatch: pytest.MonkeyPatch, name: str, call: int, do: Callable[[], object]
+) -> None:
+    """Have something happen in call number `call` of a function of llama.cpp."""
+    api = library().api
+    work, calls = getattr(api, name), iter(range(1, 10_000))
+
+    def disturbed(*args: Any) -> Any:
+        if next(calls) == call:
+            do()
+        return work(*args)
+
+    monkeypatch.setattr(api, name, disturbed)
+
+
+@pytest.mark.parametrize("place", ["llama_tokenize", "llama_decode"])
+def test_stopped_while_a_message_is_read(
+    talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In the midst of llama.cpp's work: the next answer is that of a chat without the message."""
+    long = "tell her of him " * 20
+    expected = talk("who was he", "and she").answers
+    where = _calls_of(talk, monkeypatch, place, "who was he", long)
+    in_llama_cpp(monkeypatch, place, where, lambda: signal.raise_signal(signal.SIGINT))
+    chat = talk("who was he", long, "and she")
+    assert questions(chat) == ["who was he", "and she"]
+    assert chat.answers == expected
+    assert chat.told.count(f"(stopped; {UNANSWERED}") == 1
+
+
+def _calls_of(
+    talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch, place: str, *lines: str
+) -> int:
+    """The number of the first call of `place` that the last line leads to."""
+    calls = []
+    for known in (lines[:-1], lines):
+        count = [0]
+        with monkeypatch.context() as patch:
+            api, work = library().api, getattr(library().api, place)
+            patch.setattr(
+                api, place, lambda *a, n=count, f=work: (n.__setitem__(0, n[0] + 1), f(*a))[1]
+            )
+            talk(*known)
+        calls.append(count[0])
+    assert calls[1] > calls[0]
+    return calls[0] + 1
+
+
+def test_stopped_while_a_template_is_rendered(
+    talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is heard as soon as it is: a question is not asked, a system message not set."""
+    render, calls = ChatTemplate.render, iter(range(1, 100))
+
+    def interrupted(*args: Any) -> str:
+        if next(calls) in (2, 3):
+            signal.raise_signal(signal.SIGINT)
+        return render(*args)
+
+    expected = talk("who was he", "and she", system="be him").answers
+    monkeypatch.setattr(ChatTemplate, "render", interrupted)
+    chat = talk("who was he", "tell me", "/system be her", "and she", system="be him")
+    assert chat.messages[0] == Message("system", "be him")
+    assert questions(chat) == ["who was he", "and she"]
+    assert chat.answers == expected
+    assert chat.told.count(f"(stopped; {UNANSWERED}") == 1
+    assert chat.told.count("(stopped)") == 1
+
+
+def test_regen_that_is_stopped(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its first token it leaves question and answer; later it replaces the answer."""
+    expected = talk("who was he", "and she").answers
+    with monkeypatch.context() as patch:
+        signal_at(patch, "score", N_TOKENS + 3, signal.SIGINT)
+        (answer,) = talk("who was he", "/regen").answers
+    assert expected[0].startswith(answer) and len(answer) < len(expected[0])
+    monkeypatch.setattr(Repl, "_regenerate", _stopped_at_once(Repl._regenerate))
+    chat = talk("who was he", "/regen", "and she")
+    assert chat.answers == expected
+    assert "(stopped; the last answer stays as it was)" in chat.told
+
+
+def _stopped_at_once(work: Callable[[Repl], None]) -> Callable[[Repl], None]:
+    def stopped(repl: Repl) -> None:
+        signal.raise_signal(signal.SIGINT)
+        work(repl)
+
+    return stopped
+
+
+def test_regen_that_fails(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error before its first token leaves question and answer, and is explained."""
+    expected = talk("who was he", "and she")
+
+    def fail() -> None:
+        raise BackendError("llama.cpp failed")
+
+    where = _calls_of(talk, monkeypatch, "llama_decode", "who was he", "/regen")
+    in_llama_cpp(monkeypatch, "llama_decode", where, fail)
+    chat = talk("who was he", "/regen", "and she")
+    assert chat.answers == expected.answers
+    assert "specgen: error: llama.cpp failed (the last answer stays as it was)" in chat.told
+
+
+def test_a_message_that_fails(talk: Callable[..., Talk]) -> None:
+    """What does not fit the context is not in the conversation, and that is said."""
+    chat = talk("who was he", "tell her of him " * 40, "and she", ctx=128)
+    assert questions(chat) == ["who was he", "and she"]
+    assert chat.answers == talk("who was he", "and she", ctx=128).answers
+    assert "exceeds the available context size of 128" in chat.told
+    assert chat.told.count(f"({UNANSWERED}; arrow-up brings it back)") == 1
+
+
+def test_a_system_message_that_is_refused(talk: Callable[..., Talk]) -> None:
+    """The conversation goes on as before."""
+    refuses = (
+        "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('not so') }}"
+        "{% endif %}{{ m.role }} {{ m.content }} {% endfor %}->"
+    )
+    chat = talk("he was", "/system no", "she was", template=refuses, system="yes")
+    assert "chat template failed: not so" in chat.told
+    assert chat.messages == talk("he was", "she was", template=refuses, system="yes").messages
 
 
 def test_terminated(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +422,27 @@ class Terminal:
         self._bytes = b""
 
     @property
+    def raw(self) -> str:
+        """All that was sent to the terminal so far."""
+        return self._bytes.decode("utf-8", "replace")
+
+    @property
     def shown(self) -> str:
         """All text so far."""
-        return ESCAPE.sub("", self._bytes.decode("utf-8", "replace"))
+        return ESCAPE.sub("", self.raw)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self._keys)[3] & termios.ECHO)
+
+    def go_on(self) -> None:
+        """Let a call go on that is held."""
+        self._process.send_signal(signal.SIGUSR1)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
 
     def type(self, text: str) -> None:
         """Press keys."""
@@ -323,3 +509,163 @@ def test_keys(endless: Path) -> None:
     assert f"[specgen] {N_TOKENS} tokens" in screen.shown
     assert "^C" not in screen.shown
     assert "Traceback" not in screen.shown
+
+
+def test_keys_during_an_answer(endless: Path) -> None:
+    """They are not shown in the midst of it, and begin the next message; Enter sends nothing."""
+    with terminal("chat", endless, "-t", "1", *GREEDY, hold="score,5,once") as screen:
+        screen.wait_for_prompt(1)
+        screen.type("who was he\r")
+        screen.wait_for(READY)
+        screen.type("and thxx" + 2 * BACKSPACE + "ey\r")
+        screen.go_on()
+        screen.wait_for_prompt(2)
+        screen.wait_for("and they")
+        assert not screen.shown.partition(READY)[2].partition(">>> ")[0].count("th")
+        screen.type(" were\r")
+        screen.wait_for_prompt(3)
+        screen.type("/stats\r")
+        screen.wait_for_prompt(4)
+        screen.type(CTRL_D)
+        assert screen.wait_for_end() == 0
+    (prompt, cached) = FIGURES.findall(" ".join(screen.shown.split()))[0]
+    assert int(prompt) > int(cached) > 0
+    assert "and they were" in screen.shown
+
+
+def test_a_paste_during_an_answer(endless: Path, talk: Callable[..., Talk]) -> None:
+    """However long, it is one message, with all its lines."""
+    lines = [f"line {i} of what he was and she is" for i in range(400)]
+    too_long = re.compile(r"the prompt of (\d+) tokens exceeds")
+    pasted = "\n".join(lines)
+    chat = talk("who was he", f"\x1b[200~{pasted}\x1b[201~")
+    expected = too_long.findall(chat.told)
+    assert len(expected) == 1 and len(pasted) > 3 * 4096
+    words = ("chat", endless, "-t", "1", "-c", "512", *GREEDY, "--drafter", "none")
+    with terminal(*words, hold="score,5,once") as screen:
+        screen.wait_for_prompt(1)
+        screen.type("who was he\r")
+        screen.wait_for(READY)
+        screen.type(pasted.replace("\n", "\r"))
+        screen.go_on()
+        screen.wait_for_prompt(2)
+        screen.type("\r")
+        screen.wait_for_prompt(3)
+        screen.type(CTRL_D)
+        assert screen.wait_for_end() == 0
+    assert too_long.findall(" ".join(screen.shown.split())) == expected
+
+
+def test_progress_is_erased(endless: Path) -> None:
+    """How much of a prompt is read is not left in the line in which its end is told."""
+    words = ("chat", endless, "-t", "1", "-c", "2048", *GREEDY)
+    with terminal(*words, hold="prefill,2,once") as screen:
+        screen.wait_for_prompt(1)
+        screen.type(f"\x1b[200~{'he was it ' * 250}\x1b[201~\r")
+        screen.wait_for(READY)
+        screen.type(CTRL_C)
+        screen.wait_for_prompt(2)
+        screen.type(CTRL_D)
+        assert screen.wait_for_end() == 0
+    shown = screen.raw
+    start = shown.rindex("prompt: 512/")
+    line = shown[start : shown.index("(stopped", start)]
+    assert "\r\x1b[K" in line.replace(f"{READY}\r\n", "")
+    assert ESCAPE.sub("", line.rpartition("\r\x1b[K")[2]).strip() == ""
+
+
+def test_terminated_at_the_prompt(endless: Path) -> None:
+    """SIGTERM ends a chat that waits for a message, and the terminal is as it was."""
+    with terminal("chat", endless, "-t", "1", hold="score,1,once") as screen:
+        screen.wait_for_prompt(1)
+        assert not screen.echoes
+        screen.terminate()
+        assert screen.wait_for_end() == 143
+        assert screen.echoes
+    assert "Traceback" not in screen.shown
+
+
+# A shell for one job: runs it in the foreground, takes the terminal when it stops, as shells do,
+# and gives it back. Says what it sees on a pipe.
+_SHELL = r"""
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+told, heard = int(sys.argv[1]), int(sys.argv[2])
+usual = termios.tcgetattr(0)
+job = os.fork()
+if job == 0:
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.setpgid(0, 0)
+    os.read(heard, 1)
+    os.execv(sys.argv[3], sys.argv[3:])
+os.setpgid(job, job)
+os.tcsetpgrp(0, job)
+os.write(told, b"j%d\n" % job)
+_, status = os.waitpid(job, os.WUNTRACED)
+echo = termios.tcgetattr(0)[3] & (termios.ECHO | termios.ICANON)
+os.tcsetpgrp(0, os.getpgrp())
+os.write(told, b"s%d %d\n" % (os.WIFSTOPPED(status), echo == termios.ECHO | termios.ICANON))
+os.read(heard, 1)
+termios.tcsetattr(0, termios.TCSADRAIN, usual)
+os.tcsetpgrp(0, job)
+os.kill(job, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]))
+"""
+
+
+def test_stopped_and_continued(endless: Path) -> None:
+    """Ctrl-Z in an answer gives the shell its terminal; after fg keys are not shown again."""
+    ours, theirs = os.openpty()
+    (told, tell), (heard, hear) = os.pipe(), os.pipe()
+    words = shell_words("chat", endless, "-t", "1", *GREEDY, hold="score,5,once")
+    shell = subprocess.Popen(
+        [sys.executable, "-c", _SHELL, str(tell), str(heard), *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        pass_fds=(tell, heard),
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        text=True,
+    )
+    for file in (theirs, tell, heard):
+        os.close(file)
+    screen, job = Terminal(shell, ours), 0
+    try:
+        job = int(os.read(told, 100)[1:])
+        os.write(hear, b"g")
+        screen.wait_for_prompt(1)
+        screen.type("who was he\r")
+        screen.wait_for(READY)
+        assert not screen.echoes
+        screen.type(CTRL_Z)
+        assert os.read(told, 100) == b"s1 1\n"
+        os.write(hear, b"g")
+        wait_until(lambda: not screen.echoes)
+        screen.type("and th")
+        os.kill(job, signal.SIGUSR1)
+        screen.wait_for_prompt(2)
+        screen.wait_for("and th")
+        assert "th" not in screen.shown.partition(READY)[2].partition(">>> ")[0]
+        screen.type(CTRL_C)
+        screen.wait_for_prompt(3)
+        screen.type(CTRL_D)
+        assert screen.wait_for_end() == 0
+    finally:
+        if job:
+            with suppress(ProcessLookupError):
+                os.kill(job, signal.SIGKILL)
+        shell.kill()
+        shell.wait()
+        for file in (ours, told, hear):
+            os.close(file)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Look again and again."""
+    end = monotonic() + TIMEOUT_S
+    while not is_so():
+        assert monotonic() < end, "it never was"
+        sleep(0.01)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from specgen.core.conversation import Conversation
-from specgen.core.template import ChatTemplate
+from specgen.core.errors import ModelError
+from specgen.core.template import ChatTemplate, Message
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}"
@@ -66,25 +69,63 @@ def test_a_cut_answer_is_tokenized_anew() -> None:
     assert 1000 not in chat.ask("more")
 
 
-def test_an_answer_can_be_dropped_and_given_anew() -> None:
-    """Dropping leaves the prompt of that answer; there is nothing to drop before one."""
+def state(chat: Conversation) -> tuple[object, ...]:
+    """All that the next prompts depend on."""
+    return chat.system, list(chat.turns), chat.ask("next")
+
+
+def test_an_answer_stays_until_another_takes_its_place() -> None:
+    """Its prompt can be had again, and changes nothing; the next answer replaces it."""
     chat = conversation()
-    assert not chat.drop_answer()
     prompt = chat.ask("hi")
-    assert not chat.drop_answer()
+    with pytest.raises(ValueError, match="no answer"):
+        chat.again()
+    chat.ask("hi")
     chat.answer("x", prompt, [ord("x"), END])
-    assert chat.drop_answer()
-    assert chat.prompt() == prompt
+    before = state(chat)
+    assert chat.again() == prompt
+    assert state(chat) == before
+    chat.answer("yz", chat.again(), [ord("y"), ord("z"), END])
+    assert [m.content for m in chat.turns] == ["hi", "yz"]
+    assert written(chat.ask("more")) == "[user]hi;[assistant]yz;[user]more;[assistant]"
 
 
-def test_a_question_without_an_answer_can_be_dropped() -> None:
-    """What was asked and not answered leaves no trace."""
+def test_an_empty_answer_can_be_given_again() -> None:
+    """Its prompt is the one before it, without tokens of the answer that show nothing."""
+    chat = conversation()
+    prompt = chat.ask("hi")
+    chat.answer("", prompt, [END, END])
+    assert chat.again() == prompt
+
+
+def test_a_question_without_an_answer_leaves_no_trace() -> None:
+    """What was asked and not answered is not in the conversation."""
     chat = conversation()
     chat.ask("hi")
-    chat.drop_question()
     assert chat.turns == []
-    chat.drop_question()
-    assert written(chat.ask("yo")) == "[user]yo;[assistant]"
+    prompt = chat.ask("yo")
+    assert written(prompt) == "[user]yo;[assistant]"
+    chat.answer("x", prompt, [ord("x"), END])
+    before = state(chat)
+    chat.ask("what")
+    assert state(chat) == before
+    assert chat.messages == [Message("user", "yo"), Message("assistant", "x")]
+
+
+def test_a_template_that_fails_changes_nothing() -> None:
+    """Neither a question that it refuses, nor a system message, nor an answer given again."""
+    refuses = "{% if 'no' in messages|map(attribute='content')|join %}{{ raise_exception('n') }}"
+    chat = Conversation(Characters(), ChatTemplate(refuses + "{% endif %}" + TEMPLATE), frozenset())
+    chat.answer("x", chat.ask("hi"), [ord("x"), END])
+    before = state(chat)
+    for fails in (lambda: chat.ask("no"), lambda: chat.try_system("no")):
+        with pytest.raises(ModelError):
+            fails()
+        assert state(chat) == before
+    chat.try_system("yes")
+    assert state(chat) == before
+    chat.start_over("yes")
+    assert state(chat) == ("yes", [], conversation("yes").ask("next"))
 
 
 def test_clear_forgets_all_but_the_system_message() -> None:
