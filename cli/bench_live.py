@@ -95,7 +95,7 @@ def _run(job: LiveJob, prompts: Sequence[Prompt], interrupts: Interrupts) -> Non
     path = ensure_model(job.model)
     draft = None if job.draft is None else ensure_model(job.draft)
     wanted = replace(job.config, draft_model=draft)
-    profile = ensure_profile(path, wanted, job.memory_budget, should_stop=interrupts.came)
+    profile = ensure_profile(path, wanted, job.memory_budget, interrupts.came)
     every = dict.fromkeys(drafter for name in job.names for drafter in names_of(name))
     names = AUTO if list(job.names) == [AUTO] else ",".join(every)
     fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)

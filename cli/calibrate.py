@@ -81,7 +81,6 @@ def ensure_profile(
     path: Path,
     config: EngineConfig,
     budget: str | None = None,
-    *,
     should_stop: ShouldStop = never,
 ) -> Profile:
     """What is known of the model on this machine; measured and kept first if nothing is.
