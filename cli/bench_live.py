@@ -98,7 +98,7 @@ def _run(job: LiveJob, prompts: Sequence[Prompt], interrupts: Interrupts) -> Non
     path = ensure_model(job.model)
     draft = None if job.draft is None else ensure_model(job.draft)
     wanted = replace(job.config, draft_model=draft)
-    profile = ensure_profile(path, wanted, job.memory_budget, should_stop=interrupts.came)
+    profile = ensure_profile(path, wanted, job.memory_budget, interrupts.came)
     names = AUTO if list(job.names) == [AUTO] else together(job.names)
     fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)
     config = fit.config

@@ -98,7 +98,6 @@ def ensure_profile(
     path: Path,
     config: EngineConfig,
     budget: str | None = None,
-    *,
     should_stop: ShouldStop = never,
 ) -> Profile:
     """What is known of the model on this machine; measured first if nothing is.

@@ -87,7 +87,7 @@ class Job:
         config = replace(self.config, draft_model=draft)
         if config.strict:
             profile: Profile | None = ensure_profile(
-                path, config, self.memory_budget, should_stop=interrupts.came
+                path, config, self.memory_budget, interrupts.came
             )
         else:
             profile = find_profile(path, config)

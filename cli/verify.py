@@ -118,7 +118,7 @@ def verify(
     with Interrupts() as interrupts:
         path = ensure_model(model)
         config = replace(engine.config(), max_drafts=draft_max, strict=strict)
-        profile = ensure_profile(path, config, should_stop=interrupts.came)
+        profile = ensure_profile(path, config, None, interrupts.came)
         config = fitted(Wanted(path, config, together(names), None, past=False), profile).config
         with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as opened:
             settings = _settings(names, tree.choice, branch=opened.can_branch)

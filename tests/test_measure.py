@@ -28,6 +28,7 @@ from specgen.core.profile import (
     settings_to_measure,
 )
 from specgen.core.protocols import Limits, Logits, Tokens
+from specgen.core.stop import ShouldStop
 from specgen.core.strict import ONE_ROW
 from specgen.core.testing import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
@@ -572,10 +573,12 @@ def test_a_model_without_flash_attention(
     """The setting that works is taken; where none does, the error is llama.cpp's."""
 
     class Picky(LlamaBackend):
-        def __init__(self, model: LlamaModel, config: ContextConfig) -> None:
+        def __init__(
+            self, model: LlamaModel, config: ContextConfig, should_stop: ShouldStop
+        ) -> None:
             if config.flash_attention is not works:
                 raise BackendError("no such attention")
-            super().__init__(model, config)
+            super().__init__(model, config, should_stop)
 
     monkeypatch.setattr("specgen.core.profile.LlamaBackend", Picky)
     works: bool | None = False
