@@ -423,15 +423,15 @@ def _read(master: int) -> bytes:
 @pytest.mark.llama
 def test_an_answer_cannot_write_the_clipboard(endless: Path) -> None:
     """On a terminal it is text alone; a pipe gets every byte."""
-    words = ("generate", endless, "-p", "hello", "-n", "16", "-t", "1", "--no-learn")
+    words = ("generate", endless, "-p", "hello", "-n", "18", "-t", "1", "--no-learn")
     code, shown = on_a_terminal(*words, code=_SAYING)
     assert code == 0
-    assert shown.replace("\r\n", "\n") == "Hi שredx" * 2 + "\n"
+    assert shown.replace("\r\n", "\n") == "Hi שredx" * 2 + "52;c;\n"  # its end never came
     piped = subprocess.run(
         [sys.executable, "-c", _SAYING, *map(str, words)], cwd=ROOT, capture_output=True
     )
     assert piped.returncode == 0
-    assert piped.stdout.decode() == "\x1b]52;c;QQ==\x07Hi ש\x1b[31mred\x9b2Jx" * 2
+    assert piped.stdout.decode() == "\x1b]52;c;QQ==\x07Hi ש\x1b[31mred\x9b2Jx" * 2 + "\x1b]52;c;"
 
 
 @pytest.mark.llama
