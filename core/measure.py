@@ -228,9 +228,10 @@ def measure(
 
     def visit(context: int, rounds: int, until: float) -> None:
         subject.go_to(context)
-        subject.time(1)  # the first call after a prefill takes longer
+        warm_up_s = subject.time(1)  # the first call after a prefill takes longer
         if context == shortest and not tables[context]:
-            tables[context][1] = [subject.time_in_company(1)]
+            is_late = subject.clock() > latest  # but something must be known
+            tables[context][1] = [warm_up_s if is_late else subject.time_in_company(1)]
             rounds, until = LEAST_SAMPLES, latest
         _time_rounds(subject, core, tables[context], rounds, until)
 
@@ -245,7 +246,8 @@ def measure(
     order = visited[::-1] or contexts
     for i, context in enumerate(order):
         left_s, n_left = end - subject.clock(), len(order) - i
-        if context > shortest and left_s < n_left * _least_s(subject, core):
+        is_short = left_s < n_left * _least_s(subject, core)
+        if is_short and (context > shortest or tables[context]):
             continue
         share = subject.clock() + left_s / n_left
         visit(context, LEAST_SAMPLES, share)
@@ -416,12 +418,13 @@ def compare(
     sizes = first.sizes(tuple(_COMPARED))
     time_s = _COMPARE_PREFILL_SHARE * deadline_s / len(subjects)
     contexts = first.contexts(contexts, max(sizes), time_s)
-    first.time(1)
+    if first.clock() < end:
+        first.time(1)
     turns: dict[tuple[int, int], list[list[float]]] = {}  # by context and size
     for context in contexts:
         fill_s = first.token_s * sum(context - subject.backend.length for subject in subjects)
         least_s = len(subjects) * (1 + LEAST_SAMPLES) * first.expected_s(1)
-        if first.clock() + fill_s + least_s > end:
+        if first.clock() + fill_s + least_s >= end:
             break
         for subject in subjects:
             subject.warm_up(context)
