@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from .comparison import Comparison, compare
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .cost import MAX_ROWS, UNKNOWN, CostModel, load_curve
 from .errors import BackendError, ModelError, UsageError
@@ -25,10 +26,8 @@ from .measure import (
     CONTEXTS,
     LEAST_SAMPLES,
     NOISY,
-    Comparison,
     Measurement,
     Subject,
-    compare,
     measure,
 )
 from .memory import needs_flash_attention
