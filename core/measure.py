@@ -1,14 +1,13 @@
-"""Measuring a backend: what a call costs, and which of two settings is faster.
+"""Measuring what a call of a backend costs.
 
-Everything is timed in turns (size after size, setting after setting, and again), because load
-comes and goes. It only ever adds, so of several times the lower quartile is reported. Deadlines
-are kept by shorter contexts first, then by fewer repetitions and sizes: a slow model is known
-less exactly. What was timed once only is not known at all: one sample has no spread.
+Everything is timed in turns (size after size, and again), because load comes and goes. It only ever
+adds, so of several times the lower quartile is reported. Deadlines are kept by shorter contexts
+first, then by fewer repetitions and sizes: a slow model is known less exactly. What was timed once
+only is not known at all: one sample has no spread.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -44,13 +43,7 @@ _LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, f
 _LARGE_ROUNDS: Final = 2
 _LEAST_PART: Final = 0.05
 _ENOUGH: Final = 2.0  # times what it takes to know all contexts, or no other one is filled
-# Sizes by which settings are compared, and their weights: most calls have one row.
-_COMPARED: Final = {1: 6, 4: 1, 8: 1, 12: 1}
-_COMPARE_CONTEXTS: Final = (128, 1024)
-_COMPARE_ROUNDS: Final = 5
-# Parts of a deadline for text that is only there to be long. The comparison's stays for later.
-_PREFILL_SHARE: Final = 0.4
-_COMPARE_PREFILL_SHARE: Final = 0.8
+_PREFILL_SHARE: Final = 0.4  # of a deadline, for text that is only there to be long
 _WARM_UP: Final = 8  # tokens whose time says nothing: weights may come from disk
 _TASTE: Final = 32  # tokens that tell how fast others will be
 
@@ -233,9 +226,10 @@ def measure(
 
     def visit(context: int, rounds: int, until: float) -> None:
         subject.go_to(context)
-        subject.time(1)  # the first call after a prefill takes longer
+        warm_up_s = subject.time(1)  # the first call after a prefill takes longer
         if context == shortest and not tables[context]:
-            tables[context][1] = [subject.time_in_company(1)]
+            is_late = subject.clock() > latest  # but something must be known
+            tables[context][1] = [warm_up_s if is_late else subject.time_in_company(1)]
             rounds, until = LEAST_SAMPLES, latest
         _time_rounds(subject, core, tables[context], rounds, until)
 
@@ -250,7 +244,8 @@ def measure(
     order = visited[::-1] or contexts
     for i, context in enumerate(order):
         left_s, n_left = end - subject.clock(), len(order) - i
-        if context > shortest and left_s < n_left * _least_s(subject, core):
+        is_short = left_s < n_left * _least_s(subject, core)
+        if is_short and (context > shortest or tables[context]):
             continue
         share = subject.clock() + left_s / n_left
         visit(context, LEAST_SAMPLES, share)
@@ -259,13 +254,13 @@ def measure(
         _time_sizes(subject, due, tables[context], share)
         on_progress((i + 1) / len(order))
     known = _known(tables, core)
-    typical = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
-    noise = max(_spread(known, core), _excess(typical), _slowdown(subject, start, waited))
-    _repair(typical)
-    _fill(typical)
-    measured = tuple(sorted(typical[shortest]))
-    found = tuple(sorted(typical))
-    rows = tuple(tuple(typical[context][n] for n in measured) for context in found)
+    tables_s = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
+    noise = max(_spread(known, core), _excess(tables_s), slowdown(subject, start, waited))
+    _repair(tables_s)
+    _fill(tables_s)
+    measured = tuple(sorted(tables_s[shortest]))
+    found = tuple(sorted(tables_s))
+    rows = tuple(tuple(tables_s[context][n] for n in measured) for context in found)
     samples = min(len(tables[shortest].get(n, ())) for n in core)
     return Measurement(CostModel(measured, found, rows), noise, samples)
 
@@ -320,7 +315,7 @@ def _excess(tables: Mapping[int, Mapping[int, float]]) -> float:
     return excess
 
 
-def _slowdown(subject: Subject, start: float, waited: Waits) -> float:
+def slowdown(subject: Subject, start: float, waited: Waits) -> float:
     """By what factor work took longer because something else had the processors."""
     seconds = subject.clock() - start
     working_s = seconds - longest_wait_s(waited, subject.waits())
@@ -349,7 +344,8 @@ def _fill(tables: dict[int, dict[int, float]]) -> None:
             tables[context][n] = tables[context][smaller] * other[n] / other[smaller]
 
 
-def _typical(samples: Sequence[float]) -> float:
+def typical(samples: Sequence[float]) -> float:
+    """The lower quartile: load makes times longer and never shorter."""
     return sorted(samples)[(len(samples) - 1) // 4]
 
 
@@ -358,9 +354,9 @@ def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
 
     Never less than a part of the samples: load can make one row dearer than two calls.
     """
-    plain_s = _typical(times[1]) if with_next else 0.0
-    typical = {n: _typical(samples) for n, samples in times.items()}
-    return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in typical.items()}
+    plain_s = typical(times[1]) if with_next else 0.0
+    taken = {n: typical(samples) for n, samples in times.items()}
+    return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in taken.items()}
 
 
 def _least_s(subject: Subject, core: Sequence[int]) -> float:
@@ -391,91 +387,3 @@ def _time_rounds(
             if enough or late or not subject.has_room(n):
                 continue
             times[n] = [*samples, subject.time_in_company(n)]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """How much longer each of several subjects takes than the first one.
-
-    Attributes:
-        steps: geometric mean over sizes and contexts; 1.0 for the first.
-        prefill: of the text; timed once only, so it decides nothing.
-        contexts: that were compared; none where there was no time for it.
-        apart: whether no time of it is in the range of the first one's, on a machine that was not
-            busy, so that it is certain who is faster.
-    """
-
-    steps: tuple[float, ...]
-    prefill: tuple[float, ...]
-    contexts: tuple[int, ...]
-    apart: tuple[bool, ...] = ()
-
-
-def compare(
-    subjects: Sequence[Subject], deadline_s: float, contexts: Sequence[int] = _COMPARE_CONTEXTS
-) -> Comparison:
-    """Time the subjects in turns. All must have the same limits."""
-    first = subjects[0]
-    start, waited = first.clock(), first.waits()
-    end = start + deadline_s
-    sizes = first.sizes(tuple(_COMPARED))
-    time_s = _COMPARE_PREFILL_SHARE * deadline_s / len(subjects)
-    contexts = first.contexts(contexts, max(sizes), time_s)
-    first.time(1)
-    turns: dict[tuple[int, int], list[list[float]]] = {}  # by context and size
-    for context in contexts:
-        fill_s = first.token_s * sum(context - subject.backend.length for subject in subjects)
-        least_s = len(subjects) * (1 + LEAST_SAMPLES) * first.expected_s(1)
-        if first.clock() + fill_s + least_s > end:
-            break
-        for subject in subjects:
-            subject.warm_up(context)
-            subject.go_to(context)
-            subject.time(1)
-        for n, samples in _time_in_turns(subjects, sizes, end).items():
-            turns[context, n] = samples
-    low, mean, high = (_means(turns, len(subjects), pick) for pick in (min, _typical, max))
-    slowdown = _slowdown(first, start, waited)
-    return Comparison(
-        tuple(seconds / mean[0] for seconds in mean),
-        tuple(_ratio(subject.token_s, first.token_s) for subject in subjects),
-        tuple(dict.fromkeys(context for context, _ in turns)),
-        tuple(
-            slowdown <= NOISY and (high[0] < lowest or highest < low[0])
-            for lowest, highest in zip(low, high, strict=True)
-        ),
-    )
-
-
-def _time_in_turns(
-    subjects: Sequence[Subject], sizes: Sequence[int], end: float
-) -> dict[int, list[list[float]]]:
-    """For each size, the times of each subject, as many as it takes to know their spread."""
-    clock = subjects[0].clock
-    times: dict[int, list[list[float]]] = {n: [[] for _ in subjects] for n in sizes}
-    for number in range(_COMPARE_ROUNDS):
-        for n in sizes:
-            turn_s = sum(subject.expected_s(n) for subject in subjects)
-            due = 1 if number else LEAST_SAMPLES  # a size that is begun is to be known
-            if len(times[n][0]) < number or clock() + due * turn_s > end:
-                continue
-            for subject, samples in zip(subjects, times[n], strict=True):
-                samples.append(subject.time(n))
-    return {n: turn for n, turn in times.items() if len(turn[0]) >= LEAST_SAMPLES}
-
-
-def _means(
-    turns: Mapping[tuple[int, int], Sequence[Sequence[float]]],
-    n_subjects: int,
-    pick: Callable[[Sequence[float]], float],
-) -> list[float]:
-    """Of each subject, the geometric mean of what `pick` takes of samples; 1.0 of none."""
-    weight = sum(_COMPARED[n] for _, n in turns) or 1
-    return [
-        math.exp(sum(_COMPARED[n] * math.log(pick(t[i])) for (_, n), t in turns.items()) / weight)
-        for i in range(n_subjects)
-    ]
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if a > 0 and b > 0 else 1.0

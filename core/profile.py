@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from .comparison import Comparison, compare
 from .config import DEFAULT_CONTEXT, EngineConfig
 from .cost import MAX_ROWS, UNKNOWN, CostModel, load_curve
 from .errors import BackendError, ModelError, UsageError
@@ -27,10 +28,8 @@ from .measure import (
     CONTEXTS,
     LEAST_SAMPLES,
     NOISY,
-    Comparison,
     Measurement,
     Subject,
-    compare,
     measure,
 )
 from .memory import needs_flash_attention

@@ -47,7 +47,7 @@ def _measured_quickly(measurements: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def measured(path: Path, config: EngineConfig, **options: Any) -> Profile:
         found = measure(path, config, deadline_s=20.0, **options)  # tiny models take a tenth of it
-        return replace(found, curve=load_curve("flat"), noise=1.0, samples=LEAST_SAMPLES)
+        return replace(found, curve=load_curve("cpu2"), noise=1.0, samples=LEAST_SAMPLES)
 
     monkeypatch.setattr(profile, "measure_profile", measured)
 
@@ -160,7 +160,8 @@ def test_ties(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("faulty")
 def test_faults(endless: Path) -> None:
     """Exit code 7, what differs and where, in words and as JSON."""
-    words = (endless, *SHORT, "--drafter", "recycle", "--tree", "on", "-n", "40")
+    # Without flash attention: with it this text has no such place, and times must not decide.
+    words = (endless, *SHORT, "--drafter", "recycle", "--tree", "on", "-n", "40", "-fa", "off")
     outcome = verify(*words)
     assert outcome.code == 7
     kinds = [found["kind"] for found in DIFFERENCE.finditer(outcome.out)]

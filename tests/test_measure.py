@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specgen.core.comparison import compare
 from specgen.core.config import EngineConfig
 from specgen.core.cost import load_curve
 from specgen.core.errors import BackendError, ModelError
 from specgen.core.exact import exact_branches, exact_classes
 from specgen.core.library import device_names, library_version
 from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
-from specgen.core.measure import NOISY, Subject, compare, measure
+from specgen.core.measure import NOISY, Subject, measure
 from specgen.core.profile import (
     find_profile,
     fingerprint,
