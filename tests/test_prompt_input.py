@@ -205,10 +205,8 @@ def test_an_open_pipe(endless: Path, tmp_path: Path, words: tuple[str, ...]) -> 
     given = [str(tmp_path / "file") if word == "FILE" else word for word in words]
     process = start("generate", endless, *given, *GREEDY, "-t", "1", stdin=subprocess.PIPE)
     assert process.stderr
-    select.select([process.stderr], [], [], TIMEOUT_S)
-    os.set_blocking(process.stderr.fileno(), False)
-    assert process.stderr.read() == WAITING
-    os.set_blocking(process.stderr.fileno(), True)
+    assert select.select([process.stderr], [], [], TIMEOUT_S)[0]
+    assert process.stderr.readline() == WAITING
     assert process.poll() is None
     out, err = process.communicate("he was\n", timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, "")
