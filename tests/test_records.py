@@ -17,11 +17,11 @@ from specgen.cli.calibrate import _lines, _record, _table
 from specgen.cli.choices import Format
 from specgen.core import profile as profiles
 from specgen.core.calibrate import experienced
+from specgen.core.comparison import Comparison
 from specgen.core.config import EngineConfig
 from specgen.core.cost import MAX_ROWS, load_curve
 from specgen.core.errors import UsageError
 from specgen.core.learned import Learned, recall
-from specgen.core.measure import Comparison
 from specgen.core.profile import Profile, find_profile
 from specgen.core.records import (
     counted,
