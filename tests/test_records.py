@@ -19,7 +19,7 @@ from specgen.core import profile as profiles
 from specgen.core.calibrate import experienced
 from specgen.core.comparison import Comparison
 from specgen.core.config import EngineConfig
-from specgen.core.cost import MAX_ROWS, load_curve
+from specgen.core.cost import MAX_ROWS, CostModel, load_curve
 from specgen.core.errors import UsageError
 from specgen.core.learned import Learned, recall
 from specgen.core.profile import Profile, find_profile
@@ -156,6 +156,33 @@ def use_profile(path: Path, model: Path) -> bool:
     json.dumps(_record(found), allow_nan=False)
     assert Profile.from_record(json.loads(json.dumps(found.record()))).strict == strict
     return True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"classes": {"128": [widths]}} for widths in ([], [0, 1], [2, 1], [1, MAX_ROWS + 1])),
+        *[{"classes": {"128": [[1.0]]}}, {"classes": {"x": []}}, {"classes": []}],
+        *({"branching": value} for value in ({"128": {"4": 1}}, {"128": {"400": True}}, None)),
+        *({"noise": value} for value in (-1, 1e300, 10**400, "1", None, True)),
+        *({"comparison": value} for value in ([], [[1], [1], [1]], [[1, 2], [1, 2]], 0, False)),
+        *({"flash_attention": value} for value in (1, None, "on")),
+        {"curve": {"sizes": [1], "contexts": [0], "ms": [[0]]}},
+    ],
+)
+def test_fields_of_a_profile(change: dict[str, Any]) -> None:
+    """Those that would only fail where they are used are refused when they are read."""
+    record = json.loads(json.dumps(a_profile().record()))
+    assert Profile.from_record(record).record() == record
+    with pytest.raises(ValueError, match="not a profile"):
+        Profile.from_record(record | change)
+
+
+@pytest.mark.parametrize("ms", [[1e-300, 1], [1, 1e300], [1, 10**400], [1, "2"], [1], [1, None]])
+def test_times_of_a_curve(ms: list[Any]) -> None:
+    """No call takes so little or so long that ratios and sums of times are no numbers."""
+    with pytest.raises(ValueError):
+        CostModel.from_record({"sizes": [1, 2], "contexts": [0], "ms": [ms]})
 
 
 @pytest.fixture
