@@ -17,7 +17,8 @@ from pathlib import Path
 from specgen.core.calibrate import Calibrator
 from specgen.core.config import EngineConfig
 from specgen.core.cost import load_curve
-from specgen.core.engine import Engine, Generation
+from specgen.core.engine import Engine
+from specgen.core.generation import Generation
 from specgen.core.learned import Learned
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session

@@ -65,7 +65,7 @@ def calibrate(
     A busy machine is measured twice. Where that does not help, or the time is too short, nothing is
     kept, and the exit code is 1.
     """
-    from specgen.core.profile import measure_profile
+    from specgen.core.profiling import measure_profile
 
     from .interrupt import Interrupts
     from .memory import require_room_to_measure
@@ -108,7 +108,8 @@ def ensure_profile(
     Raises ModelError, BackendError or Interrupted, and MemoryBudgetError if measuring would cross
     a budget.
     """
-    from specgen.core.profile import find_profile, measure_profile
+    from specgen.core.profile import find_profile
+    from specgen.core.profiling import measure_profile
     from specgen.core.resident import reset_peak, trim_heap
 
     from .memory import require_room_to_measure

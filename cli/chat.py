@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
     from specgen.core.conversation import Conversation
-    from specgen.core.engine import Engine, Generation
+    from specgen.core.engine import Engine
+    from specgen.core.generation import Generation
 
     from .run import Job
 

@@ -18,7 +18,8 @@ from specgen.core.library import free_device_memory, library, system_info
 from specgen.core.memory import memory_text
 from specgen.core.modelinfo import ModelInfo, read_headers
 from specgen.core.paths import path_text
-from specgen.core.profile import Profile, measured_context, settings_to_measure
+from specgen.core.profile import Profile
+from specgen.core.profiling import measured_context, settings_to_measure
 from specgen.core.repack import cpu_features
 from specgen.drafters import NONE, fewer
 from specgen.drafters.sizes import table_bytes

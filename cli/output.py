@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from specgen import __version__
-from specgen.core.engine import Engine, Generation
+from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError
+from specgen.core.generation import Generation
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.memory import memory_text
 from specgen.core.paths import path_text

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
 from specgen.core.door import require_runnable
-from specgen.core.engine import Engine, Generation
+from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError
+from specgen.core.generation import Generation
 from specgen.core.learned import recall
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.profile import Profile, find_profile

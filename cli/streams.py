@@ -147,7 +147,7 @@ def note(line: str) -> None:
 def error_line(message: str, hint: str = "") -> str:
     """An error as one line, whatever the message quotes."""
     more = f" ({in_one_line(hint)})" if hint else ""
-    return f"specgen: error: {in_one_line(''.join(map(_visible, message.strip())))}{more}"
+    return f"specgen: error: {in_one_line(''.join(map(_visible, message)))}{more}"
 
 
 def _visible(char: str) -> str:

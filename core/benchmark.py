@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 
 from .calibrate import experienced
-from .engine import Engine, Generation
+from .engine import Engine
 from .errors import ContextFull
+from .generation import Generation
 from .learned import Learned
 from .protocols import Drafter, Tokens
 from .resident import peak_bytes, reset_peak

@@ -60,6 +60,7 @@ def _clean_environment(
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else runs beside the tests, the machine is taken to be quiet and fast enough."""
     monkeypatch.setattr("specgen.core.profile.NOISY", math.inf)
+    monkeypatch.setattr("specgen.core.profiling.NOISY", math.inf)
     monkeypatch.setattr("specgen.core.profile.LEAST_SAMPLES", 0)
     monkeypatch.setattr("specgen.cli.bench_live.load", lambda: None)
 

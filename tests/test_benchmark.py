@@ -23,8 +23,9 @@ from specgen.cli.bench_live import _drafters
 from specgen.core.benchmark import Arm, Plan, measure_arms
 from specgen.core.calibrate import experienced
 from specgen.core.config import EngineConfig
-from specgen.core.engine import Engine, Generation
+from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
+from specgen.core.generation import Generation
 from specgen.core.learned import Learned
 from specgen.core.protocols import Drafter, Logits, Tokens
 from specgen.core.runs import PLAIN, Results, Run, load_results

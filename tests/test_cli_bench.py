@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(endless: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """`specgen bench` with few tokens, on a model that is said to be measured already."""
-    monkeypatch.setattr("specgen.core.profile.measure_profile", lambda *_, **__: PROFILE)
+    monkeypatch.setattr("specgen.core.profiling.measure_profile", lambda *_, **__: PROFILE)
     monkeypatch.setattr(bench_live, "measure_bandwidth", lambda threads: 20e9)
 
     def command(*words: str | Path) -> Outcome:

@@ -89,7 +89,7 @@ def test_a_curve_that_cannot_be_written(
     outcome = run("calibrate", tiny_model(), *QUICK, "--curve-out", tmp_path)
     assert outcome.code == 2
     assert len(list(cache_folder().glob("*.json"))) == 2
-    monkeypatch.setattr("specgen.core.profile.measure_profile", pytest.fail)
+    monkeypatch.setattr("specgen.core.profiling.measure_profile", pytest.fail)
     outcome = run("calibrate", tiny_model(), "--curve-out", tmp_path / "no" / "curve.json")
     assert (outcome.code, outcome.out) == (2, "")
     assert "curve.json" in outcome.err
@@ -116,6 +116,7 @@ def test_a_busy_machine_is_told(
     kept = {path: path.read_bytes() for path in cache_folder().glob("*.json")}
     assert len(kept) == 2
     monkeypatch.setattr("specgen.core.profile.NOISY", 0.5)
+    monkeypatch.setattr("specgen.core.profiling.NOISY", 0.5)
     curve = tmp_path / "curve.json"
     outcome = run("calibrate", tiny_model(), *QUICK, "--curve-out", curve)
     assert outcome.code == 1
@@ -141,7 +142,8 @@ def test_a_busy_machine_is_measured_twice(
         return found[-1]
 
     monkeypatch.setattr("specgen.core.profile.NOISY", 1.3)
-    monkeypatch.setattr("specgen.core.profile.measure", measured)
+    monkeypatch.setattr("specgen.core.profiling.NOISY", 1.3)
+    monkeypatch.setattr("specgen.core.profiling.measure", measured)
     outcome = run("calibrate", tiny_model(), "-t", "1", "-c", "256", "--seconds", "60", "--json")
     assert len(found) == 2
     assert outcome.code == 0
@@ -166,12 +168,14 @@ def test_what_is_not_known_well_is_not_pretended(
 ) -> None:
     """On a busy machine a command has the widths that round alike, but no prices."""
     monkeypatch.setattr("specgen.core.profile.NOISY", 0.5)
+    monkeypatch.setattr("specgen.core.profiling.NOISY", 0.5)
     path, config = tiny_model(quantization="Q4_1"), EngineConfig(n_ctx=256, threads=1)
     profile = calibrate.ensure_profile(path, config)
     assert profile.prices is None
     assert profile.strict.largest > 1
     assert find_profile(path, config) is None
     monkeypatch.setattr("specgen.core.profile.NOISY", math.inf)
+    monkeypatch.setattr("specgen.core.profiling.NOISY", math.inf)
     assert calibrate.ensure_profile(path, config).prices is not None
     assert find_profile(path, config) is not None
 

@@ -536,7 +536,7 @@ def test_keys_during_an_answer(endless: Path) -> None:
 def test_a_paste_during_an_answer(endless: Path, talk: Callable[..., Talk]) -> None:
     """However long, it is one message, with all its lines."""
     lines = [f"line {i} of what he was and she is" for i in range(400)]
-    too_long = re.compile(r"the prompt of (\d+) tokens exceeds")
+    too_long = re.compile(r"the prompt of ([\d,]+) bytes has at least")
     pasted = "\n".join(lines)
     chat = talk("who was he", f"\x1b[200~{pasted}\x1b[201~")
     expected = too_long.findall(chat.told)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specgen.core import profile
+from specgen.core import profiling
 from specgen.core.config import EngineConfig
 from specgen.core.cost import load_curve
 from specgen.core.llama import LlamaBackend
@@ -43,13 +43,13 @@ def measurements(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _measured_quickly(measurements: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Widths that round alike are found with time to spare, and no figure depends on the load."""
     monkeypatch.setenv("SPECGEN_CACHE", str(measurements))
-    measure = profile.measure_profile
+    measure = profiling.measure_profile
 
     def measured(path: Path, config: EngineConfig, **options: Any) -> Profile:
         found = measure(path, config, deadline_s=20.0, **options)  # tiny models take a tenth of it
         return replace(found, curve=load_curve("cpu2"), noise=1.0, samples=LEAST_SAMPLES)
 
-    monkeypatch.setattr(profile, "measure_profile", measured)
+    monkeypatch.setattr(profiling, "measure_profile", measured)
 
 
 def keep_wrong_rows(tree: DraftTree, path: Sequence[int]) -> int:
@@ -256,7 +256,7 @@ def test_a_bad_option(
     words: tuple[str, ...], said: str, endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line, exit code 2, and nothing is measured before."""
-    monkeypatch.setattr(profile, "measure_profile", pytest.fail)
+    monkeypatch.setattr(profiling, "measure_profile", pytest.fail)
     outcome = verify(endless, *MACHINE, *words)
     assert (outcome.code, outcome.out) == (2, "")
     assert said in outcome.err

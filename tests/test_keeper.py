@@ -14,7 +14,7 @@ import pytest
 
 from specgen.core import engine
 from specgen.core.cost import load_curve
-from specgen.core.engine import Generation
+from specgen.core.generation import Generation
 from specgen.core.keeper import LOOK_EVERY, Keeper
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams

@@ -19,15 +19,8 @@ from specgen.core.exact import exact_branches, exact_classes
 from specgen.core.library import device_names, library_version
 from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.measure import NOISY, Subject, measure
-from specgen.core.profile import (
-    find_profile,
-    fingerprint,
-    keep_profile,
-    measure_profile,
-    measure_subjects,
-    profile_key,
-    settings_to_measure,
-)
+from specgen.core.profile import find_profile, fingerprint, keep_profile, profile_key
+from specgen.core.profiling import measure_profile, measure_subjects, settings_to_measure
 from specgen.core.protocols import Limits, Logits, Tokens
 from specgen.core.stop import ShouldStop
 from specgen.core.strict import ONE_ROW
@@ -581,7 +574,7 @@ def test_a_model_without_flash_attention(
                 raise BackendError("no such attention")
             super().__init__(model, config, should_stop)
 
-    monkeypatch.setattr("specgen.core.profile.LlamaBackend", Picky)
+    monkeypatch.setattr("specgen.core.profiling.LlamaBackend", Picky)
     works: bool | None = False
     assert measure_profile(tiny_model(), CONFIG, 0.2).flash_attention is False
     works = None

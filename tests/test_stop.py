@@ -19,7 +19,7 @@ from specgen.core.errors import BackendError
 from specgen.core.library import library
 from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.measure import Subject, measure
-from specgen.core.profile import measure_profile
+from specgen.core.profiling import measure_profile
 from specgen.core.protocols import Tokens
 from specgen.core.session import Session
 from specgen.core.stop import Interrupted, heed

@@ -328,7 +328,7 @@ class Odd(Exception):
         (ImportError(f"no module {CLIPBOARD}x"), "ImportError: no module "),
         (io.UnsupportedOperation("fileno"), "UnsupportedOperation: fileno in "),
         (UnicodeEncodeError("ascii", "é", 0, 1, "no"), "UnicodeEncodeError: 'ascii' codec"),
-        (ModelError("first\nsecond", "a\nb"), "first (a)\n"),
+        (ModelError("first\nsecond", "a\nb"), "first\\nsecond (a)\n"),
         (ModelError("x" * 10**6), "x" * (LONGEST_LINE - 1) + "…\n"),
     ],
 )
