@@ -43,15 +43,16 @@ format: $(DEVELOPED) ## Correct style and formatting.
 types: $(DEVELOPED) ## Check types.
 	$(BIN)/python -m mypy
 
-# Tests on the default model use all cores themselves, so they run one after the other.
-SLOW := model or gemma or long
+# Tests on real models use all cores themselves, so they run one after the other.
+REAL := model or gemma
 
-test: test-fast ## Run all tests, those on the default model too.
+test: test-fast ## Run all tests, those on the default model and those of many cases too.
 	$(BIN)/specgen pull smollm2-135m
-	$(BIN)/python -m pytest -m "$(SLOW)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto -m "long and not ($(REAL))" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(REAL)" $(PYTEST_ARGS)
 
 test-fast: $(DEVELOPED) ## Run the tests that need no real model and little time.
-	$(BIN)/python -m pytest -n auto -m "not ($(SLOW))" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto -m "not (long or $(REAL))" $(PYTEST_ARGS)
 
 gemma: $(DEVELOPED) ## Accept the terms of gemma-3-270m, fetch it, run its tests.
 	$(BIN)/specgen pull gemma-3-270m --accept-license

@@ -108,6 +108,7 @@ def test_json(endless: Path) -> None:
     assert fit["p"] >= 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quantization", ["Q4_K", "F16"])
 def test_strict(quantization: Any, tiny_model: TinyModel) -> None:
     """Kernels of different widths round otherwise here; strict texts are the same all the same."""
@@ -199,6 +200,7 @@ def test_a_text_that_is_cut_short(endless: Path, monkeypatch: pytest.MonkeyPatch
     assert verify(*words, "--json").record["differences"][0]["worst"] is None
 
 
+@pytest.mark.long
 def test_another_distribution(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 7 though no text was compared with another."""
 

@@ -142,7 +142,9 @@ def test_when_code_is_dropped(
         real(self, *args)
 
     monkeypatch.setattr(LlamaModel, "__init__", load)
-    monkeypatch.setattr("specgen.core.engine.drop_code", lambda: events.append("drop"))
+    for module in ("engine", "generation"):
+        name = f"specgen.core.{module}.drop_code"
+        monkeypatch.setattr(name, lambda: events.append("drop"))
     config = EngineConfig(n_ctx=256, threads=1, lean=lean)
     with Engine(tiny_model("llama", "Q8_0"), (), config) as engine:
         sampler = Sampler(SamplingParams(temperature=0), engine.vocab.n_vocab)

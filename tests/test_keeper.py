@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.core import engine
+from specgen.core import generation
 from specgen.core.cost import load_curve
 from specgen.core.generation import Generation
 from specgen.core.keeper import LOOK_EVERY, Keeper
@@ -194,7 +194,7 @@ def test_room_is_what_calls_and_context_leave() -> None:
 def test_freed_memory_goes_back_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system gets what was freed, once for each thing that is given up."""
     trimmed: list[int] = []
-    monkeypatch.setattr(engine, "trim_heap", lambda: trimmed.append(1))
+    monkeypatch.setattr(generation, "trim_heap", lambda: trimmed.append(1))
     drafters = [RandomTree(seed, N_VOCAB, 4) for seed in (1, 2)]
     text_of(drafters, Keeper(100, lambda: 100))
     assert len(trimmed) == 4

@@ -220,6 +220,7 @@ def test_attention_is_right(installed: Any) -> None:
     assert np.abs(found).max() > 0.5
 
 
+@pytest.mark.long
 def test_a_model_computes_the_same(
     tiny_llama: Callable[[Quantization], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,9 @@ from .lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
 N_CASES = 5_000
 
 
-@pytest.mark.parametrize("batch", range(10))
+@pytest.mark.parametrize(
+    "batch", [0, 1, *(pytest.param(i, marks=pytest.mark.long) for i in range(2, 10))]
+)
 def test_same_tokens_text_and_random_numbers_as_plain_decoding(batch: int) -> None:
     """Thousands of generations equal the independent loop, down to the random numbers used."""
     for seed in range(batch * N_CASES // 10, (batch + 1) * N_CASES // 10):

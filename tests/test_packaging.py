@@ -83,6 +83,7 @@ def test_links_show_the_same_tree(folder: str) -> None:
     assert link.resolve() == (ROOT / folder).resolve()
 
 
+@pytest.mark.long
 def test_wheel_holds_the_whole_tree(wheel_files: dict[str, bytes]) -> None:
     """Every module and data file of the four folders is in the wheel, unchanged, once."""
     expected = {
@@ -106,6 +107,7 @@ def compiled(files: dict[str, bytes]) -> list[str]:
     return [name for name in files if name.endswith((".so", ".pyd"))]
 
 
+@pytest.mark.long
 def test_wheel_holds_the_kernels(wheel_files: dict[str, bytes]) -> None:
     """The kernels are compiled while a wheel is built, if they could be for this installation."""
     if find_spec("specgen.core._kernels") is None:

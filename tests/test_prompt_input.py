@@ -166,6 +166,7 @@ def test_files_with_marks(endless: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/0"])
 @pytest.mark.parametrize("kind", ["pipe", "file"])
 def test_stdin_by_its_names(endless: Path, tmp_path: Path, name: str, kind: str) -> None:
@@ -198,6 +199,7 @@ def test_a_named_pipe_that_is_stdin(endless: Path, tmp_path: Path) -> None:
     assert finish(process) == Outcome(0, text_of(endless, "he was", *GREEDY), "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [("-p", "her"), ("her",), ("-f", "FILE")], ids=" ".join)
 def test_an_open_pipe(endless: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     """With a prompt at hand, a pipe that does not end is waited for, but not without a word."""

@@ -204,7 +204,7 @@ def test_damaged_files_of_the_cache(
         store, value, use = Store("learned", 3), learned_record(), use_learned
         key: Any = {"model": profiles.fingerprint(model)}
     else:
-        store, value, use = Store("profile", 2), a_profile().record(), use_profile
+        store, value, use = Store("profile", 3), a_profile().record(), use_profile
         key = profiles.profile_key(model, EngineConfig())
         monkeypatch.setattr(profiles, "profile_key", lambda *_: key)  # it takes long to find out
     monkeypatch.setattr("specgen.core.store._warn", logging.getLogger("specgen.store").warning)

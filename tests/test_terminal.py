@@ -249,6 +249,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp437", "cp1252", "koi8-r"])
 def test_help_in_every_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     """All of it is shown, in frames that the encoding has; what it lacks is replaced."""
@@ -271,6 +272,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> P
     return path
 
 
+@pytest.mark.long
 @pytest.mark.llama
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp437"])
