@@ -241,7 +241,7 @@ def _flash_attention(profile: Profile) -> str:
     if not comparison.contexts:
         return f"flash attention: {chosen}; there was no time to compare it with off"
     contexts = " and ".join(map(str, comparison.contexts))
-    certain = "" if comparison.apart[1] else ", which may be chance"
+    certain = ", which may be chance" if False in comparison.apart[1:] else ""
     return (
         f"flash attention: {chosen}; without it steps take {comparison.steps[1]:.2f} times as long"
         f" at {contexts} tokens{certain}, prompts {comparison.prefill[1]:.2f} times"

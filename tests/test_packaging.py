@@ -124,6 +124,7 @@ def test_every_source_of_the_kernels_is_named(project: dict[str, Any]) -> None:
     assert sorted(named) == sorted(f"kernels/{path.name}" for path in (ROOT / "kernels").iterdir())
 
 
+@pytest.mark.long
 def test_wheel_declares_the_script(wheel_files: dict[str, bytes], project: dict[str, Any]) -> None:
     """Installing the wheel gives the `specgen` command, with the licence beside it."""
     (scripts,) = (text for name, text in wheel_files.items() if name.endswith("entry_points.txt"))
