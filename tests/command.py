@@ -100,6 +100,15 @@ def forget_home(monkeypatch: pytest.MonkeyPatch) -> None:
     _warn.cache_clear()  # another test may have been warned already
 
 
+def assert_refused(outcome: Outcome, code: int, *messages: str) -> None:
+    """One line on stderr, with all of `messages` in it; nothing on stdout."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("specgen: error: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert not [message for message in messages if message not in outcome.err], outcome.err
+
+
 def generate(*words: str | Path, stdin: str | bytes = "") -> Outcome:
     """`specgen generate` on one thread: tests run beside other work."""
     return run("generate", "-t", "1", *words, stdin=stdin)

@@ -13,6 +13,7 @@ import pytest
 from .command import (
     ROOT,
     Outcome,
+    assert_refused,
     finish,
     generate,
     run,
@@ -32,15 +33,6 @@ needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev
 each_signal = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"]
 )
-
-
-def assert_refused(outcome: Outcome, code: int, *messages: str) -> None:
-    """One line on stderr, with all of `messages` in it; nothing on stdout."""
-    assert outcome.code == code, outcome
-    assert outcome.out == ""
-    assert outcome.err.startswith("specgen: error: ")
-    assert outcome.err.count("\n") == 1, outcome.err
-    assert not [message for message in messages if message not in outcome.err], outcome.err
 
 
 @pytest.fixture

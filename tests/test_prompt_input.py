@@ -21,7 +21,7 @@ from specgen.cli.prompt import read_file, read_prompt
 from specgen.cli.words import unescape
 from specgen.core.errors import UsageError
 
-from .command import TIMEOUT_S, Outcome, finish, generate, run, start, text_of
+from .command import TIMEOUT_S, Outcome, assert_refused, finish, generate, run, start, text_of
 
 pytestmark = pytest.mark.llama
 
@@ -415,15 +415,6 @@ def test_paths_may_have_any_bytes(endless: Path, tmp_path: Path) -> None:
     missing = os.fsdecode(b"\xff.gguf")
     for words in ((missing,), ("-m", missing), (endless, "-md", missing)):
         assert_refused(generate(*words, "-f", str(prompt)), 3, "no such file: \ufffd.gguf")
-
-
-def assert_refused(outcome: Outcome, code: int, *messages: str) -> None:
-    """One line on stderr, with all of `messages` in it; nothing on stdout."""
-    assert outcome.code == code, outcome
-    assert outcome.out == ""
-    assert outcome.err.startswith("specgen: error: ")
-    assert outcome.err.count("\n") == 1, outcome.err
-    assert not [message for message in messages if message not in outcome.err], outcome.err
 
 
 PIECES = (
