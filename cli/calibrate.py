@@ -65,6 +65,7 @@ def calibrate(
     A busy machine is measured twice. Where that does not help, or the time is too short, nothing is
     kept, and the exit code is 1.
     """
+    from specgen.core.profile import keep_profile
     from specgen.core.profiling import measure_profile
 
     from .interrupt import Interrupts
@@ -82,7 +83,7 @@ def calibrate(
         require_room_to_measure(path, config, None)
         with shown_progress() as progress:
             profile = measure_profile(path, config, seconds, progress, interrupts.came)
-        kept = _keep(path, config, profile)
+        kept = keep_profile(path, config, profile) if profile.prices else None
     if curve_out and profile.prices:
         _save(profile, curve_out)
     if as_json:
@@ -102,37 +103,31 @@ def ensure_profile(
 ) -> Profile:
     """What is known of the model on this machine; measured first if nothing is.
 
-    It is kept if times are known well, else it serves this run, without them.
-
+    It is kept if times are known well, else it serves this run, without them. For strict decoding
+    it is kept all the same: load does not change which widths round alike.
 
     Raises ModelError, BackendError or Interrupted, and MemoryBudgetError if measuring would cross
     a budget.
     """
-    from specgen.core.profile import find_profile
+    from specgen.core.profile import find_profile, keep_profile
     from specgen.core.profiling import measure_profile
     from specgen.core.resident import reset_peak, trim_heap
 
     from .memory import require_room_to_measure
 
     profile = find_profile(path, config)
-    if profile is None:
+    if profile is None or not (profile.prices or config.strict):
         require_room_to_measure(path, config, budget)
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:
             profile = measure_profile(path, config, on_progress=progress, should_stop=should_stop)
-        _keep(path, config, profile)
+        if profile.prices or (config.strict and any(profile.classes.values())):
+            keep_profile(path, config, profile)
         if profile.prices is None:
-            note(f"specgen: what calls cost is not known, and not kept: {profile.doubt}")
+            note(f"specgen: what calls cost is not known: {profile.doubt}")
         trim_heap()
         reset_peak()  # what follows has a plan of its own
     return profile
-
-
-def _keep(path: Path, config: EngineConfig, profile: Profile) -> Path | None:
-    """Where it is kept, or None: it is not known well, or the cache cannot be written."""
-    from specgen.core.profile import keep_profile
-
-    return keep_profile(path, config, profile) if profile.prices else None
 
 
 def _remedy(profile: Profile, seconds: float) -> str:

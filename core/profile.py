@@ -60,7 +60,7 @@ class Profile:
     classes: Mapping[int, Classes]
     branching: Mapping[int, Branching]
     noise: float
-    samples: int = LEAST_SAMPLES  # what is kept has them
+    samples: int = LEAST_SAMPLES
 
     @property
     def is_noisy(self) -> bool:
@@ -106,6 +106,7 @@ class Profile:
             "classes": {str(k): [list(widths) for widths in v] for k, v in self.classes.items()},
             "branching": {str(k): _by_text(known) for k, known in self.branching.items()},
             "noise": round(self.noise, 3),
+            "samples": self.samples,
         }
 
     @classmethod
@@ -122,6 +123,7 @@ class Profile:
                 {counted(k, "a context"): _classes(groups) for k, groups in classes},
                 {counted(k, "a context"): _branching(known) for k, known in branching},
                 number(member(record, "noise"), "noise", 0.0, _MOST_FACTOR),
+                whole(member(record, "samples"), "samples", 0),
             )
         except ValueError as error:
             raise ValueError(f"not a profile: {error}") from error

@@ -21,6 +21,7 @@ from specgen.core.profile import find_profile
 from specgen.core.store import cache_folder
 
 from .command import Outcome
+from .command import run as run_any
 from .conftest import TinyModel
 
 pytestmark = [pytest.mark.llama, pytest.mark.usefixtures("quiet")]
@@ -197,3 +198,20 @@ def test_the_cache(tiny_model: TinyModel) -> None:
     assert "removed 2 files" in outcome.err
     assert not cache_folder().exists()
     assert "removed 0 files" in run("cache", "clear").err
+
+
+def test_strict_decoding_is_measured_once_on_a_busy_machine(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load does not change which widths round alike: they are kept, and no times with them."""
+    monkeypatch.setattr("specgen.core.profile.NOISY", 0.5)
+    monkeypatch.setattr("specgen.core.profiling.NOISY", 0.5)
+    words = ("generate", tiny_model(), "he was", "-n", "3", "-t", "1", "-c", "256", "--strict")
+    first, second = run_any(*words), run_any(*words)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "what calls cost is not known: the machine was busy" in first.err
+    assert second.err == ""
+    profile = find_profile(tiny_model(), EngineConfig(n_ctx=256, threads=1))
+    assert profile is not None
+    assert profile.prices is None
+    assert any(profile.classes.values())
