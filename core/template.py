@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from .errors import ModelError
 from .sandbox import Failed, Program, Refused, TooMuch
+from .stop import ShouldStop, never
 
 _log = logging.getLogger("specgen.template")
 
@@ -73,9 +74,16 @@ class ChatTemplate:
             neighbours of one role, because the template does not take them as they are.
     """
 
-    def __init__(self, source: str | None, bos_text: str = "", eos_text: str = "") -> None:
+    def __init__(
+        self,
+        source: str | None,
+        bos_text: str = "",
+        eos_text: str = "",
+        should_stop: ShouldStop = never,
+    ) -> None:
         """Compile `source`; None or "" means that the model has no template.
 
+        `should_stop` is asked while it is compiled and while it runs; then Interrupted is raised.
         Raises ModelError where there is no template or it cannot be compiled.
         """
         if not source:
@@ -86,7 +94,7 @@ class ChatTemplate:
         self.folded = False
         self._warned: set[str] = set()
         try:
-            self._program = Program(source.removeprefix("\ufeff"))
+            self._program = Program(source.removeprefix("\ufeff"), should_stop)
         except Failed as error:
             raise _failure(str(error)) from error
 
