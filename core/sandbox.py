@@ -1,8 +1,8 @@
 """Templates, which are strangers' programs, in a process of their own.
 
-The process bounds what it can see of a template (interpreter.py). One that hangs all the same, takes
-all memory or makes Python itself crash is ended with its process, and so is one that nobody waits
-for any more.
+The process bounds what it can see of a template (interpreter.py). One that hangs all the same,
+takes all memory or makes Python itself crash is ended with its process, and so is one that nobody
+waits for any more.
 """
 
 from __future__ import annotations
