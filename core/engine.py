@@ -202,14 +202,14 @@ class Engine:
 
         Raises ModelError if the model has none.
         """
-        from .conversation import Conversation  # Jinja is 6 MB, and only chats need it
+        from .conversation import Conversation
         from .template import ChatTemplate
 
         vocab = self.vocab
         source = template if template is not None else self.model.chat_template()
         return Conversation(
             vocab,
-            ChatTemplate(source, vocab.bos_text, vocab.eos_text),
+            ChatTemplate(source, vocab.bos_text, vocab.eos_text, self._should_stop),
             vocab.marks(),
             system,
             partial(vocab.require_room, self.n_ctx),

@@ -50,6 +50,9 @@ def obstacle(headers: Sequence[Header]) -> Obstacle | None:
         return Obstacle(reason, _DECODER)
     if keys.get("attention.causal") is False:
         return Obstacle("its attention is not causal: it makes embeddings, not text", _DECODER)
+    if keys.count("pooling_type") > 0:
+        key = keys.name("pooling_type")
+        return Obstacle(f"it makes embeddings or ranks, not text: it has {key}", _DECODER)
     tensors = [tensor for header in headers for tensor in header.tensors]
     if not tensors:
         return Obstacle("the file has a vocabulary but no weights", _DECODER)
@@ -168,8 +171,9 @@ def _wrong_numbers(keys: _Keys) -> Iterator[str]:
 def _wrong_tokenizer(keys: _Keys) -> Iterator[str]:
     key = "tokenizer.ggml.model"
     model = keys.metadata.get(key)
-    if model is None:
-        yield f"the key {key} is missing: there is no vocabulary to write with"
+    absent = [name for name in (key, "tokenizer.ggml.tokens") if name not in keys.metadata]
+    if absent:
+        yield f"the key {absent[0]} is missing: there is no vocabulary to write with"
     elif model in _NO_TOKENIZER:
         yield f"{key} is {_shown(model)}: there is no vocabulary to write with"
     elif model == "bert":

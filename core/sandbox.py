@@ -1,39 +1,33 @@
-"""Running a stranger's Jinja program: no way out of it, and no more than so much of anything.
+"""Templates, which are strangers' programs, in a process of their own.
 
-A chat template comes out of a model's file. Jinja's sandbox keeps it from Python's insides; here
-the sizes, numbers, steps, seconds and, where the system can do so, the bytes that it takes are
-bounded as well. The bounds are far beyond what templates of models need.
+The process bounds what it can see of a template (interpreter.py). One that hangs all the same,
+takes all memory or makes Python itself crash is ended with its process, and so is one that nobody
+waits for any more.
 """
 
 from __future__ import annotations
 
-import functools
+import atexit
 import json
-import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from threading import Thread
 from time import perf_counter
-from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from jinja2 import TemplateSyntaxError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from .stop import ShouldStop, heed, never
 
-MAX_SOURCE: Final = 1 << 20  # characters of a template; the longest of known models have 30,000
-MAX_STEPS: Final = 2_000_000  # lines of Python that run; a long chat takes some thousands
-MAX_SECONDS: Final = 10.0  # for what takes long in few steps
-MAX_TEXT: Final = 4 << 20  # characters, or items, of anything that is made of parts
-MAX_BYTES: Final = 64 << 20  # of memory beyond what the process has, and what its variables need
-_CHARACTER_BYTES: Final = 32  # of memory for each character of them: some copies of 4 bytes
-_MAX_NUMBER: Final = 1_000_000  # given to a function or a filter
-_MAX_BITS: Final = 10_000  # of a whole number; Python prints no larger one either
-_CLOCK_EVERY: Final = 4096  # steps
-_WIDE: Final = re.compile(r"\d{7}|\*")  # in a format: a width that is too large or not seen
+MAX_SECONDS: Final = 10.0  # for compiling a template, and for each text that it makes
+_PAUSE_S: Final = 0.05  # between two looks at who wants to stop
+
+# The child finds modules where we do. It is told so, for no environment variable says all of it.
+_CHILD: Final = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
+    "from specgen.core.interpreter import serve; serve()"
+)
 
 
 class Refused(Exception):
@@ -48,203 +42,109 @@ class TooMuch(Failed):
     """The template reached a bound."""
 
 
-class Program:
-    """A compiled template. Raises Failed where it cannot be compiled."""
+_OUTCOMES: Final[Mapping[str, type[Exception]]] = {
+    kind.__name__: kind for kind in (Refused, Failed, TooMuch)
+}
 
-    def __init__(self, source: str) -> None:
-        if len(source) > MAX_SOURCE:
-            raise Failed(f"it has {len(source):,} characters, and {MAX_SOURCE:,} are possible")
-        try:
-            with _bounded_memory(MAX_BYTES):
-                self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
-            raise Failed(f"line {error.lineno}: {_first_line(error.message or '')}") from error
-        except Exception as error:  # Python compiles what Jinja writes, and has limits of its own
-            raise Failed(_reason(error)) from error
+
+class Program:
+    """A template. Raises Failed where it cannot be compiled, and Interrupted.
+
+    `should_stop` is asked while the template is compiled and while it runs.
+    """
+
+    def __init__(self, source: str, should_stop: ShouldStop = never) -> None:
+        self._source = source
+        self._should_stop = should_stop
+        self._ask({"source": source})
 
     def run(self, n_characters: int, **variables: Any) -> str:
-        """The text that it makes of `variables`, which have so many characters.
+        """The text that it makes of `variables`, which are JSON and have so many characters.
 
-        Raises Refused where the template does so, TooMuch, and Failed.
+        Raises Refused where the template does so, TooMuch, Failed and Interrupted.
         """
-        pieces: list[str] = []
-        size = 0
-        most = MAX_BYTES + _CHARACTER_BYTES * n_characters
+        return self._ask(
+            {"source": self._source, "n_characters": n_characters, "variables": variables}
+        )
+
+    def _ask(self, request: Mapping[str, Any]) -> str:
+        kind, text = _child().ask(json.dumps(request).encode(), self._should_stop)
+        if kind in _OUTCOMES:
+            raise _OUTCOMES[kind](text)
+        return text
+
+
+class _Child:
+    """The process that runs templates: started by the first question, and again after an end."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self._end)
+
+    def ask(self, request: bytes, should_stop: ShouldStop) -> tuple[str, str]:
+        """What became of a request, and a text. Raises TooMuch, Failed and Interrupted."""
+        process = self._running()
+        answer = bytearray()
+        talk = Thread(target=_talk, args=(process, request, answer), daemon=True)
+        deadline = perf_counter() + MAX_SECONDS
+        talk.start()
         try:
-            with _bounded_memory(most), _bounded_steps():
-                for piece in self._template.generate(**variables):
-                    size += len(piece)
-                    if size > MAX_TEXT:
-                        raise TooMuch(f"its text has more than {MAX_TEXT:,} characters")
-                    pieces.append(piece)
-            return "".join(pieces)
-        except (Refused, Failed):
+            while talk.is_alive():
+                talk.join(_PAUSE_S)
+                heed(should_stop)
+                if perf_counter() > deadline:
+                    raise TooMuch(f"it runs for more than {MAX_SECONDS:.0f} seconds")
+            if not answer.endswith(b"\n"):
+                raise Failed("it made the process crash that runs it")
+        except BaseException:
+            process.kill()
+            talk.join()
+            self._end()
             raise
-        except MemoryError as error:
-            raise TooMuch("it takes too much memory") from error
-        except Exception as error:  # anything may come out of it
-            raise Failed(_reason(error)) from error
+        kind, text = json.loads(answer)
+        if kind == TooMuch.__name__:  # who knows what is left of the process
+            self._end()
+        return kind, text
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process and self._process.poll() is not None:  # someone else ended it
+            self._end()
+        if self._process is None:
+            try:
+                self._process = _start()
+            except OSError as error:
+                raise Failed(f"no process can be started to run it: {error.strerror}") from None
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            with suppress(OSError):  # what it did not read
+                process.communicate()
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return "it takes too much memory"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply (maximum recursion depth exceeded)"
-    if isinstance(error, SyntaxError):  # its line is one of Python's, not of the template
-        return f"it cannot be compiled: {error.msg}"
-    return _first_line(str(error)) or type(error).__name__
+@cache
+def _child() -> _Child:
+    """One for all templates: starting it takes as long as hundreds of them."""
+    return _Child()
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
-
-
-@contextmanager
-def _bounded_memory(n_bytes: int) -> Iterator[None]:
-    """Within, the process gets no more than `n_bytes` of further addresses; Linux alone can."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, OSError, ValueError):
-        yield
-        return
-    most = pages * resource.getpagesize() + n_bytes
-    if soft != resource.RLIM_INFINITY:
-        most = min(most, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    try:
-        yield
-    finally:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextmanager
-def _bounded_steps() -> Iterator[None]:
-    """Within, TooMuch is raised in whatever runs after MAX_STEPS lines or MAX_SECONDS."""
-    left = MAX_STEPS
-    deadline = perf_counter() + MAX_SECONDS
-
-    def step(_frame: FrameType, _event: str, _argument: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise TooMuch(f"it runs for more than {MAX_STEPS:,} steps")
-        if left % _CLOCK_EVERY == 0 and perf_counter() > deadline:
-            raise TooMuch(f"it runs for more than {MAX_SECONDS:.0f} seconds")
-        return step
-
-    before = sys.gettrace()
-    sys.settrace(step)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Operators and calls are looked at before they run: what is one step may take for ever."""
-
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        _check_operation(operator, left, right)
-        return super().call_binop(context, operator, left, right)
-
-    def call(*arguments: Any, **named: Any) -> Any:  # names of ours could be a template's
-        self, _, _, *given = arguments
-        _check_numbers(given, named)
-        return super(_Environment, self).call(*arguments[1:], **named)
-
-
-def _check_operation(operator: str, left: Any, right: Any) -> None:
-    """Raise TooMuch for a result that is too large to be computed."""
-    if operator == "%":
-        if isinstance(left, str) and _WIDE.search(left):
-            raise TooMuch("a format has a width that is not allowed")
-        return
-    numbers = isinstance(left, int) and isinstance(right, int)
-    if operator == "**":
-        bits = left.bit_length() * max(right, 0) if numbers else 0
-    elif numbers:
-        bits = left.bit_length() + right.bit_length()
-    else:
-        size = _size(left) + _size(right)
-        if operator == "*":
-            size = _size(left) * right if isinstance(right, int) else _size(right) * left
-        if size > MAX_TEXT:
-            raise TooMuch(f"it makes something of more than {MAX_TEXT:,} characters or items")
-        return
-    if bits > _MAX_BITS:
-        raise TooMuch(f"it makes a number of more than {_MAX_BITS:,} bits")
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (str, bytes, list, tuple)) else 0
-
-
-def _check_numbers(given: Any, named: Mapping[str, Any]) -> None:
-    for value in (*given, *named.values()):
-        if isinstance(value, int) and abs(value) > _MAX_NUMBER:
-            raise TooMuch(f"{value} is given to a function, and {_MAX_NUMBER:,} is the most")
-
-
-def _checked(work: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that takes no huge numbers."""
-
-    @functools.wraps(work)
-    def checked(*given: Any, **named: Any) -> Any:
-        _check_numbers(given[1:], named)  # the first one is filtered
-        return work(*given, **named)
-
-    return checked
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; here its body is just text."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> _Environment:
-    """What templates expect to find, as in Hugging Face's `apply_chat_template`."""
-    environment = _Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-    )
-    environment.filters["tojson"] = _to_json
-    # Its regular expressions can take for ever, and text of a chat has no links to mark up.
-    del environment.filters["urlize"]
-    environment.filters = {name: _checked(work) for name, work in environment.filters.items()}
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes of jinja2's own filter."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+def _start() -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C is for us
     )
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise Refused(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _talk(process: subprocess.Popen[bytes], request: bytes, answer: bytearray) -> None:
+    """Send a line, and read one. Ends with the process, if need be."""
+    assert process.stdin and process.stdout
+    with suppress(OSError):
+        process.stdin.write(request + b"\n")
+        process.stdin.flush()
+        answer += process.stdout.readline()

@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, Final
 
 from .errors import ModelError
 from .sandbox import Failed, Program, Refused, TooMuch
+from .stop import ShouldStop, never
 
 _log = logging.getLogger("specgen.template")
 
@@ -49,20 +50,22 @@ class Habits:
         typed: roles whose text arrives as a list of typed parts only.
         takes_system: whether the text of a system message arrives beside that of a user.
         header: what begins an answer, where the template does not write it.
+        ending: what it writes in the place of the header, such as an end of text.
     """
 
     typed: frozenset[str]
     takes_system: bool
     header: str
+    ending: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """A text, the form of the messages that it was made of, and those that are not in it."""
+    """A text, the form of the messages that it was made of, and which of them are not in it."""
 
     text: str
     form: list[Message]
-    missing: list[Message]
+    missing: list[int]
 
 
 class ChatTemplate:
@@ -73,9 +76,16 @@ class ChatTemplate:
             neighbours of one role, because the template does not take them as they are.
     """
 
-    def __init__(self, source: str | None, bos_text: str = "", eos_text: str = "") -> None:
+    def __init__(
+        self,
+        source: str | None,
+        bos_text: str = "",
+        eos_text: str = "",
+        should_stop: ShouldStop = never,
+    ) -> None:
         """Compile `source`; None or "" means that the model has no template.
 
+        `should_stop` is asked while it is compiled and while it runs; then Interrupted is raised.
         Raises ModelError where there is no template or it cannot be compiled.
         """
         if not source:
@@ -86,7 +96,7 @@ class ChatTemplate:
         self.folded = False
         self._warned: set[str] = set()
         try:
-            self._program = Program(source.removeprefix("\ufeff"))
+            self._program = Program(source.removeprefix("\ufeff"), should_stop)
         except Failed as error:
             raise _failure(str(error)) from error
 
@@ -110,24 +120,29 @@ class ChatTemplate:
             if tried.content in text and not _LISTED.search(text):
                 typed |= {tried.role}
         both = self._tried([system, user], typed)
-        return Habits(
-            typed,
-            takes_system=_SYSTEM in both and _USER in both,
-            header=self._missing_header([user], [user, answer], typed),
-        )
+        ending, header = self._beginning(user, answer, typed)
+        return Habits(typed, _SYSTEM in both and _USER in both, header, ending)
 
-    def _missing_header(
-        self, question: Sequence[Message], answered: Sequence[Message], typed: frozenset[str]
-    ) -> str:
-        """What comes between a question and its answer, if only answers bring it."""
-        asked = self._tried(question, typed)
-        if asked != self._tried(question, typed, add_generation_prompt=False):
-            return ""
-        whole = self._tried(answered, typed, add_generation_prompt=False)
-        if not asked or not whole.startswith(asked) or _ANSWER not in whole:
-            return ""
-        header = whole[len(asked) : whole.index(_ANSWER)]
-        return header if header.strip() else ""
+    def _beginning(
+        self, question: Message, answer: Message, typed: frozenset[str]
+    ) -> tuple[str, str]:
+        """What a question ends with, and what takes its place before an answer.
+
+        Both are "" where the template begins answers by itself, or begins them with nothing.
+        """
+        asked = self._tried([question], typed)
+        if asked != self._tried([question], typed, add_generation_prompt=False):
+            return "", ""
+        for messages in ([question, answer], [question, answer, question]):
+            answered = self._tried(messages, typed, add_generation_prompt=False)
+            before = answered.partition(_ANSWER)[0]
+            if before == answered or _USER not in before:
+                continue  # it takes no answer at the end, for one
+            n = _n_shared(asked, before)
+            ending, header = asked[n:], before[n:]
+            if header.strip() and header.strip() not in ending and answered.endswith(ending):
+                return ending, header
+        return "", ""
 
     def _tried(
         self,
@@ -162,7 +177,7 @@ class ChatTemplate:
             except Refused as error:
                 refusal = refusal or error
                 continue
-            found.append(_Rendered(text, form, _missing(form, text)))
+            found.append(_Rendered(text, form, self._missing(form, text)))
             if not found[-1].missing:
                 break
         if not found:
@@ -171,19 +186,45 @@ class ChatTemplate:
         self._tell(messages, best)
         return best.text
 
+    def _missing(self, messages: Sequence[Message], text: str) -> list[int]:
+        """Which of the messages are not in `text`, white space aside: templates trim and indent.
+
+        What is in it may be words of the template, or of another message. Then it is asked what
+        becomes of a message of one word in its place.
+        """
+        shown = [_squeezed(_shown(message)) for message in messages]
+        words = [f"Qzword{i}z" for i in range(len(messages))]
+        tried = [replace(m, content=word) for m, word in zip(messages, words, strict=True)]
+        trial = _squeezed(self._tried(tried, self.habits.typed))
+        squeezed = _squeezed(text)
+
+        def is_missing(i: int) -> bool:
+            if shown[i] not in squeezed:
+                return True
+            if not shown[i] or not trial or words[i] in trial:
+                return False
+            others = (trial, *shown[:i], *shown[i + 1 :])
+            return any(shown[i] in other for other in others)
+
+        return [i for i in range(len(messages)) if is_missing(i)]
+
     def _tell(self, messages: Sequence[Message], rendered: _Rendered) -> None:
         """Warn of what became of the messages. Raises ModelError if the last one is missing."""
         form, missing = rendered.form, rendered.missing
-        if form and form[-1].role == "user" and form[-1] in missing:
+        if form and form[-1].role == "user" and len(form) - 1 in missing:
             raise _failure("it leaves out or changes the text of the last message")
         if form != list(messages):
             self.folded = True
             self._warn(_folding(messages, form))
         if missing:
-            roles = " and ".join(dict.fromkeys(message.role for message in missing))
             self._warn(
-                f"the chat template leaves out or changes text of the {roles}: the model does not"
-                " see it as it was written"
+                f"the chat template leaves out or changes text of the {_roles(form, missing)}: the"
+                " model does not see it as it was written"
+            )
+        spaced = [i for i, m in enumerate(form) if _shown(m).strip() not in rendered.text]
+        if changed := [i for i in spaced if i not in missing]:
+            self._warn(
+                f"the chat template changes white space in text of the {_roles(form, changed)}"
             )
 
     def _forms(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -205,7 +246,9 @@ class ChatTemplate:
         except Failed as error:
             raise _failure(str(error)) from error
         asks = not messages or messages[-1].role != "assistant"
-        return text + self.habits.header if add_generation_prompt and asks else text
+        if not (add_generation_prompt and asks and self.habits.header):
+            return text
+        return text.removesuffix(self.habits.ending) + self.habits.header
 
     def _run(
         self, messages: Sequence[Message], typed: frozenset[str], add_generation_prompt: bool
@@ -234,10 +277,19 @@ def _given(message: Message, typed: frozenset[str]) -> dict[str, Any]:
     return {"role": message.role, "content": message.content}
 
 
-def _missing(messages: Sequence[Message], text: str) -> list[Message]:
-    """The messages whose text is not in `text`, white space aside: templates trim and indent."""
-    squeezed = "".join(text.split())
-    return [m for m in messages if "".join(_shown(m).split()) not in squeezed]
+def _n_shared(one: str, other: str) -> int:
+    """How many characters two texts begin with that are the same."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _squeezed(text: str) -> str:
+    """A text without white space."""
+    return "".join(text.split())
+
+
+def _roles(messages: Sequence[Message], chosen: Sequence[int]) -> str:
+    return " and ".join(dict.fromkeys(messages[i].role for i in chosen))
 
 
 def _shown(message: Message) -> str:

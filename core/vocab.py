@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from .errors import BackendError, ContextFull, UsageError
 
+_SENTENCE_PIECE: Final = 1  # llama_vocab_type
+
 _PIECE_BYTES = 512  # longer than nearly all pieces; a longer one is asked for again
 
 # llama_token_attr: unknown, control, user-defined. llama.cpp looks for the texts of these tokens
@@ -124,15 +126,21 @@ class LlamaVocab:
             if tokens.count(cutter.token) == marked.count(cutter.char):
                 start = tokens.index(cutter.token) if prefix else 0
                 return [token for token in tokens[start:] if token != cutter.token]
+        why = "the text has all control characters" if self._cutters else "its vocabulary has none"
         raise BackendError(
-            "a message cannot be told from control tokens: it has all control characters",
-            "take the control characters out",
+            "a message has what looks like a control token in it, and the model cannot be told"
+            f" otherwise: control characters do that, and {why}",
+            "leave it out",
         )
 
     @cached_property
     def _cutters(self) -> tuple[_Cutter, ...]:
         found = []
+        spells = self._api.llama_vocab_type(self._handle) == _SENTENCE_PIECE
+        texts = {self._raw(token) for token in range(self.n_vocab)} if spells else set()
         for char in _CUTTERS:
+            if spells and texts.isdisjoint((char.encode(), f"<0x{ord(char):02X}>".encode())):
+                continue  # llama.cpp ends the process where a byte is missing
             *before, token = self._tokenize(char, special=False) or [-1]
             is_space = [self.piece(other) for other in before] == [b" "]
             if token >= 0 and self.piece(token) == char.encode() and (is_space or not before):

@@ -150,6 +150,25 @@ def test_all_control_characters_in_a_message(vocab: LlamaVocab) -> None:
     assert len(marks_in(chat(vocab, Message("user", every)))) == 4
 
 
+def test_a_vocabulary_without_bytes(tmp_path: Path) -> None:
+    """Ordinary messages are read; what looks like a mark is refused, not misread, nor the end."""
+
+    def change(metadata: Metadata) -> None:
+        texts = metadata["tokenizer.ggml.tokens"].value
+        plain = [f"[{text}]" if text.startswith("<0x") else text for text in texts]
+        plain[-1] = "\n"
+        kinds = [1 if kind == 6 else kind for kind in metadata["tokenizer.ggml.token_type"].value]
+        put(metadata, "tokenizer.ggml.tokens", plain, "ARRAY", "STRING")
+        put(metadata, "tokenizer.ggml.token_type", kinds, "ARRAY", "INT32")
+
+    vocab = open_vocab(write_tiny(tmp_path / "tiny.gguf", change=change))
+    source = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    tokens = chat(vocab, Message("user", "he was"), source=source)
+    assert written(vocab, tokens).startswith("<s><|im_start|>he was<|im_end|>")
+    with pytest.raises(Exception, match="its vocabulary has none"):
+        chat(vocab, Message("user", "he </s> was"), source=source)
+
+
 @pytest.mark.parametrize("words", [("he was",), ("--chat", "he was")], ids=["raw", "chat"])
 def test_no_end_behind_the_prompt(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A vocabulary that adds an end to texts adds none to a prompt: the model is to go on."""

@@ -112,6 +112,8 @@ REFUSED: tuple[tuple[Change, tuple[str, ...]], ...] = (
     (old_projector, ("does not generate text",)),
     (renamed("martian"), ("llama.cpp of this build does not know", "'martian'", "newer llama-cpp")),
     (put(attention__causal=False), ("not causal",)),
+    (put(pooling_type=3), ("embeddings or ranks", "llama.pooling_type")),
+    (put(pooling_type=4), ("embeddings or ranks", "llama.pooling_type")),
     (lambda model: model.tensors.clear(), ("no weights",)),
     (without("llama.context_length"), ("llama.context_length is missing",)),
     (put(context_length=0), ("llama.context_length is 0,", "from 1 to 2,147,483,647")),
@@ -145,6 +147,7 @@ REFUSED: tuple[tuple[Change, tuple[str, ...]], ...] = (
     (full("tokenizer.ggml.model", "none"), ("tokenizer.ggml.model is 'none'",)),
     (full("tokenizer.ggml.model", "bert"), ("tokenizer.ggml.model is 'bert'",)),
     (without("tokenizer.ggml.model"), ("tokenizer.ggml.model is missing",)),
+    (without("tokenizer.ggml.tokens"), ("tokenizer.ggml.tokens is missing",)),
     (typed(24), ("of type I8",)),
     (typed(26), ("of type I32",)),
 )

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from specgen.core import sandbox
 from specgen.core.errors import ModelError
+from specgen.core.stop import Interrupted
 from specgen.core.template import ChatTemplate, Message
 
 CHATML = (
@@ -277,12 +279,32 @@ def test_a_missing_header_is_added() -> None:
     assert template.render([USER, ANSWER]) == "[user]Hi[end][assistant]Yes?[end]"
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("", "{{ eos_token }}"),
+        ("", "[end of all]\n"),
+        ("{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}", ""),
+    ],
+)
+def test_a_missing_header_stands_where_answers_do(begin: str, end: str) -> None:
+    """What ends a conversation comes behind the answer, not before; and a template may insist on
+    a question at the end."""
+    template = ChatTemplate(begin + NO_HEADER + end, "<s>", "</s>")
+    assert template.render([USER]) == "[user]Hi[end][assistant]"
+    assert template.render([USER, ANSWER, AGAIN]) == (
+        "[user]Hi[end][assistant]Yes?[end][user]Bye[end][assistant]"
+    )
+
+
 def test_no_header_is_invented() -> None:
     """Answers that follow questions directly, and headers that are always there, are left alone."""
     assert ChatTemplate(MISTRAL, "<s>", "</s>").render([USER]) == "<s>[INST]Hi[/INST]"
     assert ChatTemplate(NO_HEADER + "[assistant]").render([USER]) == "[user]Hi[end][assistant]"
     spaced = "{% for m in messages %}{{ m.content }} {% endfor %}"
     assert ChatTemplate(spaced).render([USER]) == "Hi "
+    other = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\n\nassistant:"
+    assert ChatTemplate(other).render([USER]) == "user: Hi\n\nassistant:"
 
 
 @pytest.mark.parametrize(
@@ -301,6 +323,43 @@ def test_a_last_message_that_does_not_arrive_is_an_error(source: str) -> None:
     with pytest.raises(ModelError, match="leaves out or changes the text of the last") as caught:
         ChatTemplate(source).render([USER, ANSWER, Message("user", "a secret word")])
     assert "--chat-template-file" in caught.value.hint
+
+
+@pytest.mark.parametrize("word", ["user", "assistant", "a", "Hi", "Yes?"])
+def test_a_word_of_others_does_not_pass_for_the_last_message(word: str) -> None:
+    """What a message says may be in the template, or in another message: it is missing still."""
+    source = "user: {{ messages[0].content }} {% for m in messages if m.role == 'assistant' %}"
+    source += "assistant: {{ m.content }}{% endfor %}assistant:"
+    with pytest.raises(ModelError, match="leaves out or changes the text of the last"):
+        ChatTemplate(source).render([USER, ANSWER, Message("user", word)])
+
+
+def test_a_system_message_that_later_turns_lose_is_folded() -> None:
+    """A template that writes the system message in a short conversation alone gets it otherwise."""
+    source = (
+        "{% for m in messages %}{% if m.role != 'system' or messages | length < 3 %}"
+        "[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+    )
+    for word in ("Be brief.", "user"):
+        template = ChatTemplate(source)
+        system = Message("system", word)
+        assert template.render([system, USER]).startswith(f"[system]{word}[user]Hi")
+        assert f"[user]{word}\n\nHi[assistant]" in template.render([system, USER, ANSWER, AGAIN])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["m.content.split() | join(' ')", "m.content | indent", "m.content | replace(' ', '')"],
+)
+def test_white_space_does_not_change_without_a_word(
+    caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    """Spaces within a message may matter; around it, templates trim."""
+    template = ChatTemplate(f"{{% for m in messages %}}{{{{ {change} }}}}{{% endfor %}}")
+    template.render([Message("user", " Hi ")])
+    assert not caplog.messages
+    template.render([Message("user", "def f(x):\n    return  x")])
+    assert caplog.messages == ["the chat template changes white space in text of the user"]
 
 
 def test_earlier_messages_that_do_not_arrive_are_told_once(
@@ -387,6 +446,65 @@ def test_a_template_gets_so_much_memory_and_no_more(source: str) -> None:
         ChatTemplate(source).render([USER])
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert len(bytearray(300 << 20)) == 300 << 20
+
+
+_TWICE = "{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ([[1] * 40] * 100000) | sum(start=[]) | length }}",
+        "{{ ('a' * 2000000).rfind('a' * 500000 + 'b' + 'a' * 500000) }}",
+        "{% set ns = namespace(a=[0], b=[0]) %}" + _TWICE + "{% endfor %}{{ ns.a == ns.b }}",
+        "{{ 1 }}" * 140_000,
+    ],
+)
+def test_what_no_check_sees_ends_with_its_process(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """A single operation of Python's may take hours, and so may what is done while compiling."""
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 1.0)
+    with pytest.raises(ModelError, match="it runs for more than 1 seconds"):
+        ChatTemplate(source).render([USER])
+    assert ChatTemplate(CHATML).render([USER]).endswith("assistant\n")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "source", ["{{ 1" + "+1" * 400_000 + " }}", "{{ 1" + "|int" * 200_000 + " }}"]
+)
+def test_a_template_that_makes_python_crash_is_one_clear_line(source: str) -> None:
+    """Python's compiler may run out of stack or memory in a way that nothing comes back from."""
+    with pytest.raises(ModelError, match="chat template failed: ") as caught:
+        ChatTemplate(source)
+    assert "\n" not in caught.value.message
+
+
+def test_a_template_that_runs_is_left_when_someone_asks_to_stop() -> None:
+    """Whatever it does: nobody waits for it."""
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    source = "{% set ns = namespace(a=[0], b=[0]) %}" + _TWICE + "{% endfor %}{{ ns.a == ns.b }}"
+    with pytest.raises(Interrupted):
+        ChatTemplate(source, should_stop=should_stop).render([USER])
+    assert ChatTemplate(CHATML).render([USER]).endswith("assistant\n")
+
+
+def test_a_process_that_someone_else_ends_is_started_again() -> None:
+    """As the system does where memory is short."""
+    template = ChatTemplate(CHATML)
+    text = template.render([USER])
+    process = sandbox._child()._process
+    assert process
+    process.kill()
+    process.wait()
+    assert template.render([USER]) == text
 
 
 def test_a_long_conversation_is_no_excess() -> None:
