@@ -199,6 +199,8 @@ class Repl:
             generation, error = answer(
                 self._job, self._engine, prompt, self._sampler, self._interrupts
             )
+        except Interrupted:
+            pass  # it is told below what becomes of the message
         except SpecgenError as failure:  # the template refuses the messages
             error = failure
         if generation and generation.tokens:
