@@ -25,11 +25,13 @@ def write(
 ) -> Path:
     """A model of Q4_0 matrices and F32 vectors, whose weights are a hole in the file.
 
-    It has no tokens. llama.cpp opens it with the tokenizer "no_vocab" only, specgen with others.
+    llama.cpp opens it with the tokenizer "no_vocab" only, specgen with others, which have tokens.
     """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_tokenizer_model(tokenizer)
     writer.add_vocab_size(n_vocab)
+    if tokenizer != "no_vocab":
+        writer.add_token_list(["a"] * n_vocab)
     writer.add_layer_norm_rms_eps(1e-5)
     for key, value in keys.items():
         add: Any = writer.add_array if isinstance(value, list) else writer.add_uint32
