@@ -39,7 +39,7 @@ from specgen.cli.streams import (
 from specgen.cli.tables import print_table
 from specgen.core.errors import ModelError
 
-from .command import ROOT, TIMEOUT_S
+from .command import ROOT, TIMEOUT_S, finish, start
 from .made_up import benchmark
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
@@ -377,6 +377,23 @@ def test_what_fails_while_importing(missing: str) -> None:
     assert re.match(r"specgen: error: \w*Error: .*" + missing, done.stderr), done.stderr
     assert done.stderr.endswith("install specgen again)\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("data", [None, b"no library"])
+def test_a_library_that_cannot_be_loaded(
+    endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    """Is not a fault of ours: one line says which, and what to do."""
+    if data:
+        for suffix in ("so", "dylib", "dll"):
+            (tmp_path / f"libllama.{suffix}").write_bytes(data)
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    outcome = finish(start("generate", endless, "he"))
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("specgen: error: llama.cpp cannot be loaded: ")
+    assert outcome.err.endswith("(install llama-cpp-python again, on this machine)\n")
+    assert outcome.err.count("\n") == 1
 
 
 def test_the_traceback_is_shown_with_vv(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
