@@ -147,7 +147,7 @@ def clear_cache() -> None:
 
     folder = cache_folder()
     n_files = clear(folder)
-    note(f"removed {n_files} file{'' if n_files == 1 else 's'} from {folder}")
+    note(f"removed {n_files} file{'' if n_files == 1 else 's'} from {path_text(folder)}")
 
 
 def show_path() -> None:

@@ -31,6 +31,7 @@ from .options import (
     TextOptions,
     Verbosity,
 )
+from .words import TYPED
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from .run import Job
 
 _TERMINAL = 18 << 20  # bytes of prompt_toolkit and Jinja
-
-_TYPED = "messages are typed at a terminal, or one comes on stdin"
 
 HELP = """\
 /help           show this
@@ -79,11 +78,11 @@ def chat(
     from .run import Job, as_message, complete, open_conversation, require_model, set_up_logging
 
     set_up_logging(verbose)
-    model = chosen.name
+    model = chosen.alone(TYPED)
     job = Job.of(model, text.read_stops(), OutputOptions(stats=stats), sampling, engine)
-    require_model(model, engine.model_draft, hint=f"{NAMES}; {_TYPED}")
+    require_model(model, engine.model_draft, hint=f"{NAMES}; {TYPED}")
     if not sys.stdin.isatty():
-        complete(job, as_message(read_prompt(hint=_TYPED), system, template))
+        complete(job, as_message(read_prompt(hint=TYPED), system, template))
         return
     job = replace(job, interface=_TERMINAL)
     with Interrupts() as interrupts, job.open(interrupts) as opened:

@@ -17,7 +17,7 @@ from . import bench, calibrate, models, plan, verify
 from .chat import chat
 from .generate import generate
 from .streams import prepare_stdout, say_error, say_unexpected, show
-from .words import Group
+from .words import Group, plain
 
 EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`
 
@@ -48,7 +48,7 @@ def _errors_as_text() -> Iterator[None]:
         say_error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
     except _CommandLineError as error:
-        message = error.format_message()
+        message = plain(error.format_message())
         if not message or type(error).__name__ == "NoArgsIsHelpError":  # the help of a command
             raise
         usage = f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else ""
@@ -58,6 +58,11 @@ def _errors_as_text() -> Iterator[None]:
         raise
     except BrokenPipeError:
         _give_up_output()  # whoever read it has seen enough
+        raise typer.Exit(EPIPE_EXIT_CODE) from None
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        _give_up_output()  # Rich, which shows the help, ends by itself
         raise typer.Exit(EPIPE_EXIT_CODE) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from specgen.core.encoding import require_utf8
+from specgen.core.encoding import text_of
 from specgen.core.errors import UsageError
 
 ModelArgument = Annotated[
@@ -40,10 +40,14 @@ class ModelChoice:
     @property
     def name(self) -> str | None:
         """MODEL, None for the default. Raises UsageError if it was given in both ways."""
+        return self.alone()
+
+    def alone(self, hint: str = "leave out one of them") -> str | None:
+        """The same, with a hint of the command's own for who gives an argument beside -m."""
         if self.model_option is not None and self.model is not None:
             raise UsageError(
                 f"the model is given with -m, and there is an argument as well: '{self.model}'",
-                "leave out one of them",
+                hint,
             )
         return self.model if self.model_option is None else self.model_option
 
@@ -57,6 +61,6 @@ class ModelChoice:
                 f" '{self.model}' and '{argument}'",
                 "leave out -m or one of them; quote a prompt of several words",
             )
-        if self.model is not None:
-            require_utf8(self.model, "PROMPT")  # which only a path need not be
-        return self.model_option, self.model
+        # A path need not be text; a prompt is.
+        text = None if self.model is None else text_of(self.model, "PROMPT")
+        return self.model_option, text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from typing import Any
 
@@ -18,7 +17,7 @@ from specgen.core.paths import path_text
 from specgen.core.protocols import Vocab
 from specgen.core.resident import peak_bytes
 
-from .streams import note, write
+from .streams import write
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
 _FINISH = {"eog": "stop", "stop": "stop", "length": "length", "context": "length", None: "abort"}
@@ -46,24 +45,10 @@ class PromptProgress:
             self._shown = line
 
 
-def end_text(text: str, *, followed: bool) -> None:
-    """End the last line of a text on stdout, on a terminal only: a file has the text alone.
-
-    What follows on stderr begins a line of its own, where it goes to the same file.
-    """
+def end_text() -> None:
+    """End the last line of a text on stdout, on a terminal only: a file has the text alone."""
     if sys.stdout.isatty():
         write("\n")
-    elif followed and text and not text.endswith("\n") and _is_one_file():
-        note("")
-
-
-def _is_one_file() -> bool:
-    """Whether stdout and stderr go to the same place, as with `> log 2>&1`."""
-    try:
-        out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
-    except OSError:  # not a file of the system
-        return False
-    return os.path.samestat(out, err)
 
 
 def stats_line(generation: Generation, engine: Engine | None = None) -> str:

@@ -13,7 +13,7 @@ from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
 from specgen.core.door import require_runnable
 from specgen.core.engine import Engine
-from specgen.core.errors import SpecgenError
+from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
 from specgen.core.learned import recall
 from specgen.core.logprobs import RecordingSampler
@@ -152,6 +152,8 @@ def as_message(text: str, system: str | None, template: Path | None) -> Prompt:
 def open_conversation(engine: Engine, system: str | None, template: Path | None) -> Conversation:
     """A conversation with the model's own template or the one in a file. Raises UsageError."""
     source = None if template is None else read_file(template, "chat template")
+    if source is not None and not source.strip():
+        raise UsageError(f"the chat template {template} is empty", "give a Jinja template")
     return engine.conversation(source, system)
 
 
@@ -167,7 +169,7 @@ def complete(job: Job, prompt: Prompt) -> None:
         if job.output.as_json:
             write_json(engine, generation, error)
         else:
-            end_text(generation.text, followed=job.output.stats or error is not None)
+            end_text()
         if job.output.stats:
             note(stats_line(generation, engine))
         engine.keep(generation)

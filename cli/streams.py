@@ -18,6 +18,7 @@ import re
 import sys
 import traceback
 from typing import Any, Final, TextIO
+from weakref import WeakSet
 
 LONGEST_LINE: Final = 4000  # characters of an error or a warning; what it quotes may have millions
 
@@ -37,6 +38,7 @@ _DROPPED_SO_FAR: Final = re.compile(
 _REPORT: Final = (
     "a fault of specgen: please report it, with the output of -vv where the command has that"
 )
+_INCOMPLETE: Final = "a part is missing, or has another version: install specgen again"
 _JOINERS: Final = "\u200c\u200d\u200e\u200f\u00ad"  # of scripts and emoji, within one cell
 _BYTES_AS_TEXT: Final = range(0xDC80, 0xDD00)  # how Python holds bytes of a path that are no text
 
@@ -132,6 +134,7 @@ def draw(text: str) -> None:
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.buffer.write(text.encode(encoding, _AS_FAR_AS_POSSIBLE))
         sys.stdout.buffer.flush()
+        _remember(sys.stdout, text)
 
 
 def show(line: object, end: str = "\n") -> None:
@@ -140,13 +143,18 @@ def show(line: object, end: str = "\n") -> None:
 
 
 def note(line: str) -> None:
-    """A line on stderr."""
+    """A line on stderr, which begins a line where stdout goes to the same place."""
+    if sys.stdout in _UNENDED and _is_one_place():
+        _UNENDED.discard(sys.stdout)
+        line = f"\n{line}"
     _print(line, "\n", sys.stderr)
 
 
 def error_line(message: str, hint: str = "") -> str:
     """An error as one line, whatever the message quotes."""
     more = f" ({in_one_line(hint)})" if hint else ""
+    with contextlib.suppress(UnicodeError):  # words that the locale made no text of
+        message = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return f"specgen: error: {in_one_line(''.join(map(_visible, message)))}{more}"
 
 
@@ -176,11 +184,32 @@ def say_unexpected(error: Exception) -> None:
         what = "something is nested too deeply"
     (*_, place) = traceback.extract_tb(error.__traceback__) or [None]
     where = f" in {os.path.basename(place.filename)}, line {place.lineno}" if place else ""
-    say_error(f"{what}{where}", _REPORT)
+    say_error(f"{what}{where}", _INCOMPLETE if isinstance(error, ImportError) else _REPORT)
 
 
 def _print(text: str, end: str, stream: TextIO) -> None:
     print(harmless(text) if stream.isatty() else text, end=end, file=stream, flush=True)
+    _remember(stream, text + end)
+
+
+def _remember(stream: TextIO, text: str) -> None:
+    """Whether what was written to a stream has ended its last line."""
+    if text.endswith("\n"):
+        _UNENDED.discard(stream)
+    elif text:
+        _UNENDED.add(stream)
+
+
+_UNENDED: Final = WeakSet[TextIO]()
+
+
+def _is_one_place() -> bool:
+    """Whether stdout and stderr go to the same place: a terminal, or as with `> log 2>&1`."""
+    try:
+        out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+    except (OSError, ValueError):  # not a file of the system
+        return False
+    return os.path.samestat(out, err)
 
 
 class NoteHandler(logging.Handler):

@@ -7,15 +7,18 @@ options are written as they are declared, one a word; what else may stand there 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from typer.core import TyperGroup
 
-from specgen.core.encoding import decode, encode_word, require_utf8
+from specgen.core.catalogue import NO_HUB
+from specgen.core.encoding import decode, text_of
 from specgen.core.errors import UsageError
 from specgen.core.spelling import nearest
+
+TYPED: Final = "messages are typed at a terminal, or one comes on stdin"
 
 # By the names of their parameters: words that may be paths, of any bytes; all others are text.
 _PATHS: Final = frozenset({"model", "model_option", "model_draft", "files", "curve"})
@@ -24,22 +27,30 @@ _ONCE: Final = frozenset({"prompt_option", "system", "template", "predicted_outp
 
 _OPTION: Final = re.compile(r"--?[A-Za-z][\w-]*")
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
+_NO_NUMBER: Final = re.compile(r"is not a valid (int|float)(?:eger)?(?: range)?(?=\.?$)")
 _ESCAPE: Final = re.compile(rb"""\\(x[0-9a-fA-F]{2}|[nrt'"\\])""")
 _MEANINGS: Final = MappingProxyType({b"n": b"\n", b"r": b"\r", b"t": b"\t"})
 _SHOWN: Final = 60  # letters of a word in an error
+_DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2212"  # that word processors make of hyphens
 
-_HUB: Final = (
-    "models are not fetched from hubs: download the GGUF file and give its path, or take a name of"
-    " `specgen list`"
+# By command: what there is for somebody who gives more arguments than it takes.
+_ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "generate": "quote a text of several words; -p gives one without naming a model",
+        "chat": TYPED,
+        "pull": "it takes one name",
+    }
 )
+
 _TALK: Final = "`specgen chat` talks with a model, `specgen generate --chat` answers one message"
+_BEHIND: Final = "options stand behind the command, as in `specgen generate -m MODEL`"
 _STAYS: Final = "a model is loaded as long as its command runs"
 
 # What other tools have, and what there is here.
 _OPTIONS_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
-    dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hfd", "-hfrd"), _HUB)
-    | dict.fromkeys(("--hf-repo-draft", "-hft", "--hf-token", "-mu", "--model-url"), _HUB)
-    | dict.fromkeys(("-dr", "--docker-repo"), _HUB)
+    dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hfd", "-hfrd"), NO_HUB)
+    | dict.fromkeys(("--hf-repo-draft", "-hft", "--hf-token", "-mu", "--model-url"), NO_HUB)
+    | dict.fromkeys(("-dr", "--docker-repo"), NO_HUB)
     | dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive", "-if"), _TALK)
     | dict.fromkeys(("-no-cnv", "--no-conversation"), "`specgen generate` continues a text")
     | dict.fromkeys(("-sysf", "--system-prompt-file"), '-sys "$(cat FILE)" does that')
@@ -75,7 +86,7 @@ class Group(TyperGroup):
         if args[:1] == ["help"]:
             args = [*args[1:], "--help"]
         if not ctx.resilient_parsing:  # as the shell's completion does, of half a line
-            check_words(self, ctx, ctx.command_path, args)
+            args = _Reader(self, ctx, ctx.command_path, self.commands).read(args)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -83,8 +94,8 @@ class Group(TyperGroup):
         if not ctx.resilient_parsing:
             if args[0] not in self.commands:
                 raise self._no_command(ctx.command_path, args[0])
-            path = f"{ctx.command_path} {args[0]}"
-            check_words(self.commands[args[0]], ctx, path, args[1:])
+            command, path = self.commands[args[0]], f"{ctx.command_path} {args[0]}"
+            args = [args[0], *_Reader(command, ctx, path, self.commands).read(args[1:])]
         return super().resolve_command(ctx, args)
 
     def _no_command(self, path: str, word: str) -> UsageError:
@@ -98,98 +109,159 @@ class Group(TyperGroup):
         return UsageError(f"there is no command {_shown(word)}", _joined(hint, usage))
 
 
-def check_words(command: Any, ctx: Any, path: str, words: Sequence[str]) -> None:
-    """Raise UsageError for an option that `command` has not, and for text that is not UTF-8.
+class _Reader:
+    """Reads the words of one command: its options, their values, its arguments.
 
-    `path` is how the command is called; `ctx` is its context or the one above it.
+    Args:
+        ctx: the command's context or the one above it.
+        path: how the command is called.
+        others: commands beside it, which may have an option that it has not.
     """
-    parameters = command.get_params(ctx)
-    options = {
+
+    def __init__(self, command: Any, ctx: Any, path: str, others: Mapping[str, Any]) -> None:
+        self._ctx = ctx
+        self._name = path.rpartition(" ")[2]
+        self._usage = f"`{path} --help` shows the usage"
+        self._is_group = isinstance(command, Group)
+        self._others = others
+        self._options = _options_of(command, ctx)
+        parameters = command.get_params(ctx)
+        self._arguments = iter([p for p in parameters if p.param_type_name == "argument"])
+        self._seen: set[str] = set()
+
+    def read(self, words: Sequence[str]) -> list[str]:
+        """The words as Typer may have them, what is text decoded.
+
+        The words of a command in a group are its own. Raises UsageError for what is no option, for
+        a value or an argument too few or too many, and for text that is not UTF-8.
+        """
+        rest, read = list(words), list[str]()
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                return [*read, word, *(self._argument(other, behind=True) for other in rest)]
+            if self._is_argument(word):
+                if self._is_group:
+                    return [*read, word, *rest]
+                read.append(self._argument(word))
+                continue
+            name, value = self._option(word)
+            if value is not None:
+                read.append(f"{word.removesuffix(value)}{self._value(name, value)}")
+                continue
+            values, rest = self._values_of(name, rest)
+            read += [word, *(self._value(name, value) for value in values)]
+        return read
+
+    def _is_argument(self, word: str) -> bool:
+        if word != "-" and word.startswith("-"):
+            return False
+        name = word.lstrip(_DASHES)
+        if name != word and not {f"-{name}", f"--{name}"}.isdisjoint(self._options):
+            raise self._no_option(word, f"options begin with a hyphen, -, and not with {word[0]}")
+        return True
+
+    def _option(self, word: str) -> tuple[str, str | None]:
+        """The option in a word, and the value that is joined to it: --top-k=3, -ngl=3, -n3, -vv."""
+        if word in self._options:
+            self._note(word)
+            return word, None
+        name, joined, value = word.partition("=")
+        if joined and name in self._options:
+            if not _takes_values(self._options[name]):
+                raise UsageError(f"{name} takes no value, and it was given '{_shown(value)}'")
+            if len(name) == 2:
+                example = f"{name} {_shown(value)}"
+                raise UsageError(f"the value of {name} is a word of its own, as in {example}")
+        else:
+            name, value = word[:2], word[2:]
+            option = self._options.get(name)
+            if option is not None and option.count and not value.strip(name[1]):
+                return name, None
+            if option is None or not (_takes_values(option) and _NUMBER.fullmatch(value)):
+                name = word.partition("=")[0]
+                raise self._no_option(name, self._hint(name))
+        self._note(name)
+        return name, value
+
+    def _note(self, name: str) -> None:
+        parameter = self._options[name].name
+        if parameter in self._seen & _ONCE:
+            raise UsageError(f"{name} is given twice", "give one of them")
+        self._seen.add(parameter)
+
+    def _values_of(self, name: str, rest: list[str]) -> tuple[list[str], list[str]]:
+        option = self._options[name]
+        n_values = option.nargs if _takes_values(option) else 0
+        if len(rest) < n_values:
+            values = ", ".join(getattr(option.type, "choices", ()))
+            hint = f"choose from: {values}" if values else self._usage
+            raise UsageError(f"{name} needs a value behind it", hint)
+        return rest[:n_values], rest[n_values:]
+
+    def _value(self, name: str, value: str) -> str:
+        return value if _is_path(self._options[name]) else text_of(value, name)
+
+    def _argument(self, word: str, *, behind: bool = False) -> str:
+        """An argument; `behind` the -- that ends the options."""
+        parameter = next(self._arguments, None)
+        if parameter is None:
+            hint = _ARGUMENTS.get(self._name, "")
+            if behind and word in self._options:
+                hint = "options stand before --"
+            raise UsageError(
+                f"there is an argument too many: '{_shown(word)}'", _joined(hint, self._usage)
+            )
+        if _is_path(parameter):
+            return word
+        return text_of(word, parameter.make_metavar(self._ctx).strip("[]"))
+
+    def _no_option(self, name: str, hint: str) -> UsageError:
+        return UsageError(f"there is no option {_shown(name)}", _joined(hint, self._usage))
+
+    def _hint(self, name: str) -> str:
+        """What may have been meant by an option that there is not."""
+        if name in _OPTIONS_ELSEWHERE:
+            return _OPTIONS_ELSEWHERE[name]
+        if not _OPTION.fullmatch(name):
+            return "a text that starts with a dash stands behind --"
+        owners = [
+            own for own, other in self._others.items() if name in _options_of(other, self._ctx)
+        ]
+        if owners:
+            return _BEHIND if self._is_group else f"`specgen {owners[0]}` has it"
+        if near := nearest(name, self._options):
+            return f"the nearest is {near}"
+        if name[:2] in self._options:
+            return "each option is a word of its own, and so is its value"
+        return ""
+
+
+def _options_of(command: Any, ctx: Any) -> dict[str, Any]:
+    """The options of a command by all their names."""
+    return {
         name: parameter
-        for parameter in parameters
+        for parameter in command.get_params(ctx)
         if parameter.param_type_name == "option"
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
-    arguments = iter([p for p in parameters if p.param_type_name == "argument"])
-    seen: set[str] = set()
-    for option, values in _taken_apart(words, options, path, nested=isinstance(command, Group)):
-        parameter = options[option] if option else next(arguments, None)
-        if parameter is None:
-            continue
-        if parameter.name in seen & _ONCE:
-            raise UsageError(f"{option} is given twice", "give one of them")
-        seen.add(parameter.name)
-        if not _is_path(parameter):
-            for value in values:
-                require_utf8(value, option or parameter.make_metavar(ctx).strip("[]"))
 
 
 def _is_path(parameter: Any) -> bool:
     return parameter.name in _PATHS or "path" in parameter.type.name
 
 
-def _taken_apart(
-    words: Sequence[str], options: Mapping[str, Any], path: str, *, nested: bool
-) -> Iterator[tuple[str, Sequence[str]]]:
-    """Each option as it is spelled, with its values; "" with an argument.
-
-    The words of a command in a group (`nested`) are its own. Raises UsageError for what is no
-    option.
-    """
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            yield from (("", [argument]) for argument in rest)
-            return
-        if word == "-" or not word.startswith("-"):
-            if nested:
-                return
-            yield "", [word]
-            continue
-        found = _option(word, options)
-        if found is None:
-            raise _no_option(word, options, path, nested=nested)
-        name, values = found
-        if not values and _takes_values(options[name]):
-            n_values = options[name].nargs
-            values, rest = rest[:n_values], rest[n_values:]
-        yield name, values
-
-
-def _option(word: str, options: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """The option in a word, and the value that is joined to it: --top-k=3, -ngl=3, -n3, -vv."""
-    if word in options:
-        return word, []
-    name, joined, value = word.partition("=")
-    if joined and name in options and len(name) > 2:
-        return name, [value]
-    name, value = word[:2], word[2:]
-    option = options.get(name)
-    if option is None:
-        return None
-    if option.count and not value.strip(name[1]):
-        return name, []
-    return (name, [value]) if _takes_values(option) and _NUMBER.fullmatch(value) else None
-
-
 def _takes_values(option: Any) -> bool:
     return not (option.is_flag or option.count)
 
 
-def _no_option(word: str, options: Mapping[str, Any], path: str, *, nested: bool) -> UsageError:
-    name = word.partition("=")[0]
-    hint = _OPTIONS_ELSEWHERE.get(name, "")
-    if not hint and not _OPTION.fullmatch(name):
-        hint = "a text that starts with a dash stands behind --"
-    if not hint and nested:
-        hint = "options stand behind the command"
-    if not hint and (near := nearest(name, options)):
-        hint = f"the nearest is {near}"
-    if not hint and name[:2] in options:
-        hint = "each option is a word of its own, and so is its value"
-    usage = f"`{path} --help` shows the usage"
-    return UsageError(f"there is no option {_shown(name)}", _joined(hint, usage))
+def plain(message: str) -> str:
+    """Typer's message about a value in the words of this program."""
+    return _NO_NUMBER.sub(_what_number, message).removesuffix(".")
+
+
+def _what_number(found: re.Match[str]) -> str:
+    return "is no whole number" if found[1] == "int" else "is no number"
 
 
 def unescape(word: str, source: str) -> str:
@@ -197,7 +269,7 @@ def unescape(word: str, source: str) -> str:
 
     \xHH is a byte, so that several make a character. Raises UsageError if bytes make none.
     """
-    data = _ESCAPE.sub(_meaning, encode_word(word))
+    data = _ESCAPE.sub(_meaning, word.encode())
     return decode(data, f"{source} with its escapes")
 
 

@@ -139,6 +139,13 @@ def find_entry(name: str, catalogue: Sequence[CatalogueEntry] = CATALOGUE) -> Ca
     return next((entry for entry in catalogue if entry.name == wanted), None)
 
 
+# What other tools fetch a model from.
+_HUBS: Final = ("hf.co/", "huggingface.co/")
+NO_HUB: Final = (
+    "models are not fetched from hubs: download the GGUF file and give its path, or take a name of"
+    " `specgen list`"
+)
+
 # What may stand for a model.
 NAMES: Final = "`specgen list` shows the names, a path ends in .gguf"
 
@@ -149,7 +156,7 @@ def resolve(model: str | None, hint: str = NAMES) -> Path | CatalogueEntry:
     A path has a separator in it, ends in .gguf, or names something that exists; a file of the
     model folder needs its name only. None is the default model.
 
-    Raises ModelError with `hint` for any other name.
+    Raises ModelError for an address, and with `hint` for any other name.
     """
     model = DEFAULT_MODEL if model is None else model
     entry = find_entry(model)
@@ -158,6 +165,8 @@ def resolve(model: str | None, hint: str = NAMES) -> Path | CatalogueEntry:
         return path
     if entry:
         return entry
+    if "://" in model or model.casefold().startswith(_HUBS):
+        raise ModelError(f"{model} is an address, not a file", NO_HUB)
     if os.sep in model or "/" in model:
         return path
     if model.lower().endswith(".gguf"):
@@ -179,5 +188,5 @@ def _unknown(model: str, hint: str) -> ModelError:
     shown = model if len(model) <= 60 else model[:57] + "..."
     near = nearest(model, [entry.name for entry in CATALOGUE])
     return ModelError(
-        f"no model is called {shown!r}" + (f"; the nearest name is {near}" if near else ""), hint
+        f"no model is called '{shown}'" + (f"; the nearest name is {near}" if near else ""), hint
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from typing import Final
 
 from .errors import UsageError
@@ -39,16 +40,17 @@ def decode(data: bytes, source: str) -> str:
         ) from None
 
 
-def encode_word(word: str) -> bytes:
-    """The bytes that a word of the command line was given as: those that are not UTF-8 come as
-    surrogates."""
+def text_of(word: str, source: str) -> str:
+    """The text that a word of the command line was given as, whatever the locale takes it for.
+
+    Python decodes words by the locale: where that is not UTF-8, letters come as others, or as
+    halves of surrogates. Raises UsageError if its bytes are not UTF-8.
+    """
+    return word if word.isascii() else decode(_bytes_of(word), source)
+
+
+def _bytes_of(word: str) -> bytes:
     try:
-        return word.encode("utf-8", "surrogateescape")
+        return os.fsencode(word)
     except UnicodeEncodeError:  # half of a pair, which Windows allows
         return word.encode("utf-8", "surrogatepass")
-
-
-def require_utf8(word: str, source: str) -> None:
-    """Raise UsageError for a word of the command line that is not UTF-8."""
-    if not word.isascii():
-        decode(encode_word(word), source)

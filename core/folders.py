@@ -23,7 +23,7 @@ def user_folder(kind: Literal["cache", "data"], variable: str) -> Path:
     except RuntimeError:
         hint = f"set {variable} to a folder"
         if given:
-            message = f"{variable} is {given!r}, and there is no such home folder"
+            message = f"{variable} is '{given}', and there is no such home folder"
             raise UsageError(message, hint) from None
         raise UsageError(
             f"the folder of {_WHAT[kind]} is not known: there is no home folder",

@@ -19,6 +19,7 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from typing import Any
 
+from .errors import BackendError
 from .ggml import function
 from .kernels import install_kernels
 from .lastwords import LastWords
@@ -111,7 +112,7 @@ class Library:
 
 @cache
 def library() -> Library:
-    """The library, loaded by the first call."""
+    """The library, loaded by the first call. Raises BackendError if it cannot be."""
     before = resident_bytes() or 0
     # Else ggml has a debugger write to our streams. It looks when it is loaded, too.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -134,7 +135,7 @@ def _bindings() -> tuple[Any, Any]:
 
     Its package imports a server's worth of things that are of no use here, 11 MB of them: so for
     a moment an empty package stands in its place. Whoever imports it later gets all of it, and
-    then it has llama.cpp's log as well.
+    then it has llama.cpp's log as well. Raises BackendError.
     """
     name = "llama_cpp"
     spec = None if name in sys.modules else find_spec(name)
@@ -145,6 +146,9 @@ def _bindings() -> tuple[Any, Any]:
         with suppress(ImportError):
             return api, import_module(f"{name}._ggml").libggml
         return api, None
+    except (ImportError, OSError, RuntimeError) as error:
+        hint = "install llama-cpp-python again, on this machine"
+        raise BackendError(f"llama.cpp cannot be loaded: {error}", hint) from None
     finally:
         if spec:
             del sys.modules[name]

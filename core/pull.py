@@ -93,7 +93,9 @@ def _only_one(entry: CatalogueEntry, folder: Path, report: Progress) -> Iterator
     """Hold the lock of this model; while another process has it, wait."""
     from filelock import FileLock, Timeout  # here, since an installed model needs none
 
-    lock = FileLock(folder / f".{entry.file_name}.lock")
+    path = folder / f".{entry.file_name}.lock"
+    path.touch()  # where that is not possible, FileLock waits for ever
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -14,19 +14,19 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     other with.
     """
     wanted = _plain(word)
-    found: list[tuple[int, str]] = []
+    found: list[tuple[int, int, str]] = []
     for name in names:
         known = _plain(name)
         limit = max(len(wanted), len(known)) // 4
         if min(len(wanted), len(known)) >= _LEAST and (
             known.startswith(wanted) or wanted.startswith(known)
         ):
-            found.append((0, name))
+            found.append((0, abs(len(wanted) - len(known)), name))
         elif abs(len(wanted) - len(known)) <= limit:
             distance = _distance(wanted, known)
             if distance <= limit:
-                found.append((distance, name))
-    return min(found)[1] if found else None
+                found.append((distance, 0, name))
+    return min(found)[2] if found else None
 
 
 def _plain(word: str) -> str:

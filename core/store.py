@@ -91,7 +91,8 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            _warn(f"cannot read {path}: {error.strerror or error}")
+            if _is_open(self.folder):  # else whoever writes is told
+                _warn(f"cannot read {path}: {error.strerror or error}")
             return None
         except ValueError as error:
             self.set_aside(key, f"it is damaged: {error}")
@@ -120,7 +121,9 @@ class Store:
 
         with self._telling():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f"specgen-{self._kind}.lock", timeout=_LOCK_TIMEOUT_S)
+            path = self.folder / f"specgen-{self._kind}.lock"
+            path.touch()  # where that is not possible, FileLock may wait instead
+            lock = FileLock(path, timeout=_LOCK_TIMEOUT_S)
             try:
                 lock.acquire()
             except Timeout:
@@ -161,6 +164,10 @@ class Store:
 def _files(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         yield from [folder / entry.name for entry in entries if entry.is_file()]
+
+
+def _is_open(folder: Path) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
 
 
 def _age(path: Path) -> float:

@@ -1,13 +1,15 @@
 """The `specgen` command, and `python -m specgen`.
 
 Nothing heavy is imported before signals are heard: importing takes a good part of a second, and
-what is raised in the midst of it ends in a traceback, or is lost.
+what is raised in the midst of it ends in a traceback, or is lost. What fails while importing, or
+gets past the net of `cli/main.py`, becomes a line here.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 
 
 def main() -> None:
@@ -15,9 +17,15 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a script's background jobs
             signal.signal(number, _leave)
-    from specgen.cli.main import main as run
+    try:
+        from specgen.cli.main import main as run
 
-    run()
+        run()
+    except Exception as error:
+        from specgen.cli.streams import say_unexpected
+
+        say_unexpected(error)
+        sys.exit(1)
 
 
 def _leave(number: int, _frame: object) -> None:

@@ -51,6 +51,7 @@ def here(endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         ("latin1.txt", "naïve".encode("latin-1")),
         ("newline.txt", b"\n"),
         ("open.jinja", b"{% for m in messages %}"),
+        ("empty.jinja", b"\n"),
         ("refuses.jinja", b"{{ raise_exception('not today') }}"),
         ("latin1.jinja", b"\xe4"),
     ):
@@ -98,7 +99,7 @@ def test_models(here: Path, command: str, model: str, message: str) -> None:
         (("-f", "-"), b"", "the prompt is empty"),
         (("he", "-p", "was"), b"", "two prompts"),
         (("", "-p", ""), b"", "two prompts"),
-        (("he", "was"), b"", "unexpected extra argument"),
+        (("he", "was"), b"", "an argument too many: 'was'"),
         ((), b"he \xff\xfe", "stdin is not UTF-8: byte 3 is 0xff"),
         ((), b"he \xe2\x82", "stdin is not UTF-8: byte 3 is 0xe2"),
         (("-f", "latin1.txt"), b"", "latin1.txt is not UTF-8: byte 2 is 0xef"),
@@ -107,6 +108,7 @@ def test_models(here: Path, command: str, model: str, message: str) -> None:
         (("he", "-sys", "be her"), b"", "need --chat"),
         (("he", "--chat", "--chat-template-file", "none"), b"", "chat template none: No such file"),
         (("he", "--chat", "--chat-template-file", "latin1.jinja"), b"", "is not UTF-8"),
+        (("he", "--chat", "--chat-template-file", "empty.jinja"), b"", "empty.jinja is empty"),
     ],
 )
 def test_prompts(
@@ -121,7 +123,7 @@ def test_prompts(
     ("words", "messages"),
     [
         (("-n", "-2"), ("-n", "-1")),
-        (("-n", "many"), ("-n", "'many'", "int")),
+        (("-n", "many"), ("-n", "'many' is no whole number (")),
         (("-c", "-1"), ("-c", "0")),
         (("-c", str(10**12)), ("1000000000000", "2048", "use -c 2048")),
         (("-c", "2049"), ("2049", "2048")),
@@ -130,7 +132,7 @@ def test_prompts(
         (("--temp", "-1"), ("temperature is -1",)),
         (("--temp", "nan"), ("temperature is nan",)),
         (("--temp", "inf"), ("temperature is inf",)),
-        (("--temp", "hot"), ("--temp",)),
+        (("--temp", "hot"), ("--temp", "'hot' is no number (")),
         (("--top-k", "-1"), ("top_k is -1",)),
         (("--top-p", "2"), ("top_p is 2",)),
         (("--min-p", "nan"), ("min_p is nan",)),
@@ -157,7 +159,13 @@ def test_prompts(
         (("--memory-budget", "lots"), ("'lots'", "no size", "400M")),
         (("--stop", ""), ("a stop string is empty",)),
         (("--colour",), ("--colour",)),
-        (("-n",), ("-n",)),
+        (("-n",), ("-n needs a value",)),
+        (("--swa-full",), ("--swa-full needs a value", "choose from: on, off")),
+        (("--strict=on",), ("--strict takes no value", "'on'")),
+        (("-e=1",), ("-e takes no value", "'1'")),
+        (("-n=5",), ("the value of -n is a word of its own, as in -n 5",)),
+        (("–n", "5"), ("no option –n", "a hyphen, -, and not with –")),
+        (("—temp", "1"), ("no option —temp", "a hyphen, -, and not with —")),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -191,7 +199,17 @@ def test_options(
         (("download",), ("specgen pull",)),
         (("model.gguf", "he"), ("specgen generate MODEL TEXT",)),
         (("-m", "model.gguf", "-p", "he"), ("no option -m", "behind the command")),
+        (("--temp", "1"), ("no option --temp", "behind the command")),
+        (("--vversion",), ("no option --vversion", "the nearest is --version")),
         (("help", "bake"), ("no command bake",)),
+        (("list", "--temp"), ("no option --temp", "`specgen generate` has it")),
+        (("chat", "-p", "he"), ("no option -p", "`specgen generate` has it")),
+        (("chat", "MODEL", "he"), ("an argument too many: 'he'", "messages are typed")),
+        (("generate", "MODEL", "he", "was"), ("too many: 'was'", "quote a text of several words")),
+        (("generate", "MODEL", "he", "--", "-n"), ("too many: '-n'", "options stand before --")),
+        (("generate", "--temperatur", "1"), ("the nearest is --temperature",)),
+        (("pull", "a", "b"), ("an argument too many: 'b'", "it takes one name")),
+        (("cache", "path", "x"), ("an argument too many: 'x'",)),
         (("cache", "clean"), ("no command clean", "the nearest is clear")),
     ],
     ids=lambda value: " ".join(value),
@@ -227,8 +245,7 @@ def test_commands(words: Sequence[str], messages: Sequence[str]) -> None:
         ("-vvh", ""),
         ("-nope", ""),
         ("-phe", ""),
-        ("-p=he", ""),
-        ("-n=5", ""),
+        ("-x=he", ""),
         ("-fprompt", ""),
         ("-ngl5", ""),
         ("-vv5", ""),
@@ -278,6 +295,14 @@ def test_help_as_a_command(words: Sequence[str]) -> None:
         (("bench", "he was"), 3, "no model is called", "a path ends in .gguf"),
         (("pull", "llama3"), 3, "no model is called", "`specgen list` shows the names"),
         (("pull", "x.gguf"), 2, "x.gguf is a path", "`specgen list` shows the names"),
+        (
+            ("pull", "https://a/b.gguf"),
+            3,
+            "https://a/b.gguf is an address",
+            "download the GGUF file",
+        ),
+        (("info", "hf.co/user/model:Q4_0"), 3, "is an address", "download the GGUF file"),
+        (("chat", "-m", "MODEL", "he"), 2, "the model is given with -m", "messages are typed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -356,7 +381,12 @@ def test_reader_that_leaves(endless: Path) -> None:
     """Whoever reads stdout may leave at any time: no complaint, exit code 141 as of SIGPIPE."""
     reader, writer = os.pipe()
     os.close(reader)
-    for words in (("generate", endless, "he was", "-t", "1"), ("list",)):
+    for words in (
+        ("generate", endless, "he was", "-t", "1"),
+        ("list",),
+        ("--help",),
+        ("list", "-h"),
+    ):
         assert finish(start(*words, stdout=writer)) == Outcome(141, "", "")
     os.close(writer)
 

@@ -141,6 +141,23 @@ def test_a_prompt_in_the_place_of_a_model(model: str) -> None:
     assert "specgen list" in error.hint
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "https://hub/a/b.gguf",
+        "hf.co/user/model:Q4_0",
+        "HF.co/a",
+        "huggingface.co/a/b",
+        "ollama://a",
+    ],
+)
+def test_an_address_is_no_path(model: str) -> None:
+    """It is shown as it was given, with what to do instead."""
+    error = refusal(model)
+    assert error.message == f"{model} is an address, not a file"
+    assert "download the GGUF file and give its path" in error.hint
+
+
 def test_installed_means_the_right_size(tmp_path: Path) -> None:
     """A file of another size is not the installed model."""
     entry = find_entry(DEFAULT_MODEL)

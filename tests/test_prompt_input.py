@@ -21,7 +21,18 @@ from specgen.cli.prompt import read_file, read_prompt
 from specgen.cli.words import unescape
 from specgen.core.errors import UsageError
 
-from .command import TIMEOUT_S, Outcome, assert_refused, finish, generate, run, start, text_of
+from .command import (
+    ROOT,
+    TIMEOUT_S,
+    Outcome,
+    assert_refused,
+    finish,
+    generate,
+    run,
+    shell_words,
+    start,
+    text_of,
+)
 
 pytestmark = pytest.mark.llama
 
@@ -403,6 +414,30 @@ def test_words_that_are_not_utf8(place: str, data: bytes, place_of_byte: int) ->
     outcome = run(*with_text(TEXTS[place], os.fsdecode(data)))
     message = f"not UTF-8: byte {place_of_byte} is 0x{data[place_of_byte]:02x}"
     assert_refused(outcome, 2, message)
+
+
+def test_the_locale_changes_no_word(endless: Path, tmp_path: Path) -> None:
+    """Text is UTF-8 and paths are bytes, also where the locale has ASCII alone."""
+    model = tmp_path / "modèle 数.gguf"
+    model.symlink_to(endless)
+    text = "hé 数"
+    expected = text_of(endless, text, *GREEDY)
+    assert expected != text_of(endless, "h? ?", *GREEDY)
+    stop = expected[5:]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for words in ((model, text), ("-m", model, text), (model, f"--prompt={text}", "-e")):
+        done = subprocess.run(
+            shell_words("generate", *words, *GREEDY, "-t", "1", "--no-stdin", "--stop", stop),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode() == expected[:5]
+    missing = subprocess.run(
+        shell_words("info", "modèle"), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert "no model is called 'mod\\xe8le' (" in missing.stderr
 
 
 def test_paths_may_have_any_bytes(endless: Path, tmp_path: Path) -> None:

@@ -409,3 +409,14 @@ def test_waiting_for_another_pull_is_reported(places: Places) -> None:
 
     assert pull(entry, places.folder, progress=tell).read_bytes() == CONTENT
     assert stages == ["wait"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_without_room_for_a_lock(places: Places) -> None:
+    """It is refused; nobody waits for a lock that nobody can have."""
+
+    def tell(stage: str, done: int, total: int) -> None:
+        raise AssertionError(stage)
+
+    with pytest.raises(PullError, match=r"cannot save .* in /proc"):
+        pull(make_entry(places.wheels), Path("/proc"), progress=tell)

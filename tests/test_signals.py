@@ -168,6 +168,19 @@ def test_errors_have_a_line_of_their_own(endless: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.llama
+def test_warnings_have_a_line_of_their_own(
+    endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is said, and whenever."""
+    words = (endless, "he was", "-n", "9", "--greedy")
+    text = text_of(*words)
+    monkeypatch.setenv("SPECGEN_CACHE", str(tmp_path / "log"))  # where no folder can be
+    log = into_one_file(tmp_path / "log", *words)
+    assert log.startswith(f"{text}\nspecgen: cannot write to ")
+    assert log.count("\n") == 2
+
+
+@pytest.mark.llama
 def test_streams_that_part_have_no_newline(endless: Path) -> None:
     """Where stdout and stderr go to two places, stdout has the text and stderr the figures."""
     words = (endless, "he was", "-n", "9", "--greedy")

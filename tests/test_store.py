@@ -96,6 +96,7 @@ def test_a_folder_that_cannot_be_used_is_no_error(
     file = tmp_path / "file"
     file.write_text("in the way")
     store = Store("figures", 1, file)
+    assert store.read(KEY) is None
     assert not store.write(KEY, 1)
     assert not store.write(KEY, 1)
     assert not store.update(KEY, lambda old: 1)
@@ -156,6 +157,14 @@ def test_a_file_that_is_too_large_is_set_aside(
     store.write(KEY, ["x" * CACHE_BYTES])
     assert store.read(KEY) is None
     assert "it has more than" in warnings(caplog)[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_without_room_for_a_lock(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for a lock that nobody can have."""
+    assert not Store("figures", 1, Path("/proc")).update(KEY, lambda old: 1)
+    (warning,) = warnings(caplog)
+    assert warning.startswith("cannot write to /proc: ")
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")

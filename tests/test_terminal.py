@@ -39,7 +39,7 @@ from specgen.cli.streams import (
 from specgen.cli.tables import print_table
 from specgen.core.errors import ModelError
 
-from .command import ROOT, TIMEOUT_S
+from .command import ROOT, TIMEOUT_S, finish, start
 from .made_up import benchmark
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
@@ -348,7 +348,9 @@ def test_whatever_goes_wrong_is_one_line(
     assert (code, out.data) == (getattr(error, "exit_code", 1), b"")
     assert text.startswith(f"specgen: error: {said}")
     assert text.count("\n") == 1
-    assert ("please report it" in text) == (not isinstance(error, ModelError | MemoryError))
+    others = ModelError | MemoryError | ImportError
+    assert ("please report it" in text) == (not isinstance(error, others))
+    assert ("install specgen again" in text) == isinstance(error, ImportError)
 
 
 def test_what_fails_around_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,6 +363,37 @@ def test_what_fails_around_the_commands(monkeypatch: pytest.MonkeyPatch) -> None
     code, _, err = run_main(monkeypatch, [], "utf-8")
     assert code == 1
     assert err.data.startswith(b"specgen: error: LookupError: odd in ")
+
+
+@pytest.mark.parametrize("missing", ["typer", "specgen.core.catalogue", "rich"])
+def test_what_fails_while_importing(missing: str) -> None:
+    """Is one line as well, before there is a command."""
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['specgen', 'bench', '--help']\n"
+        "from specgen.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.match(r"specgen: error: \w*Error: .*" + missing, done.stderr), done.stderr
+    assert done.stderr.endswith("install specgen again)\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("data", [None, b"no library"])
+def test_a_library_that_cannot_be_loaded(
+    endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    """Is not a fault of ours: one line says which, and what to do."""
+    if data:
+        for suffix in ("so", "dylib", "dll"):
+            (tmp_path / f"libllama.{suffix}").write_bytes(data)
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    outcome = finish(start("generate", endless, "he"))
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("specgen: error: llama.cpp cannot be loaded: ")
+    assert outcome.err.endswith("(install llama-cpp-python again, on this machine)\n")
+    assert outcome.err.count("\n") == 1
 
 
 def test_the_traceback_is_shown_with_vv(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +458,7 @@ def _read(master: int) -> bytes:
 @pytest.mark.llama
 def test_an_answer_cannot_write_the_clipboard(endless: Path) -> None:
     """On a terminal it is text alone; a pipe gets every byte."""
-    words = ("generate", endless, "-p", "hello", "-n", "18", "-t", "1", "--no-learn")
+    words = ("generate", endless, "-p", "hello", "-n", "18", "-t", "1", "--drafter", "none")
     code, shown = on_a_terminal(*words, code=_SAYING)
     assert code == 0
     assert shown.replace("\r\n", "\n") == "Hi שredx" * 2 + "52;c;\n"  # its end never came
