@@ -140,7 +140,9 @@ class ChatTemplate:
                 continue  # it takes no answer at the end, for one
             n = _n_shared(asked, before)
             ending, header = asked[n:], before[n:]
-            if header.strip() and header.strip() not in ending and answered.endswith(ending):
+            # What else ends a question may be meant to begin the answer.
+            is_end = ending.strip() in ("", self.eos_text) and answered.endswith(ending)
+            if header.strip() and is_end:
                 return ending, header
         return "", ""
 
