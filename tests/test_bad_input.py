@@ -61,6 +61,7 @@ def here(endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         ("open.jinja", b"{% for m in messages %}"),
         ("refuses.jinja", b"{{ raise_exception('not today') }}"),
         ("latin1.jinja", b"\xe4"),
+        ("empty.jinja", b" \n"),
     ):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder").mkdir()
@@ -115,6 +116,7 @@ def test_models(here: Path, command: str, model: str, message: str) -> None:
         (("he", "-sys", "be her"), b"", "need --chat"),
         (("he", "--chat", "--chat-template-file", "none"), b"", "chat template none: No such file"),
         (("he", "--chat", "--chat-template-file", "latin1.jinja"), b"", "is not UTF-8"),
+        (("he", "--chat", "--chat-template-file", "empty.jinja"), b"", "empty.jinja is empty"),
     ],
 )
 def test_prompts(
