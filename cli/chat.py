@@ -126,7 +126,7 @@ class Repl:
         """The loop. Ctrl-D or /exit ends it, and so does SIGTERM."""
         from prompt_toolkit import PromptSession
 
-        session: PromptSession[str] = PromptSession(">>> ")
+        session: PromptSession[str] = PromptSession(">>> ", enable_suspend=True)
         self._note("/help lists the commands, Ctrl-D leaves")
         with suppress(EOFError):
             while self._interrupts.signal != signal.SIGTERM:
@@ -199,6 +199,8 @@ class Repl:
             generation, error = answer(
                 self._job, self._engine, prompt, self._sampler, self._interrupts
             )
+        except Interrupted:  # while the template is rendered
+            pass
         except SpecgenError as failure:  # the template refuses the messages
             error = failure
         if generation and generation.tokens:
