@@ -125,7 +125,7 @@ class Repl:
         """The loop. Ctrl-D or /exit ends it, and so does SIGTERM."""
         from prompt_toolkit import PromptSession
 
-        session: PromptSession[str] = PromptSession(">>> ")
+        session: PromptSession[str] = PromptSession(">>> ", enable_suspend=True)
         self._note("/help lists the commands, Ctrl-D leaves")
         with suppress(EOFError):
             while self._interrupts.signal != signal.SIGTERM:

@@ -55,21 +55,26 @@ class Keyboard:
         self._open.close()
 
     def take(self) -> str:
-        """The text that was typed or pasted since the last call. Enter begins a new line."""
+        """The text that was typed or pasted since the last call. Enter begins a new line.
+
+        Raises EOFError after a Ctrl-D alone.
+        """
         from prompt_toolkit.input.vt100_parser import Vt100Parser
         from prompt_toolkit.key_binding.key_processor import KeyPress
         from prompt_toolkit.keys import Keys
 
-        text = ""
+        text, leaves = "", False
 
         def press(key: KeyPress) -> None:
-            nonlocal text
+            nonlocal text, leaves
             if key.key in (Keys.ControlM, Keys.ControlJ):
                 text += "\n"
             elif key.key == Keys.ControlH:  # Backspace
                 text = text[:-1]
             elif key.key == Keys.ControlU:
                 text = ""
+            elif key.key == Keys.ControlD and not text:
+                leaves = True
             elif key.key in (Keys.BracketedPaste, Keys.ControlI):
                 text += key.data
             elif not isinstance(key.key, Keys):
@@ -79,6 +84,8 @@ class Keyboard:
         parser.feed(self._typed.replace(b"\r\n", b"\r").decode("utf-8", "replace"))
         parser.flush()
         self._typed.clear()
+        if leaves and not text:
+            raise EOFError
         return text.rstrip("\n")
 
     def _is_ours(self) -> bool:

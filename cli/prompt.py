@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from specgen.core.encoding import decode_text
+from specgen.core.encoding import decode_text, without_mark
 from specgen.core.errors import UsageError
 
 from .streams import note
@@ -40,6 +40,7 @@ def read_prompt(
             raise UsageError("--no-stdin does not go with a file that is stdin", "leave one out")
     elif stdin and not sys.stdin.isatty():
         names.insert(0, None)
+    argument = without_mark(argument)  # of a file, by way of "$(cat FILE)"
     others = bool(argument) or any(name is not None for name in names)
     parts = [
         _read_stdin(announced=others) if name is None else read_file(name, "prompt file")
@@ -54,8 +55,10 @@ def read_prompt(
 def read_file(path: str | Path, what: str) -> str:
     """The text of a file without its last newline; `what` names its purpose in errors.
 
-    Raises UsageError if it cannot be read.
+    Raises UsageError if it cannot be read, or is stdin: that has a prompt in it, or nothing.
     """
+    if _is_stdin(str(path)):
+        raise UsageError(f"the {what} cannot come from stdin", "give a file")
     try:
         with open(path, "rb") as file:
             data = file.read()

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
 from specgen.core.door import require_runnable
+from specgen.core.encoding import without_mark
 from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
 from specgen.core.learned import recall
 from specgen.core.logprobs import RecordingSampler
+from specgen.core.paths import path_text
 from specgen.core.profile import Profile, find_profile
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stop import Interrupted
@@ -152,9 +154,10 @@ def as_message(text: str, system: str | None, template: Path | None) -> Prompt:
 def open_conversation(engine: Engine, system: str | None, template: Path | None) -> Conversation:
     """A conversation with the model's own template or the one in a file. Raises UsageError."""
     source = None if template is None else read_file(template, "chat template")
-    if source is not None and not source.strip():
-        raise UsageError(f"the chat template {template} is empty", "give a Jinja template")
-    return engine.conversation(source, system)
+    if template is not None and source is not None and not source.strip():
+        empty = f"the chat template {path_text(template)} is empty"
+        raise UsageError(empty, "give a Jinja template")
+    return engine.conversation(source, system and without_mark(system))
 
 
 def complete(job: Job, prompt: Prompt) -> None:

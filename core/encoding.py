@@ -27,7 +27,13 @@ def decode_text(data: bytes, source: str) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             raise UsageError(f"{source} is {encoding}, not UTF-8", _CONVERT)
-    return decode(data, source).removeprefix("\ufeff")
+    return without_mark(decode(data, source))
+
+
+def without_mark(text: str) -> str:
+    """A text without the byte order mark that some files begin with, and all that was read of
+    them."""
+    return text.removeprefix("\ufeff")
 
 
 def decode(data: bytes, source: str) -> str:

@@ -42,6 +42,9 @@ class Message:
     content: str
 
 
+_NO_SYSTEM: Final = Message("system", "")  # for templates that insist on one
+
+
 @dataclass(frozen=True, slots=True)
 class Habits:
     """What a template takes, and what it leaves to others.
@@ -109,9 +112,12 @@ class ChatTemplate:
             Message("system", _SYSTEM),
         )
         typed: frozenset[str] = frozenset()
+        question = [user]
+        if not self._tried(question, typed) and not self._tried(question, frozenset({"user"})):
+            question = [_NO_SYSTEM, user]
         for tried, messages in (
-            (user, [user]),
-            (answer, [user, answer, user]),
+            (user, question),
+            (answer, [*question, answer, user]),
             (system, [system, user]),
         ):
             if tried.content in self._tried(messages, typed):
@@ -120,20 +126,20 @@ class ChatTemplate:
             if tried.content in text and not _LISTED.search(text):
                 typed |= {tried.role}
         both = self._tried([system, user], typed)
-        ending, header = self._beginning(user, answer, typed)
+        ending, header = self._beginning(question, answer, typed)
         return Habits(typed, _SYSTEM in both and _USER in both, header, ending)
 
     def _beginning(
-        self, question: Message, answer: Message, typed: frozenset[str]
+        self, question: Sequence[Message], answer: Message, typed: frozenset[str]
     ) -> tuple[str, str]:
         """What a question ends with, and what takes its place before an answer.
 
         Both are "" where the template begins answers by itself, or begins them with nothing.
         """
-        asked = self._tried([question], typed)
-        if asked != self._tried([question], typed, add_generation_prompt=False):
+        asked = self._tried(question, typed)
+        if asked != self._tried(question, typed, add_generation_prompt=False):
             return "", ""
-        for messages in ([question, answer], [question, answer, question]):
+        for messages in ([*question, answer], [*question, answer, question[-1]]):
             answered = self._tried(messages, typed, add_generation_prompt=False)
             before = answered.partition(_ANSWER)[0]
             if before == answered or _USER not in before:
@@ -230,14 +236,21 @@ class ChatTemplate:
             )
 
     def _forms(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
-        """The messages as they are, then with fewer turns, then without the role of system."""
+        """The messages as they are, then with fewer turns, then without the role of system.
+
+        Where there is no such role, an empty one comes last: some templates insist on it.
+        """
         seen: list[list[Message]] = []
         joined = _join_neighbours(messages)
         folded = _join_neighbours(
             [replace(m, role="user") if m.role == "system" else m for m in messages]
         )
-        takes_all = self.habits.takes_system or all(m.role != "system" for m in messages)
-        for form in (list(messages), joined, folded) if takes_all else (folded,):
+        forms = [list(messages), joined, folded]
+        if all(message.role != "system" for message in messages):
+            forms.append([_NO_SYSTEM, *joined])
+        elif not self.habits.takes_system:
+            forms = [folded]
+        for form in forms:
             if form not in seen:
                 seen.append(form)
                 yield form
@@ -303,9 +316,11 @@ def _shown(message: Message) -> str:
 
 def _folding(messages: Sequence[Message], form: Sequence[Message]) -> str:
     """What became of the messages, as a warning."""
-    n_system = sum(message.role == "system" for message in messages)
-    if n_system and all(message.role != "system" for message in form):
+    before, after = (any(m.role == "system" for m in some) for some in (messages, form))
+    if before and not after:
         return "the chat template takes no system message: it goes into the user's message"
+    if after and not before:
+        return "the chat template needs a system message: it gets an empty one"
     return "the chat template takes no neighbours of one role: they are joined into one message"
 
 

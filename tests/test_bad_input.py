@@ -54,6 +54,7 @@ def here(endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         ("empty.jinja", b"\n"),
         ("refuses.jinja", b"{{ raise_exception('not today') }}"),
         ("latin1.jinja", b"\xe4"),
+        ("empty.jinja", b" \n"),
     ):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder").mkdir()

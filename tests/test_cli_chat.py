@@ -26,6 +26,7 @@ from specgen.cli.chat import HELP, Repl
 from specgen.cli.interrupt import Interrupts
 from specgen.cli.options import OutputOptions, TextOptions
 from specgen.cli.run import Job
+from specgen.core import sandbox
 from specgen.core.config import EngineConfig
 from specgen.core.errors import BackendError
 from specgen.core.library import library
@@ -350,6 +351,30 @@ def test_stopped_while_a_template_is_rendered(
     assert chat.told.count("(stopped)") == 1
 
 
+def test_stopped_while_a_template_hangs(
+    talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it: Ctrl-C ends it, and the chat goes on."""
+    source = (
+        "{% set ns = namespace(a=[0], b=[0]) %}{% if 'tell' in messages[-1].content %}"
+        "{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}"
+        "{% endfor %}{% endif %}"
+        "{% if ns.a != ns.b %}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    work = sandbox._talk
+
+    def interrupted(process: Any, request: bytes, answer: bytearray) -> None:
+        if b"tell me" in request:
+            signal.raise_signal(signal.SIGINT)
+        work(process, request, answer)
+
+    monkeypatch.setattr(sandbox, "_talk", interrupted)
+    chat = talk("who was he", "tell me", "/system tell me", "and she", template=source)
+    assert questions(chat) == ["who was he", "and she"]
+    assert chat.told.count(f"(stopped; {UNANSWERED}") == 1
+    assert "chat template failed" not in chat.told
+
+
 def test_regen_that_is_stopped(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its first token it leaves question and answer; later it replaces the answer."""
     expected = talk("who was he", "and she").answers
@@ -533,6 +558,20 @@ def test_keys_during_an_answer(endless: Path) -> None:
     assert "and they were" in screen.shown
 
 
+@pytest.mark.parametrize("typed", [CTRL_D, "an" + 2 * BACKSPACE + CTRL_D])
+def test_leaving_during_an_answer(endless: Path, typed: str) -> None:
+    """Ctrl-D leaves behind the answer, if no message was begun."""
+    with terminal("chat", endless, "-t", "1", *GREEDY, hold="score,5,once") as screen:
+        screen.wait_for_prompt(1)
+        screen.type("who was he\r")
+        screen.wait_for(READY)
+        screen.type(typed)
+        screen.go_on()
+        assert screen.wait_for_end() == 0
+    shown = screen.shown.replace("\r", "").replace(f"{READY}\n", "")
+    assert say_so_far("who was he", endless) in shown
+
+
 def test_a_paste_during_an_answer(endless: Path, talk: Callable[..., Talk]) -> None:
     """However long, it is one message, with all its lines."""
     lines = [f"line {i} of what he was and she is" for i in range(400)]
@@ -602,20 +641,24 @@ if job == 0:
 os.setpgid(job, job)
 os.tcsetpgrp(0, job)
 os.write(told, b"j%d\n" % job)
-_, status = os.waitpid(job, os.WUNTRACED)
-echo = termios.tcgetattr(0)[3] & (termios.ECHO | termios.ICANON)
-os.tcsetpgrp(0, os.getpgrp())
-os.write(told, b"s%d %d\n" % (os.WIFSTOPPED(status), echo == termios.ECHO | termios.ICANON))
-os.read(heard, 1)
-termios.tcsetattr(0, termios.TCSADRAIN, usual)
-os.tcsetpgrp(0, job)
-os.kill(job, signal.SIGCONT)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]))
+while True:
+    _, status = os.waitpid(job, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    echo = termios.tcgetattr(0)[3] & (termios.ECHO | termios.ICANON)
+    os.tcsetpgrp(0, os.getpgrp())
+    os.write(told, b"stopped %d\n" % (echo == termios.ECHO | termios.ICANON))
+    os.read(heard, 1)
+    termios.tcsetattr(0, termios.TCSADRAIN, usual)
+    os.tcsetpgrp(0, job)
+    os.kill(job, signal.SIGCONT)
 """
 
 
 def test_stopped_and_continued(endless: Path) -> None:
-    """Ctrl-Z in an answer gives the shell its terminal; after fg keys are not shown again."""
+    """Ctrl-Z in an answer or at the prompt gives the shell its terminal; after fg, keys are not
+    shown again in the answer, and the message is still there.
+    """
     ours, theirs = os.openpty()
     (told, tell), (heard, hear) = os.pipe(), os.pipe()
     words = shell_words("chat", endless, "-t", "1", *GREEDY, hold="score,5,once")
@@ -641,7 +684,7 @@ def test_stopped_and_continued(endless: Path) -> None:
         screen.wait_for(READY)
         assert not screen.echoes
         screen.type(CTRL_Z)
-        assert os.read(told, 100) == b"s1 1\n"
+        assert os.read(told, 100) == b"stopped 1\n"
         os.write(hear, b"g")
         wait_until(lambda: not screen.echoes)
         screen.type("and th")
@@ -649,8 +692,12 @@ def test_stopped_and_continued(endless: Path) -> None:
         screen.wait_for_prompt(2)
         screen.wait_for("and th")
         assert "th" not in screen.shown.partition(READY)[2].partition(">>> ")[0]
-        screen.type(CTRL_C)
+        screen.type(CTRL_Z)  # at the prompt
+        assert os.read(told, 100) == b"stopped 1\n"
+        os.write(hear, b"g")
         screen.wait_for_prompt(3)
+        screen.type(CTRL_C)
+        screen.wait_for_prompt(4)
         screen.type(CTRL_D)
         assert screen.wait_for_end() == 0
     finally:

@@ -128,6 +128,32 @@ def test_a_byte_order_mark_is_no_text(prompt_of: Callable[..., str], tmp_path: P
         prompt_of(MARK, "", "only")
 
 
+def test_a_byte_order_mark_in_a_word(endless: Path) -> None:
+    """What "$(cat FILE)" makes of a file is the same text as the file's."""
+    expected = text_of(endless, "he was", *GREEDY)
+    assert text_of(endless, "-p", "\ufeffhe was", *GREEDY) == expected
+    assert text_of("-m", endless, "\ufeffhe was", *GREEDY) == expected
+    assert text_of(endless, "-e", "-p", r"\xef\xbb\xbfhe was", *GREEDY) == expected
+    chat = (endless, "he", "--chat", *GREEDY, "-sys")
+    assert text_of(*chat, "\ufeffwas") == text_of(*chat, "was")
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "-"])
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [("--chat-template-file", "chat template"), ("--predicted-output", "predicted output")],
+)
+def test_stdin_is_for_prompts(endless: Path, option: str, what: str, name: str) -> None:
+    """What else is read from a file does not take the prompt's place, or find nothing left."""
+    process = start(
+        *("generate", endless, "he", "--chat", option, name, *GREEDY, "-t", "1"),
+        stdin=subprocess.PIPE,
+    )
+    out, err = process.communicate("{{ messages[0].content }}", timeout=TIMEOUT_S)
+    outcome = Outcome(process.returncode, out, err)
+    assert_refused(outcome, 2, f"the {what} cannot come from stdin")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 def test_other_encodings_are_named(
     prompt_of: Callable[..., str], tmp_path: Path, encoding: str

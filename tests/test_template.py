@@ -117,6 +117,25 @@ def test_refused_neighbours_of_one_role_become_one_turn() -> None:
     assert template.folded
 
 
+def test_a_system_message_that_has_to_be_there(caplog: pytest.LogCaptureFixture) -> None:
+    """A template that does without none gets an empty one, which is told."""
+    source = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    template = ChatTemplate(source)
+    assert template.render([SYSTEM, USER]).startswith("[system]Be brief.[user]Hi")
+    assert not caplog.messages
+    assert template.render([USER]).startswith("[system][user]Hi")
+    assert caplog.messages == [
+        "the chat template needs a system message: it gets an empty one",
+    ]
+    bare = source.replace("[{{ m.role }}]", "/{{ m.role }}: ")  # without a header
+    assert ChatTemplate(bare).render([USER]) == "/system: /user: Hi/assistant: "
+    skips = ChatTemplate("{% for m in messages[1:] %}[{{ m.role }}]{{ m.content }}{% endfor %}->")
+    assert skips.render([USER]) == "[user]Hi->"
+
+
 def test_folding_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """The user hears that the messages were changed, but not with every turn."""
     template = ChatTemplate(
