@@ -70,7 +70,10 @@ def parse_layers(text: str) -> int | None:
 
 
 def number(value: float) -> float:
-    """A callback of options that take a number: "nan" is none, and passes every bound."""
-    if math.isnan(value):
-        raise typer.BadParameter("it must be a number")
+    """A callback of options that take a number: "nan" is none, though no bound keeps it out.
+
+    And nothing can be done with an infinite one.
+    """
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
     return value

@@ -57,7 +57,7 @@ def pull(
     entry = find_entry(name)
     if entry is None:
         resolve(name, "`specgen list` shows the names")  # an unknown name ends here
-        hint = "`specgen list` shows the names; a file needs no pull"
+        hint = "`specgen list` shows the names; nothing else is fetched, and a file needs no pull"
         raise UsageError(
             f"{path_text(name)} is a path, and pull takes a name of the catalogue", hint
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from specgen.core.encoding import decode_text, without_mark
 from specgen.core.errors import UsageError
+from specgen.core.paths import path_text
 
 from .streams import note
 
@@ -59,14 +60,15 @@ def read_file(path: str | Path, what: str) -> str:
     """
     if _is_stdin(str(path)):
         raise UsageError(f"the {what} cannot come from stdin", "give a file")
+    shown = path_text(path) or "''"
     try:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
-        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read the {what} {shown}: {error.strerror}") from None
     except ValueError as error:  # no file has such a name
-        raise UsageError(f"cannot read the {what} {path}: {error}") from None
-    return _less_newline(decode_text(data, str(path)))
+        raise UsageError(f"cannot read the {what} {shown}: {error}") from None
+    return _less_newline(decode_text(data, shown))
 
 
 def _is_stdin(file: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from typer.core import TyperGroup
 
-from specgen.core.catalogue import NO_HUB
+from specgen.core.catalogue import NO_HUB, find_entry
 from specgen.core.encoding import decode, text_of
 from specgen.core.errors import UsageError
 from specgen.core.spelling import nearest
@@ -48,24 +48,27 @@ _STAYS: Final = "a model is loaded as long as its command runs"
 
 # What other tools have, and what there is here.
 _OPTIONS_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
-    dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hfd", "-hfrd"), NO_HUB)
+    dict.fromkeys(
+        ("-hf", "--hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hfd", "-hfrd"), NO_HUB
+    )
     | dict.fromkeys(("--hf-repo-draft", "-hft", "--hf-token", "-mu", "--model-url"), NO_HUB)
     | dict.fromkeys(("-dr", "--docker-repo"), NO_HUB)
     | dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive", "-if"), _TALK)
     | dict.fromkeys(("-no-cnv", "--no-conversation"), "`specgen generate` continues a text")
     | dict.fromkeys(("-sysf", "--system-prompt-file"), '-sys "$(cat FILE)" does that')
-    | dict.fromkeys(("-bf", "--binary-file"), "-f reads a text from a file")
+    | dict.fromkeys(("-bf", "--binary-file", "--prompt-file"), "-f reads a text from a file")
+    | dict.fromkeys(("--draft", "--draft-n"), "--draft-max bounds how much is guessed")
 )
 _COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "run": "`specgen chat MODEL` talks with a model, `specgen generate MODEL TEXT` continues a"
         " text",
         "rm": "`specgen list --json` shows where the files are; remove the file",
-        "ls": "`specgen list` shows the models",
         "show": "`specgen info MODEL` shows what is in a model",
         "quantize": "specgen runs GGUF files as they are",
         "version": "`specgen --version` shows it",
     }
+    | dict.fromkeys(("ls", "models"), "`specgen list` shows the models")
     | dict.fromkeys(("ps", "stop", "start", "load", "unload"), _STAYS)
     | dict.fromkeys(
         ("serve", "server"), "there is no server; `generate --json` is made for scripts"
@@ -93,19 +96,19 @@ class Group(TyperGroup):
         """The command that is named. Raises UsageError if there is none, or for its words."""
         if not ctx.resilient_parsing:
             if args[0] not in self.commands:
-                raise self._no_command(ctx.command_path, args[0])
+                raise self._no_command(ctx, args[0])
             command, path = self.commands[args[0]], f"{ctx.command_path} {args[0]}"
             args = [args[0], *_Reader(command, ctx, path, self.commands).read(args[1:])]
         return super().resolve_command(ctx, args)
 
-    def _no_command(self, path: str, word: str) -> UsageError:
-        hint = _COMMANDS_ELSEWHERE.get(word.casefold(), "")
+    def _no_command(self, ctx: Any, word: str) -> UsageError:
+        hint = "" if ctx.parent else _COMMANDS_ELSEWHERE.get(word.casefold(), "")
         near = nearest(word, self.commands)
         if not hint and near:
             hint = f"the nearest is {near}"
-        if not hint and word.casefold().endswith(".gguf"):
+        if not hint and (word.casefold().endswith(".gguf") or find_entry(word)):
             hint = "the model stands behind the command, as in `specgen generate MODEL TEXT`"
-        usage = f"`{path} --help` shows the usage"
+        usage = f"`{ctx.command_path} --help` shows the usage"
         return UsageError(f"there is no command {_shown(word)}", _joined(hint, usage))
 
 

@@ -104,6 +104,7 @@ def test_models(here: Path, command: str, model: str, message: str) -> None:
         ((), b"he \xff\xfe", "stdin is not UTF-8: byte 3 is 0xff"),
         ((), b"he \xe2\x82", "stdin is not UTF-8: byte 3 is 0xe2"),
         (("-f", "latin1.txt"), b"", "latin1.txt is not UTF-8: byte 2 is 0xef"),
+        (("-f", ""), b"", "cannot read the prompt file '': No such file"),
         (("-f", "none.txt"), b"", "cannot read the prompt file none.txt: No such file"),
         (("-f", "folder"), b"", "cannot read the prompt file folder: Is a directory"),
         (("he", "-sys", "be her"), b"", "need --chat"),
@@ -212,6 +213,10 @@ def test_options(
         (("pull", "a", "b"), ("an argument too many: 'b'", "it takes one name")),
         (("cache", "path", "x"), ("an argument too many: 'x'",)),
         (("cache", "clean"), ("no command clean", "the nearest is clear")),
+        (("cache", "rm"), ("no command rm (`specgen cache --help`",)),
+        (("SmolLM2-135m", "he"), ("specgen generate MODEL TEXT",)),
+        (("generate", "--draft", "4"), ("no option --draft", "--draft-max bounds")),
+        (("models",), ("specgen list",)),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -332,9 +337,9 @@ def test_draft_models_that_are_not_there(
 
 @pytest.mark.parametrize("words", [("calibrate", "--seconds"), ("verify", "--gap")], ids=" ".join)
 def test_numbers_that_are_none(endless: Path, words: Sequence[str]) -> None:
-    """What is no number is within no bounds."""
+    """What is no number is within no bounds, and nothing is endless."""
     command, option = words
-    for value in ("nan", "-nan", "many"):
+    for value in ("nan", "-nan", "many", "inf", "1e400"):
         assert_refused(run(command, endless, option, value), 2, option)
 
 
