@@ -524,6 +524,9 @@ def test_a_process_that_someone_else_ends_is_started_again() -> None:
     process.kill()
     process.wait()
     assert template.render([USER]) == text
+    sandbox.end()
+    assert sandbox._child()._process is None
+    assert template.render([USER]) == text
 
 
 def test_a_long_conversation_is_no_excess() -> None:
