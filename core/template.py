@@ -53,7 +53,7 @@ class Habits:
         typed: roles whose text arrives as a list of typed parts only.
         takes_system: whether the text of a system message arrives beside that of a user.
         header: what begins an answer, where the template does not write it.
-        ending: what it writes in the place of the header, such as an end of text.
+        ending: the end of a text that it writes in the place of the header.
     """
 
     typed: frozenset[str]
@@ -146,7 +146,8 @@ class ChatTemplate:
                 continue  # it takes no answer at the end, for one
             n = _n_shared(asked, before)
             ending, header = asked[n:], before[n:]
-            if header.strip() and header.strip() not in ending and answered.endswith(ending):
+            # Anything else begins the answer, in its own way.
+            if header.strip() and self.eos_text.endswith(ending.strip()):
                 return ending, header
         return "", ""
 

@@ -302,7 +302,7 @@ def test_a_missing_header_is_added() -> None:
     ("begin", "end"),
     [
         ("", "{{ eos_token }}"),
-        ("", "[end of all]\n"),
+        ("", "{{ '\\n' + eos_token + '\\n' }}"),
         ("{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}", ""),
     ],
 )
@@ -324,6 +324,7 @@ def test_no_header_is_invented() -> None:
     assert ChatTemplate(spaced).render([USER]) == "Hi "
     other = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\n\nassistant:"
     assert ChatTemplate(other).render([USER]) == "user: Hi\n\nassistant:"
+    assert ChatTemplate(NO_HEADER + " ->").render([USER]) == "[user]Hi[end] ->"
 
 
 @pytest.mark.parametrize(
