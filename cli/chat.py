@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from .run import Job
 
-_TERMINAL = 18 << 20  # bytes of prompt_toolkit and Jinja
+_TERMINAL = 24 << 20  # bytes of prompt_toolkit, and of the process that runs the template
 
 HELP = """\
 /help           show this

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specgen.core import sandbox
 from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
 from specgen.core.door import require_runnable
@@ -148,7 +149,13 @@ def as_text(text: str) -> Prompt:
 
 def as_message(text: str, system: str | None, template: Path | None) -> Prompt:
     """A prompt that is a user's message, to be answered."""
-    return lambda engine: open_conversation(engine, system, template).ask(text)
+
+    def ask(engine: Engine) -> list[int]:
+        tokens = open_conversation(engine, system, template).ask(text)
+        sandbox.end()  # there will be no other message
+        return tokens
+
+    return ask
 
 
 def open_conversation(engine: Engine, system: str | None, template: Path | None) -> Conversation:

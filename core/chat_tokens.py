@@ -49,7 +49,8 @@ def tokenize_chat(
     it. If the text begins with that of `known`, so do the tokens. Raises ModelError where
     `ChatTemplate.render` does.
     """
-    cut = _unused(template.source, known.text, *(message.content for message in messages))
+    texts = (template.source, template.bos_text, template.eos_text, known.text)
+    cut = _unused(*texts, *(message.content for message in messages))
     rendered = template.render([_with_cuts(message, marks, cut) for message in messages])
     text = rendered.replace(cut, "")
     if known.text and text.startswith(known.text):

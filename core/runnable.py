@@ -171,9 +171,8 @@ def _wrong_numbers(keys: _Keys) -> Iterator[str]:
 def _wrong_tokenizer(keys: _Keys) -> Iterator[str]:
     key = "tokenizer.ggml.model"
     model = keys.metadata.get(key)
-    absent = [name for name in (key, "tokenizer.ggml.tokens") if name not in keys.metadata]
-    if absent:
-        yield f"the key {absent[0]} is missing: there is no vocabulary to write with"
+    if model is None:
+        yield f"the key {key} is missing: there is no vocabulary to write with"
     elif model in _NO_TOKENIZER:
         yield f"{key} is {_shown(model)}: there is no vocabulary to write with"
     elif model == "bert":

@@ -74,12 +74,17 @@ class Program:
         return text
 
 
+def end() -> None:
+    """End the process that runs templates, and give its 12 MB back; the next one starts another."""
+    _child().end()
+
+
 class _Child:
     """The process that runs templates: started by the first question, and again after an end."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        atexit.register(self._end)
+        atexit.register(self.end)
 
     def ask(self, request: bytes, should_stop: ShouldStop) -> tuple[str, str]:
         """What became of a request, and a text. Raises TooMuch, Failed and Interrupted."""
@@ -99,16 +104,16 @@ class _Child:
         except BaseException:
             process.kill()
             talk.join()
-            self._end()
+            self.end()
             raise
         kind, text = json.loads(answer)
         if kind == TooMuch.__name__:  # who knows what is left of the process
-            self._end()
+            self.end()
         return kind, text
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process and self._process.poll() is not None:  # someone else ended it
-            self._end()
+            self.end()
         if self._process is None:
             try:
                 self._process = _start()
@@ -116,7 +121,8 @@ class _Child:
                 raise Failed(f"no process can be started to run it: {error.strerror}") from None
         return self._process
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the process, if there is one."""
         process, self._process = self._process, None
         if process:
             process.kill()

@@ -53,7 +53,7 @@ class Habits:
         typed: roles whose text arrives as a list of typed parts only.
         takes_system: whether the text of a system message arrives beside that of a user.
         header: what begins an answer, where the template does not write it.
-        ending: what it writes in the place of the header, such as an end of text.
+        ending: the end of a text that it writes in the place of the header.
     """
 
     typed: frozenset[str]

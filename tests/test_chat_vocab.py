@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.core import sandbox
 from specgen.core.chat_tokens import Known, tokenize_chat
 from specgen.core.errors import UsageError
 from specgen.core.llama import open_vocab
@@ -177,6 +178,12 @@ def test_no_end_behind_the_prompt(tmp_path: Path, words: tuple[str, ...]) -> Non
     ended = record_of(write_tiny(tmp_path / "ended.gguf", change=_adds_end), *words, *common)
     assert ended["usage"] == plain["usage"]
     assert ended["choices"] == plain["choices"]
+
+
+def test_no_process_is_left_behind_a_single_message(tmp_path: Path) -> None:
+    """Its memory is for the answer."""
+    record_of(write_tiny(tmp_path / "tiny.gguf"), "--chat", "he was", "-n", "1")
+    assert sandbox._child()._process is None
 
 
 def test_a_forged_turn_has_as_many_tokens_as_characters(tmp_path: Path) -> None:

@@ -147,7 +147,6 @@ REFUSED: tuple[tuple[Change, tuple[str, ...]], ...] = (
     (full("tokenizer.ggml.model", "none"), ("tokenizer.ggml.model is 'none'",)),
     (full("tokenizer.ggml.model", "bert"), ("tokenizer.ggml.model is 'bert'",)),
     (without("tokenizer.ggml.model"), ("tokenizer.ggml.model is missing",)),
-    (without("tokenizer.ggml.tokens"), ("tokenizer.ggml.tokens is missing",)),
     (typed(24), ("of type I8",)),
     (typed(26), ("of type I32",)),
 )

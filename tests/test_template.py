@@ -303,6 +303,7 @@ def test_a_missing_header_is_added() -> None:
     [
         ("", "{{ eos_token }}"),
         ("", "{{ eos_token }}\n"),
+        ("", "{{ '\\n' + eos_token + '\\n' }}"),
         ("{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}", ""),
     ],
 )
@@ -326,6 +327,7 @@ def test_no_header_is_invented() -> None:
     assert ChatTemplate(other).render([USER]) == "user: Hi\n\nassistant:"
     arrow = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} ->"
     assert ChatTemplate(arrow).render([USER]) == "[user] Hi ->"
+    assert ChatTemplate(NO_HEADER + " ->").render([USER]) == "[user]Hi[end] ->"
 
 
 @pytest.mark.parametrize(
@@ -525,6 +527,9 @@ def test_a_process_that_someone_else_ends_is_started_again() -> None:
     assert process
     process.kill()
     process.wait()
+    assert template.render([USER]) == text
+    sandbox.end()
+    assert sandbox._child()._process is None
     assert template.render([USER]) == text
 
 
