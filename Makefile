@@ -77,7 +77,7 @@ docs: $(DEVELOPED) ## Write docs/cli.md anew.
 	$(BIN)/python -m docs.generate_cli
 
 clean: ## Remove .venv and everything that was built.
-	rm -rf $(VENV) build dist core/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist core/llama/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c '$(MIN_PYTHON)'

@@ -37,13 +37,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specgen.core.calibrate import Calibrator
-from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.config import EngineConfig
+from specgen.core.drafting.acceptance import Calibrator
 from specgen.core.engine import Engine
-from specgen.core.library import library
+from specgen.core.llama.library import library
+from specgen.core.models.catalogue import DEFAULT_MODEL, find_entry, model_folder
+from specgen.core.models.pull import pull
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
-from specgen.core.pull import pull
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree

@@ -1,4 +1,4 @@
-"""Write core/priors.json: what guesses turned out to be worth, for models yet unknown.
+"""Write core/drafting/priors.json: what guesses turned out to be worth, for models yet unknown.
 
     python benchmarks/make_priors.py MODEL.gguf PROMPTS.jsonl…
 
@@ -14,15 +14,15 @@ import json
 import sys
 from pathlib import Path
 
-from specgen.core.calibrate import Calibrator
 from specgen.core.config import EngineConfig
-from specgen.core.cost import load_curve
+from specgen.core.cost.model import load_curve
+from specgen.core.drafting.acceptance import Calibrator
 from specgen.core.engine import Engine
 from specgen.core.generation import Generation
-from specgen.core.learned import Learned
+from specgen.core.knowledge.learned import Learned
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
-from specgen.core.text import TextStream
+from specgen.core.text.stream import TextStream
 from specgen.drafters import AUTO, create, with_past
 
 CURVE = "mi50"
@@ -43,7 +43,7 @@ def main(model: Path, files: list[Path]) -> None:
     record = learned.calibrator.record(lambda key: isinstance(key[0], tuple))
     record["weights"] = []
     record["buckets"].sort(key=str)
-    target = Path(__file__).parents[1] / "core" / "priors.json"
+    target = Path(__file__).parents[1] / "core" / "drafting" / "priors.json"
     target.write_text(json.dumps(record, separators=(",", ":")).replace("],[[", "],\n[[") + "\n")
     print(f"\n{len(record['buckets'])} buckets: {target}")
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from specgen.core.runs import PLAIN, Results, load_results
-from specgen.core.summary import Row, summarize
+from specgen.core.evaluation.results import PLAIN, Results, load_results
+from specgen.core.evaluation.summary import Row, summarize
 
 
 def table(results: Results) -> Iterator[str]:

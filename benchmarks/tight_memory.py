@@ -20,13 +20,13 @@ from statistics import median
 
 from specgen.cli.memory import Wanted, fitted
 from specgen.cli.models import ensure_model
-from specgen.core.benchmark import Arm, Plan, measure_arms
-from specgen.core.budget import Fit
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
-from specgen.core.profile import find_profile
+from specgen.core.evaluation.benchmark import Arm, Plan, measure_arms
+from specgen.core.evaluation.tasks import Prompt, own_prompts
+from specgen.core.knowledge.profile import find_profile
+from specgen.core.memory.budget import Fit
 from specgen.core.protocols import Drafter, Tokens
-from specgen.core.tasks import Prompt, own_prompts
 from specgen.drafters import AUTO, create, fewer
 
 N_PREDICT = 128

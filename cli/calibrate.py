@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.errors import SpecgenError, UsageError
-from specgen.core.paths import path_text
+from specgen.core.host.paths import path_text
 from specgen.core.stop import ShouldStop, never
 
 from .choices import number
@@ -24,7 +24,7 @@ from .words import Group
 
 if TYPE_CHECKING:
     from specgen.core.config import EngineConfig
-    from specgen.core.profile import Profile
+    from specgen.core.knowledge.profile import Profile
 
 _BREAK_EVEN = (4, 8, 16)
 
@@ -65,8 +65,8 @@ def calibrate(
     A busy machine is measured twice. Where that does not help, or the time is too short, nothing is
     kept, and the exit code is 1.
     """
-    from specgen.core.profile import keep_profile
-    from specgen.core.profiling import measure_profile
+    from specgen.core.knowledge.profile import keep_profile
+    from specgen.core.knowledge.profiling import measure_profile
 
     from .interrupt import Interrupts
     from .memory import require_room_to_measure
@@ -109,9 +109,9 @@ def ensure_profile(
     Raises ModelError, BackendError or Interrupted, and MemoryBudgetError if measuring would cross
     a budget.
     """
-    from specgen.core.profile import find_profile, keep_profile
-    from specgen.core.profiling import measure_profile
-    from specgen.core.resident import reset_peak, trim_heap
+    from specgen.core.host.process_memory import reset_peak, trim_heap
+    from specgen.core.knowledge.profile import find_profile, keep_profile
+    from specgen.core.knowledge.profiling import measure_profile
 
     from .memory import require_room_to_measure
 
@@ -143,7 +143,7 @@ def _cache() -> None:
 
 def clear_cache() -> None:
     """Remove what specgen has measured and learnt. Models stay."""
-    from specgen.core.store import cache_folder, clear
+    from specgen.core.knowledge.store import cache_folder, clear
 
     folder = cache_folder()
     n_files = clear(folder)
@@ -152,7 +152,7 @@ def clear_cache() -> None:
 
 def show_path() -> None:
     """Print the folder that it is kept in."""
-    from specgen.core.store import cache_folder
+    from specgen.core.knowledge.store import cache_folder
 
     show(cache_folder())
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from specgen.core.catalogue import NAMES
 from specgen.core.errors import SpecgenError
+from specgen.core.models.catalogue import NAMES
 from specgen.core.stop import Interrupted
 
 from .grouping import grouped
@@ -36,9 +36,9 @@ from .words import TYPED
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-    from specgen.core.conversation import Conversation
     from specgen.core.engine import Engine
     from specgen.core.generation import Generation
+    from specgen.core.text.conversation import Conversation
 
     from .run import Job
 

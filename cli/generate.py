@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from specgen.core.catalogue import NAMES
 from specgen.core.errors import UsageError
+from specgen.core.models.catalogue import NAMES
 
 from .grouping import grouped
 from .model_choice import ModelChoice

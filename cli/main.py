@@ -13,7 +13,8 @@ import typer
 from specgen import __version__
 from specgen.core.errors import SpecgenError
 
-from . import bench, calibrate, models, plan, verify
+from . import calibrate, models, plan, verify
+from .bench import command as bench
 from .chat import chat
 from .generate import generate
 from .streams import prepare_stdout, say_error, say_unexpected, show

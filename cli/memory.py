@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from specgen.core.budget import SHARE, Fit, Subject, fit, parse_budget, plan_for
 from specgen.core.config import EngineConfig
-from specgen.core.cost import MAX_ROWS
-from specgen.core.draft import require_undo
+from specgen.core.cost.model import MAX_ROWS
 from specgen.core.errors import MemoryBudgetError
-from specgen.core.gguf import Header
-from specgen.core.host import available_memory_bytes
-from specgen.core.library import free_device_memory, library, system_info
-from specgen.core.memory import memory_text
-from specgen.core.modelinfo import ModelInfo, read_headers
-from specgen.core.paths import path_text
-from specgen.core.profile import Profile
-from specgen.core.profiling import measured_context, settings_to_measure
-from specgen.core.repack import cpu_features
+from specgen.core.host.limits import available_memory_bytes
+from specgen.core.host.paths import path_text
+from specgen.core.knowledge.profile import Profile
+from specgen.core.knowledge.profiling import measured_context, settings_to_measure
+from specgen.core.llama.draft_model import require_undo
+from specgen.core.llama.library import free_device_memory, library, system_info
+from specgen.core.memory.budget import SHARE, Fit, Subject, fit, parse_budget, plan_for
+from specgen.core.memory.plan import memory_text
+from specgen.core.memory.repacked import cpu_features
+from specgen.core.models.header import Header
+from specgen.core.models.modelinfo import ModelInfo, read_headers
 from specgen.drafters import NONE, fewer
 from specgen.drafters.sizes import table_bytes
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from specgen.core.gguf import ArrayInfo, Header, Value
-from specgen.core.modelinfo import ModelInfo, PerLayer
-from specgen.core.paths import path_text
+from specgen.core.host.paths import path_text
+from specgen.core.models.header import ArrayInfo, Header, Value
+from specgen.core.models.modelinfo import ModelInfo, PerLayer
 
 from .streams import clean
 

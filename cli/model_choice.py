@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from specgen.core.encoding import text_of
 from specgen.core.errors import UsageError
+from specgen.core.text.encoding import text_of
 
 ModelArgument = Annotated[
     str | None,

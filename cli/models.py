@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from specgen.core.catalogue import (
+from specgen.core.errors import ModelError, UsageError
+from specgen.core.host.paths import path_text
+from specgen.core.models.catalogue import (
     CATALOGUE,
     DEFAULT_MODEL,
     CatalogueEntry,
@@ -18,8 +20,6 @@ from specgen.core.catalogue import (
     model_folder,
     resolve,
 )
-from specgen.core.errors import ModelError, UsageError
-from specgen.core.paths import path_text
 
 from .grouping import grouped
 from .interrupt import Interrupts
@@ -27,7 +27,7 @@ from .model_choice import ModelChoice
 from .streams import clean, note, show, write
 
 if TYPE_CHECKING:
-    from specgen.core.pull import Progress
+    from specgen.core.models.pull import Progress
 
 
 def register(app: typer.Typer) -> None:
@@ -103,9 +103,9 @@ def info(
     ] = False,
 ) -> None:
     """Show what is in a model file, and what specgen will do with it."""
-    from specgen.core.door import judged
-    from specgen.core.gguf import read_header
-    from specgen.core.modelinfo import read_model
+    from specgen.core.llama.door import judged
+    from specgen.core.models.header import read_header
+    from specgen.core.models.modelinfo import read_model
 
     from . import model_card
 
@@ -144,7 +144,7 @@ def _pull(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
     path = entry.installed(folder)
     if path:
         return path
-    from specgen.core.pull import pull as fetch
+    from specgen.core.models.pull import pull as fetch
 
     # Waiting and downloading are Python's own work; they clean up as they are left.
     with Interrupts(at_once=True), _shown(entry) as progress:

@@ -54,7 +54,7 @@ TemplateFile = Annotated[
 def _size(text: str | None) -> str | None:
     """A budget that is a size. Raises UsageError for one that is none."""
     if text is not None:
-        from specgen.core.budget import parse_size
+        from specgen.core.memory.budget import parse_size
 
         parse_size(text)
     return text

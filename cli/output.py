@@ -11,11 +11,11 @@ from specgen import __version__
 from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError
 from specgen.core.generation import Generation
+from specgen.core.host.paths import path_text
+from specgen.core.host.process_memory import peak_bytes
 from specgen.core.logprobs import RecordingSampler
-from specgen.core.memory import memory_text
-from specgen.core.paths import path_text
+from specgen.core.memory.plan import memory_text
 from specgen.core.protocols import Vocab
-from specgen.core.resident import peak_bytes
 
 from .streams import write
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
-from specgen.core.paths import path_text
+from specgen.core.host.paths import path_text
 from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
@@ -19,9 +19,9 @@ from .streams import show
 from .tables import print_table
 
 if TYPE_CHECKING:
-    from specgen.core.budget import Fit
     from specgen.core.config import EngineConfig
-    from specgen.core.memory import MemoryPlan
+    from specgen.core.memory.budget import Fit
+    from specgen.core.memory.plan import MemoryPlan
 
 _TERMS = {
     "weights": "the model file, mapped; the system may drop and read it again",
@@ -73,8 +73,8 @@ def plan(
     engine: MachineOptions,
 ) -> None:
     """Show what memory `generate` takes, and what is given up to fit a budget. Loads nothing."""
-    from specgen.core.budget import full_speed, least, plan_for
-    from specgen.core.profile import find_profile, require_profile
+    from specgen.core.knowledge.profile import find_profile, require_profile
+    from specgen.core.memory.budget import full_speed, least, plan_for
 
     from .memory import Wanted, choose, subject_of
     from .models import ensure_model
@@ -118,7 +118,7 @@ def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) ->
 
 
 def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
-    from specgen.core.memory import memory_text
+    from specgen.core.memory.plan import memory_text
 
     print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
     show("")

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from specgen.core.encoding import decode_text, without_mark
 from specgen.core.errors import UsageError
-from specgen.core.paths import path_text
+from specgen.core.host.paths import path_text
+from specgen.core.text.encoding import decode_text, without_mark
 
 from .streams import note
 

@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specgen.core import sandbox
-from specgen.core.catalogue import NAMES, resolve
 from specgen.core.config import EngineConfig
-from specgen.core.door import require_runnable
-from specgen.core.encoding import without_mark
 from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
-from specgen.core.learned import recall
+from specgen.core.host.paths import path_text
+from specgen.core.knowledge.learned import recall
+from specgen.core.knowledge.profile import Profile, find_profile
+from specgen.core.llama.door import require_runnable
 from specgen.core.logprobs import RecordingSampler
-from specgen.core.paths import path_text
-from specgen.core.profile import Profile, find_profile
+from specgen.core.models.catalogue import NAMES, resolve
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stop import Interrupted
+from specgen.core.text import sandbox
+from specgen.core.text.encoding import without_mark
 from specgen.drafters import create, fewer, with_past
 from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
@@ -37,7 +37,7 @@ from .prompt import read_file
 from .streams import NoteHandler, Writer, note
 
 if TYPE_CHECKING:
-    from specgen.core.conversation import Conversation
+    from specgen.core.text.conversation import Conversation
 
 _log = logging.getLogger("specgen.run")
 

@@ -27,10 +27,10 @@ from .streams import show
 from .tables import print_table
 
 if TYPE_CHECKING:
-    from specgen.core.audit import Difference, Finding, Question, Setting
     from specgen.core.engine import Engine
-    from specgen.core.fit import Fit
-    from specgen.core.tasks import Prompt
+    from specgen.core.evaluation.chi_square import Fit
+    from specgen.core.evaluation.lossless import Difference, Finding, Question, Setting
+    from specgen.core.evaluation.tasks import Prompt
 
 DIFFERENT = 7  # exit code
 
@@ -100,7 +100,7 @@ def verify(
     Half of the questions are long, and half of the answers are sampled with a seed.
     """
     from specgen.core.engine import Engine
-    from specgen.core.tasks import load_prompts, own_prompts
+    from specgen.core.evaluation.tasks import load_prompts, own_prompts
 
     from .calibrate import ensure_profile
     from .interrupt import Interrupts
@@ -154,7 +154,7 @@ def _questions(engine: Engine, prompts: Sequence[Prompt], count: int, room: int)
 
     Prompts of more than `room` tokens are passed over. Raises ContextFull if all are.
     """
-    from specgen.core.audit import Question
+    from specgen.core.evaluation.lossless import Question
     from specgen.core.sampling import SamplingParams
 
     asked = (prompt.turns[0] for prompt in prompts)
@@ -195,7 +195,7 @@ def _settings(names: Sequence[str], tree: bool | None, *, branch: bool) -> list[
 
     Raises UsageError if side branches are asked for where there are none.
     """
-    from specgen.core.audit import Setting
+    from specgen.core.evaluation.lossless import Setting
 
     if tree and not branch:
         raise UsageError("--tree on is not possible here: no side branches", "use --tree auto")
@@ -220,7 +220,7 @@ def _ask(
     interrupts: Any,
 ) -> list[Finding]:
     """The findings so far when it ends or is interrupted."""
-    from specgen.core.audit import audit
+    from specgen.core.evaluation.lossless import audit
     from specgen.core.stop import Interrupted
 
     findings: list[Finding] = []
@@ -237,7 +237,7 @@ def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> Fit
 
     None when it is interrupted.
     """
-    from specgen.core.audit import Question, first_tokens
+    from specgen.core.evaluation.lossless import Question, first_tokens
     from specgen.core.sampling import SamplingParams
     from specgen.core.stop import Interrupted
 

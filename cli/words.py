@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from typer.core import TyperGroup
 
-from specgen.core.catalogue import NO_HUB, find_entry
-from specgen.core.encoding import decode, text_of
 from specgen.core.errors import UsageError
-from specgen.core.spelling import nearest
+from specgen.core.models.catalogue import NO_HUB, find_entry
+from specgen.core.text.encoding import decode, text_of
+from specgen.core.text.spelling import nearest
 
 TYPED: Final = "messages are typed at a terminal, or one comes on stdin"
 

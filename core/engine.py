@@ -10,30 +10,31 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from .calibrate import experienced
+from specgen.core.cost.online import CostTracker
+from specgen.core.cost.strict import ONE_ROW, Strict
+from specgen.core.drafting.acceptance import experienced
+from specgen.core.drafting.pace import Pace
+from specgen.core.host.limits import default_threads
+from specgen.core.host.process_memory import drop_code
+from specgen.core.knowledge.learned import Learned
+from specgen.core.knowledge.profile import Profile, find_profile, require_profile
+from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.draft_model import open_draft
+from specgen.core.llama.library import library
+from specgen.core.memory.keeper import Keeper
+from specgen.core.memory.plan import MemoryPlan
+from specgen.core.text.stream import TextStream
+
 from .config import EngineConfig
-from .draft import open_draft
 from .errors import UsageError
 from .generation import Generation
-from .host import default_threads
-from .keeper import Keeper
-from .learned import Learned
-from .library import library
-from .llama import ContextConfig, LlamaBackend, LlamaModel
-from .memory import MemoryPlan
-from .pace import Pace
-from .profile import Profile, find_profile, require_profile
 from .protocols import Drafter
-from .resident import drop_code
 from .sampling import Sampler
 from .session import Session
 from .stop import ShouldStop, never
-from .strict import ONE_ROW, Strict
-from .text import TextStream
-from .tracker import CostTracker
 
 if TYPE_CHECKING:
-    from .conversation import Conversation
+    from specgen.core.text.conversation import Conversation
 
 _log = logging.getLogger("specgen.engine")
 
@@ -202,8 +203,8 @@ class Engine:
 
         Raises ModelError if the model has none.
         """
-        from .conversation import Conversation
-        from .template import ChatTemplate
+        from specgen.core.text.conversation import Conversation
+        from specgen.core.text.template import ChatTemplate
 
         vocab = self.vocab
         source = template if template is not None else self.model.chat_template()

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
+from specgen.core.host.process_memory import drop_code, trim_heap
+from specgen.core.memory.keeper import Keeper
+from specgen.core.text.stream import TextStream
+
 from .errors import ContextFull
-from .keeper import Keeper
-from .resident import drop_code, trim_heap
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
-from .text import TextStream
 
 _log = logging.getLogger("specgen.engine")
 

@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .builder import Builder
-from .calibrate import Calibrator
+from specgen.core.cost.strict import Strict, StrictPrices
+from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.pace import Pace
+from specgen.core.drafting.panel import Panel
+
 from .errors import ContextFull, UsageError
-from .pace import Pace
-from .panel import Panel
 from .protocols import Backend, Drafter, Logits, Prices
 from .sampling import Sampler
 from .stats import Step
-from .strict import Strict, StrictPrices
 from .tree import DraftTree, Evidence, common_prefix
 from .verify import Verdict, verify
 

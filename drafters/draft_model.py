@@ -2,7 +2,7 @@
 
 Its likeliest tokens are the guesses, a chain of them with their rivals beside it, so the text is
 the target's for every sampler. A pass of a model takes time, unlike a look into the other
-drafters' tables. So one is made only where it is worth it (see specgen.core.costly).
+drafters' tables. So one is made only where it is worth it (see specgen.core.drafting.effort).
 
 Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv
 2211.17192, section 2. Mamou et al., "Dynamic Speculation Lookahead", arXiv 2405.04304, go on while

@@ -1,7 +1,7 @@
 """What the tables of drafters take, for who plans memory.
 
-Fitted to what they took (see tests/test_memory.py); each has a bound, and they grow with the text
-until they reach it.
+Fitted to what they took (see tests/memory/test_memory.py); each has a bound, and they grow
+with the text until they reach it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 // The parts of ggml's structures that are used here. ggml does not install the headers that
-// declare them; core/kernels.py compares them with the running library before anything is changed.
+// declare them; core/llama/kernels.py compares them with the running library before anything is changed.
 #pragma once
 
 #include <cstddef>

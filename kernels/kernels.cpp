@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-// Raised with every change of a function's arguments: core/kernels.py wants its own.
+// Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
 extern "C" int specgen_version() { return 1; }
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -13,10 +13,9 @@ import llama_cpp  # noqa: F401  # before specgen has its log: the whole package 
 import pytest
 from hypothesis import settings
 
-from specgen.core.catalogue import DEFAULT_MODEL, find_entry, model_folder
-from specgen.core.pull import pull
-
-from .tiny import Architecture, Quantization, write_tiny
+from specgen.core.models.catalogue import DEFAULT_MODEL, find_entry, model_folder
+from specgen.core.models.pull import pull
+from tests.support.tiny import Architecture, Quantization, write_tiny
 
 # A run in the background of a script ignores Ctrl-C, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,10 +58,10 @@ def _clean_environment(
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else runs beside the tests, the machine is taken to be quiet and fast enough."""
-    monkeypatch.setattr("specgen.core.profile.NOISY", math.inf)
-    monkeypatch.setattr("specgen.core.profiling.NOISY", math.inf)
-    monkeypatch.setattr("specgen.core.profile.LEAST_SAMPLES", 0)
-    monkeypatch.setattr("specgen.cli.bench_live.load", lambda: None)
+    monkeypatch.setattr("specgen.core.knowledge.profile.NOISY", math.inf)
+    monkeypatch.setattr("specgen.core.knowledge.profiling.NOISY", math.inf)
+    monkeypatch.setattr("specgen.core.knowledge.profile.LEAST_SAMPLES", 0)
+    monkeypatch.setattr("specgen.cli.bench.live.load", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,15 @@ import pytest
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
-from specgen.core.llama import LlamaBackend, LlamaModel
-from specgen.core.memory import Shape, plan_memory
-from specgen.core.modelinfo import read_headers
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
+from specgen.core.memory.plan import Shape, plan_memory
+from specgen.core.models.modelinfo import read_headers
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.tree import DraftTree
+from tests.support.command import generate, text_of
+from tests.support.guessers import RandomTree
 
-from .command import generate, text_of
 from .conftest import TinyModel
-from .guessers import RandomTree
 
 pytestmark = pytest.mark.llama
 

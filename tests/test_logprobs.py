@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 
 import specgen.core.session as session_module
 from specgen.core.errors import BackendError
-from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.logprobs import RecordingSampler, TokenLogprobs
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.testing import HashModel
+from specgen.core.testing.fakes import HashModel
 from specgen.core.tree import DraftTree
 from specgen.core.verify import Verdict, verify
+from tests.support.command import generate, record_of, run
+from tests.support.lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
+from tests.support.tiny import write_tiny
 
-from . import lossless
-from .command import generate, record_of, run
 from .conftest import TinyModel
-from .lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
-from .tiny import write_tiny
+from .support import lossless
 
 Row = NDArray[np.float32]
 N_TOPS = (0, 1, 5)

@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specgen.core.session as session_module
-from specgen.core import layout, testing
-from specgen.core.builder import Builder
-from specgen.core.guard import Guarded
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.guarded import Guarded
+from specgen.core.llama import layout
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
+from specgen.core.testing import fakes as testing
 from specgen.core.tree import DraftTree, Evidence
 from specgen.core.verify import Verdict, verify
-
-from .guessers import TriesSizes
-from .lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
+from tests.support.guessers import TriesSizes
+from tests.support.lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
 
 N_CASES = 5_000
 
@@ -62,7 +62,7 @@ def test_drafts_do_get_accepted() -> None:
     backend = testing.FakeBackend(
         testing.HashModel(17, case.order, case.model_seed), testing.fake_limits(17)
     )
-    from .guessers import Oracle
+    from tests.support.guessers import Oracle
 
     session = Session(backend, [Oracle(truth, 17, decoys=0)], 7)
     session.feed(case.prompt)

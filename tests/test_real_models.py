@@ -14,17 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specgen.core.host import default_threads
-from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.host.limits import default_threads
+from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.logprobs import RecordingSampler, TokenLogprobs
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
-
-from .command import run
-from .guessers import Oracle
+from tests.support.command import run
+from tests.support.guessers import Oracle
 
 MAX_GAP = 2.0  # logits; kernels that round differently were seen 0.6 to 1.5 apart
 # With flash attention and up to 256 tokens, several rows are the same bits as one on the CPU.

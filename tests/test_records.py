@@ -12,17 +12,20 @@ from typing import Any
 
 import pytest
 
-from specgen.cli.bench_report import show, show_comparison
+from specgen.cli.bench.report import show, show_comparison
 from specgen.cli.calibrate import _lines, _record, _table
 from specgen.cli.choices import Format
-from specgen.core import profile as profiles
-from specgen.core.calibrate import experienced
-from specgen.core.comparison import Comparison
 from specgen.core.config import EngineConfig
-from specgen.core.cost import MAX_ROWS, CostModel, load_curve
+from specgen.core.cost.comparison import Comparison
+from specgen.core.cost.model import MAX_ROWS, CostModel, load_curve
+from specgen.core.drafting.acceptance import experienced
 from specgen.core.errors import UsageError
-from specgen.core.learned import Learned, recall
-from specgen.core.profile import Profile, find_profile
+from specgen.core.evaluation.results import load_results
+from specgen.core.evaluation.tasks import load_prompts
+from specgen.core.knowledge import profile as profiles
+from specgen.core.knowledge.learned import Learned, recall
+from specgen.core.knowledge.profile import Profile, find_profile
+from specgen.core.knowledge.store import Store, cache_folder
 from specgen.core.records import (
     counted,
     items,
@@ -35,12 +38,8 @@ from specgen.core.records import (
     text,
     whole,
 )
-from specgen.core.runs import load_results
-from specgen.core.store import Store, cache_folder
-from specgen.core.tasks import load_prompts
-
-from .damage import damaged
-from .made_up import CURVE, benchmark
+from tests.support.damage import damaged
+from tests.support.made_up import CURVE, benchmark
 
 N = 1000  # damaged files of each of the five kinds
 
@@ -207,7 +206,9 @@ def test_damaged_files_of_the_cache(
         store, value, use = Store("profile", 3), a_profile().record(), use_profile
         key = profiles.profile_key(model, EngineConfig())
         monkeypatch.setattr(profiles, "profile_key", lambda *_: key)  # it takes long to find out
-    monkeypatch.setattr("specgen.core.store._warn", logging.getLogger("specgen.store").warning)
+    monkeypatch.setattr(
+        "specgen.core.knowledge.store._warn", logging.getLogger("specgen.store").warning
+    )
     assert store.write(key, value)
     path = store.path(key)
     record = json.loads(path.read_bytes())

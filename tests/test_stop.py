@@ -14,21 +14,21 @@ import pytest
 
 from specgen.core import session as session_module
 from specgen.core.config import EngineConfig
+from specgen.core.cost.measure import Subject, measure
+from specgen.core.cost.strict import Strict
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError
-from specgen.core.library import library
-from specgen.core.llama import ContextConfig, LlamaBackend, LlamaModel
-from specgen.core.measure import Subject, measure
-from specgen.core.profiling import measure_profile
+from specgen.core.knowledge.profiling import measure_profile
+from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.library import library
 from specgen.core.protocols import Tokens
 from specgen.core.session import Session
 from specgen.core.stop import Interrupted, heed
-from specgen.core.strict import Strict
-from specgen.core.testing import FakeBackend, HashModel, fake_limits
+from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters.draft_model import DraftModel
+from tests.support.command import run
 
-from .command import run
 from .conftest import TinyModel
 
 TEXT = [5 + i % 90 for i in range(400)]

@@ -1,0 +1,1 @@
+"""The `bench` command: measuring live, replaying recordings, and reporting."""

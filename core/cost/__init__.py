@@ -1,0 +1,1 @@
+"""What a target call costs: measured curves, online prices, and which widths round alike."""

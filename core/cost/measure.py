@@ -1,0 +1,390 @@
+"""Measuring what a call of a backend costs.
+
+Everything is timed in turns (size after size, and again), because load comes and goes. It only ever
+adds, so of several times the lower quartile is reported. Deadlines are kept by shorter contexts
+first, then by fewer repetitions and sizes: a slow model is known less exactly. What was timed once
+only is not known at all: one sample has no spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+from time import perf_counter
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from specgen.core.host.limits import Waits, longest_wait_s
+from specgen.core.protocols import Backend, Tokens
+from specgen.core.stop import ShouldStop, heed, never
+from specgen.core.tree import DraftTree
+
+from .model import CostModel
+
+Clock: TypeAlias = Callable[[], float]
+Progress: TypeAlias = Callable[[float], None]  # told the part that is done, 0..1
+_Times: TypeAlias = dict[int, list[float]]  # samples by size
+
+# Most important first: where time runs out, the rest is left to the lines between.
+SIZES: Final = (1, 4, 8, 2, 16, 12, 3, 6, 5, 7, 9, 10, 32, 24, 64)
+CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # a shorter one fills too slowly to judge
+LEAST_SAMPLES: Final = 3  # of a size that matters; with fewer nothing is known well
+NOISY: Final = 1.3  # times that are off by more cannot be trusted; quiet machines have 1.0 to 1.1
+
+_CORE: Final = 3  # sizes that matter most
+_PAIR: Final = 2  # samples of any other size, or it is left to the lines between
+_ROUNDS: Final = 7
+_DISTURBED: Final = 1.2  # kernels that change with the context make up for less
+# What one kernel has over another at most: 1.3 was seen where sizes have none of their own.
+_KERNELS: Final = 1.4
+_LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, fewer contexts
+_LARGE_ROUNDS: Final = 2
+_LEAST_PART: Final = 0.05
+_ENOUGH: Final = 2.0  # times what it takes to know all contexts, or no other one is filled
+_PREFILL_SHARE: Final = 0.4  # of a deadline, for text that is only there to be long
+_WARM_UP: Final = 8  # tokens whose time says nothing: weights may come from disk
+_TASTE: Final = 32  # tokens that tell how fast others will be
+
+
+class Subject:
+    """A backend being measured, and a text to fill it with.
+
+    Args:
+        backend: measured; its cache is overwritten.
+        tokens: a text, repeated as needed.
+        clock: seconds.
+        waits: how long threads had to wait so far, see host.thread_waits; {} if nobody tells.
+        should_stop: asked before each call.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokens: Sequence[int],
+        clock: Clock = perf_counter,
+        waits: Callable[[], Waits] = dict,
+        should_stop: ShouldStop = never,
+    ) -> None:
+        self.backend = backend
+        self.clock = clock
+        self.waits = waits
+        self._should_stop = should_stop
+        self.prefill_s = 0.0
+        self.prefilled = 0  # tokens, in prefill_s
+        self._taken: dict[int, tuple[int, float]] = {}  # by rows: calls and their seconds
+        n_ctx = backend.limits.n_ctx
+        self._text: Tokens = np.resize(np.array(tokens, np.int32), n_ctx)
+
+    def sizes(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Those of `sizes` that the backend can score, with room for a context."""
+        limits = self.backend.limits
+        most = min(limits.max_rows, limits.n_ctx // 2)
+        return tuple(n for n in sizes if n <= most)
+
+    def contexts(self, contexts: Sequence[int], largest: int, time_s: float) -> tuple[int, ...]:
+        """Those of rising `contexts` that leave room for `largest` rows and fill in `time_s`.
+
+        At least one, shorter than asked for if need be.
+        """
+        end = self.clock() + time_s
+        most = self.backend.limits.n_ctx - largest
+        fit = [c for c in contexts if c <= most] or [most // 2]
+        self.warm_up(fit[0])
+        left_s = end - self.clock()
+        reached = [c for c in fit if self.fill_s(c) <= left_s]
+        if reached:
+            return tuple(reached)
+        length = self.backend.length
+        return (min(fit[0], length + max(0, int(left_s / self.token_s))),)
+
+    def warm_up(self, context: int) -> None:
+        """Fill a part of `context` tokens, so that it is known how long the rest will take."""
+        for taste in (_WARM_UP, _TASTE):
+            taste = min(taste, context * taste // _TASTE)
+            if self.backend.length < taste:
+                self.go_to(taste)
+
+    @property
+    def token_s(self) -> float:
+        """Seconds of a token of a prompt; 0 if none was timed."""
+        return self.prefill_s / self.prefilled if self.prefilled else 0.0
+
+    def fill_s(self, context: int) -> float:
+        """Seconds that `go_to` will probably take."""
+        return max(0, context - self.backend.length) * self.token_s
+
+    def go_to(self, context: int) -> None:
+        """Commit exactly `context` tokens; what cannot be dropped stays."""
+        backend = self.backend
+        if backend.limits.can_rewind:
+            backend.rewind(context)
+        while (done := backend.length) < context:
+            end = min(context, done + backend.limits.chunk)
+            start = self.clock()
+            backend.prefill(self._text[done:end])
+            if done:  # whatever comes first warms up
+                self.prefilled += end - done
+                self.prefill_s += self.clock() - start
+
+    def has_room(self, n: int) -> bool:
+        """Whether `n` rows fit: where nothing can be dropped, measuring fills the context."""
+        return self.backend.length + n <= self.backend.limits.n_ctx
+
+    def chain(self, n: int) -> DraftTree:
+        """The next `n` tokens of the text, for a call. Raises Interrupted."""
+        heed(self._should_stop)
+        start = self.backend.length
+        return DraftTree.from_parents(self._text[start : start + n].tolist(), range(-1, n - 1))
+
+    def time(self, n: int) -> float:
+        """Seconds of one call with `n` rows, none of which is kept if that can be."""
+        tree = self.chain(n)
+        start = self.clock()
+        self.backend.score(tree, ())
+        seconds = self.clock() - start
+        self.backend.commit(0 if self.backend.limits.can_rewind else 1)
+        calls, total_s = self._taken.get(n, (0, 0.0))
+        self._taken[n] = calls + 1, total_s + seconds
+        return seconds
+
+    def expected_s(self, n: int) -> float:
+        """What `time` will take, by the next larger size or the largest; 0 if none was timed.
+
+        On average: under load the fastest call says little of what others will take.
+        """
+        if not self._taken:
+            return 0.0
+        m = min((m for m in self._taken if m >= n), default=max(self._taken))
+        calls, total_s = self._taken[m]
+        return total_s / calls * max(1.0, n / m)
+
+    @property
+    def times_pairs(self) -> bool:
+        """Whether `time_in_company` includes the next call of one row, for n > 1."""
+        return self.backend.limits.can_rewind
+
+    def time_in_company(self, n: int) -> float:
+        """Seconds of a call with `n` rows among calls with one.
+
+        One row is timed behind one row, as in plain decoding. Others are timed together with the
+        one row that comes next: llama.cpp reuses its graph as long as calls have the same size,
+        so what a larger call costs shows in two calls. Where nothing can be dropped, text is too
+        precious for that.
+        """
+        if not self.times_pairs:
+            return self.time(n)
+        if n > 1:
+            return self.time(n) + self.time(1)
+        self.time(1)
+        return self.time(1)
+
+    def expected_in_company_s(self, n: int) -> float:
+        """What `time_in_company` will take."""
+        return self.expected_s(n) + (self.expected_s(1) if self.times_pairs else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A curve, and how much to trust it.
+
+    Attributes:
+        noise: by what factor times of the same call differed, or were longer than they can be
+            on a quiet machine, which is 1.0.
+        samples: of the sizes that matter at the shortest context, the fewest of any.
+    """
+
+    curve: CostModel
+    noise: float
+    samples: int
+
+
+def measure(
+    subject: Subject,
+    deadline_s: float,
+    sizes: Sequence[int] = SIZES,
+    contexts: Sequence[int] = CONTEXTS,
+    on_progress: Progress = lambda share: None,
+    latest_s: float | None = None,
+) -> Measurement:
+    """T of `sizes`, most important first, at rising `contexts`, as far as time allows.
+
+    LEAST_SAMPLES of the sizes that matter at the shortest context are worth more than all else:
+    time is left for them, and for `latest_s` seconds they may be taken. Other contexts are looked
+    at on the way up, from where the text ends, and measured on the way down, where that is
+    possible, so that a busy spell does not meet all that is known of one.
+    """
+    start, waited = subject.clock(), subject.waits()
+    end = start + deadline_s
+    latest = start + (deadline_s if latest_s is None else latest_s)
+    sizes = subject.sizes(sizes)
+    core = sizes[:_CORE]
+    contexts = subject.contexts(contexts, max(sizes), _PREFILL_SHARE * deadline_s)
+    shortest = contexts[0]
+    tables: dict[int, _Times] = {context: {} for context in contexts}
+
+    def visit(context: int, rounds: int, until: float) -> None:
+        subject.go_to(context)
+        warm_up_s = subject.time(1)  # the first call after a prefill takes longer
+        if context == shortest and not tables[context]:
+            is_late = subject.clock() > latest  # but something must be known
+            tables[context][1] = [warm_up_s if is_late else subject.time_in_company(1)]
+            rounds, until = LEAST_SAMPLES, latest
+        _time_rounds(subject, core, tables[context], rounds, until)
+
+    rewinds = subject.backend.limits.can_rewind
+    visited = [c for c in contexts if c < subject.backend.length] if rewinds else []
+    for context in contexts[len(visited) :] if rewinds else ():
+        needed_s = _ENOUGH * (1 + len(visited)) * _least_s(subject, core)
+        if context > shortest and subject.clock() + subject.fill_s(context) + needed_s > end:
+            break
+        visit(context, 1, end)
+        visited.append(context)
+    order = visited[::-1] or contexts
+    for i, context in enumerate(order):
+        left_s, n_left = end - subject.clock(), len(order) - i
+        is_short = left_s < n_left * _least_s(subject, core)
+        if is_short and (context > shortest or tables[context]):
+            continue
+        share = subject.clock() + left_s / n_left
+        visit(context, LEAST_SAMPLES, share)
+        inner = 0 < i < len(order) - 1
+        due = [n for n in sizes if n <= _LARGE] if inner else sizes
+        _time_sizes(subject, due, tables[context], share)
+        on_progress((i + 1) / len(order))
+    known = _known(tables, core)
+    tables_s = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
+    noise = max(_spread(known, core), _excess(tables_s), slowdown(subject, start, waited))
+    _repair(tables_s)
+    _fill(tables_s)
+    measured = tuple(sorted(tables_s[shortest]))
+    found = tuple(sorted(tables_s))
+    rows = tuple(tuple(tables_s[context][n] for n in measured) for context in found)
+    samples = min(len(tables[shortest].get(n, ())) for n in core)
+    return Measurement(CostModel(measured, found, rows), noise, samples)
+
+
+def _known(tables: Mapping[int, _Times], core: Sequence[int]) -> dict[int, _Times]:
+    """What was timed often enough; of the first context, which must have something, the best."""
+    first = next(iter(tables))
+    known = {
+        context: {n: s for n, s in times.items() if len(s) >= _least(n, core)}
+        for context, times in tables.items()
+    }
+    if not all(n in known[first] for n in core):
+        return {first: {n: samples for n, samples in tables[first].items() if n in core}}
+    return {c: times for c, times in known.items() if all(n in times for n in core)}
+
+
+def _least(n: int, core: Sequence[int]) -> int:
+    """Samples of a size without which nothing is known of it."""
+    return LEAST_SAMPLES if n in core else _PAIR
+
+
+def _spread(tables: Mapping[int, _Times], core: Sequence[int]) -> float:
+    """By what factor times of the same call differed: of any size that matters, and of most.
+
+    A median, so that what comes now and then does not count.
+    """
+    spreads = {
+        (context, n): median(samples) / min(samples)
+        for context, times in tables.items()
+        for n, samples in times.items()
+        if len(samples) >= LEAST_SAMPLES
+    }
+    important = [spread for (_, n), spread in spreads.items() if n in core]
+    return max((median(spreads.values()), *important)) if spreads else 1.0
+
+
+def _excess(tables: Mapping[int, Mapping[int, float]]) -> float:
+    """By how much times were longer than kernels explain, at the worst place; 1.0 is a clean table.
+
+    A longer context or more rows take no less time, and rows no more than one part after another.
+    """
+    excess = 1.0
+    for (context, table), (longer, other) in product(tables.items(), repeat=2):
+        for (n, seconds), (m, more) in product(table.items(), other.items()):
+            if context < longer and n == m and seconds > _DISTURBED * more:
+                excess = max(excess, seconds / more)
+            if context <= longer and n < m and seconds > _KERNELS * more:
+                excess = max(excess, seconds / more)
+            parts = -(-m // n)
+            if context == longer and n < m and more > _KERNELS * parts * seconds:
+                excess = max(excess, more / (parts * seconds))
+    return excess
+
+
+def slowdown(subject: Subject, start: float, waited: Waits) -> float:
+    """By what factor work took longer because something else had the processors."""
+    seconds = subject.clock() - start
+    working_s = seconds - longest_wait_s(waited, subject.waits())
+    return seconds / max(working_s, 0.01 * seconds) if seconds > 0 else 1.0
+
+
+def _repair(tables: dict[int, dict[int, float]]) -> None:
+    """Replace times that a longer context, or a much larger size, undercuts: load was on them."""
+    for context, table in tables.items():
+        longer = [other for c, other in tables.items() if c >= context]
+        for n, seconds in table.items():
+            same = min(other[n] for other in longer if n in other)
+            larger = min(other[m] for other in longer for m in other if m >= n)
+            if seconds > _DISTURBED * same:
+                table[n] = same
+            table[n] = min(table[n], _KERNELS * larger)
+
+
+def _fill(tables: dict[int, dict[int, float]]) -> None:
+    """Where a size is missing, put it in proportion to the next smaller one."""
+    for n in sorted(set().union(*tables.values())):
+        known = [context for context in tables if n in tables[context]]
+        for context in set(tables).difference(known):
+            other = tables[min(known, key=lambda c: abs(c - context))]
+            smaller = max(m for m in tables[context] if m < n)
+            tables[context][n] = tables[context][smaller] * other[n] / other[smaller]
+
+
+def typical(samples: Sequence[float]) -> float:
+    """The lower quartile: load makes times longer and never shorter."""
+    return sorted(samples)[(len(samples) - 1) // 4]
+
+
+def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
+    """T by size, from what `_time_sizes` gives; with the next call's one row, or without.
+
+    Never less than a part of the samples: load can make one row dearer than two calls.
+    """
+    plain_s = typical(times[1]) if with_next else 0.0
+    taken = {n: typical(samples) for n, samples in times.items()}
+    return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in taken.items()}
+
+
+def _least_s(subject: Subject, core: Sequence[int]) -> float:
+    """What it takes to know a context."""
+    return LEAST_SAMPLES * sum(map(subject.expected_in_company_s, core))
+
+
+def _time_sizes(subject: Subject, sizes: Sequence[int], times: _Times, end: float) -> None:
+    """Add samples of the sizes that matter, and of others that there is time for twice."""
+    due = list(sizes[:_CORE])
+    left_s = end - subject.clock()
+    for n in sizes[_CORE:]:
+        left_s -= _PAIR * subject.expected_in_company_s(n)
+        if left_s >= 0:
+            due.append(n)
+    _time_rounds(subject, due, times, _ROUNDS, end)
+
+
+def _time_rounds(
+    subject: Subject, sizes: Sequence[int], times: _Times, rounds: int, end: float
+) -> None:
+    """Add `time_in_company` of `sizes` in turns, until there are as many samples, or to the end."""
+    for number in range(rounds):
+        for n in sizes:
+            samples = times.get(n, [])
+            enough = number >= _LARGE_ROUNDS if n > _LARGE else len(samples) > number
+            late = subject.clock() + subject.expected_in_company_s(n) > end
+            if enough or late or not subject.has_room(n):
+                continue
+            times[n] = [*samples, subject.time_in_company(n)]

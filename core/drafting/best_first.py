@@ -1,0 +1,238 @@
+"""A draft tree while it grows, the likeliest node first.
+
+Drafters are asked and guesses judged only as far as it has to be known which node is next: not
+below a tree's last node, and not beside a guess that leaves its siblings no chance.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Container, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias, cast
+
+from specgen.core.protocols import CostlyDrafter, Drafter
+from specgen.core.tree import DraftTree, Evidence
+
+from .acceptance import Calibrator, Guess
+from .effort import pays_on
+
+# The drafters that know something here, each with its state.
+_Live: TypeAlias = list[tuple[Drafter, Any]]
+
+# Path probability, minus the number of the offer (the earlier of equals is the better one),
+# parent, token, probability, evidence, and the judged guess.
+_Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], "Guess | None"]
+
+# The token of an offer that stands for all further children of a node. One child alone comes
+# true, so they are worth no more than the first one leaves, and mostly need no judging.
+_SIBLINGS = -1
+
+# A guess that is not judged yet: how likely its drafters think it, the token, their evidence.
+_Merged: TypeAlias = tuple[float, int, tuple[Evidence, ...]]
+_CHANCE = itemgetter(0)
+
+# A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
+# those that their drafters think far less likely are not judged.
+_HOPELESS = 0.2
+
+
+class Place(NamedTuple):
+    """What a tree is to be made for."""
+
+    root: int
+    room: int  # guesses
+    depth: int
+    n_lead: int  # rows ahead of it
+    row: Sequence[float] | None  # seconds of a call with 1, 2, … rows, where they are known
+
+
+class Growth:
+    """The nodes taken so far, and the offers of further ones.
+
+    Args:
+        place: what the tree is for.
+        max_leaves: most leaves.
+        calibrator: judges guesses; without one the drafters' own estimates count.
+        run: guesses in a row that were right, up to the root.
+        costly: the drafters whose answers take time.
+        eog: tokens that nothing is drafted behind.
+        live: drafters that know something at the root, each with its state.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        max_leaves: int,
+        *,
+        calibrator: Calibrator | None,
+        run: int,
+        costly: Sequence[Drafter],
+        eog: Container[int],
+        live: _Live,
+    ) -> None:
+        self._eog = eog
+        self._costly = costly
+        self._place = place
+        self._calibrator = calibrator
+        self._least = _least(place)  # guesses that their drafters think less likely are not judged
+        self._run = run
+        self._offers: list[_Offer] = []  # the best one last
+        self._unjudged: dict[int, list[_Merged]] = {}  # children by parent, with one offer for all
+        self._max_leaves = max_leaves
+        self._n_offers = 0
+        self._n_leaves = 1
+        self._nodes: list[_Offer] = [(1.0, 0, -1, place.root, 1.0, (), None)]
+        self._live = [live]  # who knows something below each node, once that was asked
+        self._depths = [0]
+        self._first_child = [0]  # of each node, the likeliest; 0 where there is none
+        self._is_asked = False  # what comes below the last node
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes taken, the root included."""
+        return len(self._nodes)
+
+    def best(self) -> float | None:
+        """The path probability of the best offer; None if there is none, or no room for it."""
+        if self.n_nodes > self._place.room:
+            return None
+        if not self._is_asked:
+            self._is_asked = True
+            self._ask(len(self._nodes) - 1)
+        offers = self._offers
+        while offers and offers[-1][3] == _SIBLINGS:
+            self._judge_siblings()
+        return offers[-1][0] if offers else None
+
+    def _ask(self, node: int) -> None:
+        """Put the children of `node` on offer."""
+        path, _, parent, token, _, _, _ = self._nodes[node]
+        if node:
+            if self._depths[node] >= self._place.depth or token in self._eog:
+                return
+            self._live[node] = self._below(self._live[parent], path, token)
+        guesses = self._merged(self._live[node])
+        if self._calibrator is None:
+            for guess in guesses:
+                self._judge(node, guess, 1.0)
+        elif guesses:
+            guesses.sort(key=_CHANCE, reverse=True)
+            left = 1 - self._judge(node, guesses[0], 1.0)
+            if len(guesses) > 1:
+                self._unjudged[node] = guesses[1:]
+                self._offer(node, _SIBLINGS, left, (), None)
+
+    def _below(self, live: _Live, path: float, token: int) -> _Live:
+        """Those of `live`, at its parent, who know something behind the last node, `token`."""
+        below: _Live = []
+        for drafter, state in live:
+            if drafter in self._costly and not self._pays_on(drafter, path):
+                continue
+            if (after := drafter.advance(state, token)) is not None:
+                below.append((drafter, after))
+        return below
+
+    def _merged(self, live: _Live) -> list[_Merged]:
+        """What they guess, each token once."""
+        merged: dict[int, _Merged] = {}
+        for drafter, state in live:
+            for token, evidence, prob in drafter.predict(state):
+                if token in merged:
+                    other, _, known = merged[token]
+                    merged[token] = (max(prob, other), token, (*known, evidence))
+                else:
+                    merged[token] = (prob, token, (evidence,))
+        return [guess for guess in merged.values() if guess[0] >= self._least]
+
+    def _judge_siblings(self) -> None:
+        """Put in the place of the best offer those that it stands for."""
+        _, _, parent, _, left, _, _ = self._offers.pop()
+        for merged in self._unjudged.pop(parent):
+            left = max(0.0, left - self._judge(parent, merged, left))
+
+    def _judge(self, parent: int, merged: _Merged, most: float) -> float:
+        """Put a guess on offer, and return its probability: at `most` what siblings leave."""
+        prob, token, evidence = merged
+        guess = None
+        if self._calibrator is not None:
+            run = self._run + self._depths[parent]
+            guess = self._calibrator.guess(evidence, prob, token, run)
+            prob = min(guess[0], most)
+        self._offer(parent, token, prob, evidence, guess)
+        return prob
+
+    def _offer(
+        self,
+        parent: int,
+        token: int,
+        prob: float,
+        evidence: tuple[Evidence, ...],
+        guess: Guess | None,
+    ) -> None:
+        self._n_offers += 1
+        path = self._nodes[parent][0] * prob
+        insort(self._offers, (path, -self._n_offers, parent, token, prob, evidence, guess))
+
+    def take(self) -> bool:
+        """Move the best offer into the tree; False if it would have been one leaf too many."""
+        best = self._offers.pop()
+        parent = best[2]
+        node = len(self._nodes)
+        if not self._first_child[parent]:
+            self._first_child[parent] = node
+        elif self._n_leaves < self._max_leaves:
+            self._n_leaves += 1
+        else:
+            return False
+        self._nodes.append(best)
+        self._depths.append(self._depths[parent] + 1)
+        self._first_child.append(0)
+        self._live.append([])
+        self._is_asked = False
+        return True
+
+    def _pays_on(self, drafter: Drafter, path: float) -> bool:
+        """Whether to ask it below the last node."""
+        row = self._place.row
+        effort = cast("CostlyDrafter", drafter).effort
+        return row is None or pays_on(effort, path, row, self._place.n_lead + self.n_nodes)
+
+    def judge(self, node: int, token: int) -> tuple[int | None, int]:
+        """Let the calibrator learn that `token` followed `node`.
+
+        Returns the token that was the first choice, or None, and the child with `token`, or 0.
+        """
+        matching = 0
+        first = self._first_child[node]
+        for child in range(first, len(self._nodes) if first else 0):
+            offer = self._nodes[child]
+            if offer[2] == node:
+                if offer[3] == token:
+                    matching = child
+                if self._calibrator is not None and offer[6] is not None:
+                    self._calibrator.learn(offer[6], offer[3] == token)
+        return (self._nodes[first][3] if first else None), matching
+
+    def tree(self, n: int) -> DraftTree:
+        """The first `n` nodes, main chain first: from each node on, its likeliest child."""
+        nodes = self._nodes[:n]
+        order = [0]
+        while 0 < (child := self._first_child[order[-1]]) < n:
+            order.append(child)
+        if len(order) == n:  # a chain, taken from its beginning to its end
+            _, _, parents, tokens, probs, evidence, _ = zip(*nodes, strict=True)
+            return DraftTree(tokens, parents, probs, evidence)
+        main = set(order)
+        order += [node for node in range(n) if node not in main]
+        place = [-1] * (n + 1)  # the last for -1, the parent of the root
+        for i, node in enumerate(order):
+            place[node] = i
+        _, _, parents, tokens, probs, evidence, _ = zip(*[nodes[i] for i in order], strict=True)
+        return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
+
+
+def _least(place: Place) -> float:
+    """The least chance of a guess that may be worth its row."""
+    row, n = place.row, place.n_lead
+    return 0.0 if row is None else _HOPELESS * (row[n + 1] - row[n]) / row[n]

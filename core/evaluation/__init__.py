@@ -1,0 +1,1 @@
+"""Benchmarks, replays, and the proof that drafts leave the text alone."""

@@ -1,0 +1,1 @@
+"""What is kept between runs: profiles of models, and what was learned from texts."""

@@ -1,0 +1,347 @@
+"""A model and a context of llama.cpp, through its low-level API (see library.py).
+
+The cache is one sequence (id 0) without holes. A tree needs one more sequence per extra leaf,
+which shares the trunk's cells; it keeps them between steps, because lending a whole trunk costs
+far more than lending what is new of it. Every return code is checked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specgen.core.config import DEFAULT_CACHE_TYPE
+from specgen.core.errors import BackendError, ContextFull, ModelError
+from specgen.core.host.paths import path_text
+from specgen.core.models.modelinfo import read_headers
+from specgen.core.models.types import type_id
+from specgen.core.protocols import Limits, Logits, Tokens
+from specgen.core.stop import Interrupted, ShouldStop, heed, never
+from specgen.core.tree import DraftTree
+
+from .batch import Batch
+from .door import require_runnable
+from .layout import Layout, lay_out
+from .library import free_device_memory, library
+from .outputs import Outputs
+from .vocab import LlamaVocab
+
+
+class LlamaModel:
+    """Loaded weights, the vocabulary and what kind of memory the model has.
+
+    Args:
+        path: a GGUF file.
+        gpu_layers: layers to offload; None leaves it to llama.cpp (as many as fit the build).
+        should_stop: asked again and again while weights are loaded.
+
+    Raises ModelError, quoting llama.cpp, if it cannot be loaded or cannot generate text, and
+    Interrupted.
+    """
+
+    def __init__(
+        self, path: Path, gpu_layers: int | None = None, should_stop: ShouldStop = never
+    ) -> None:
+        heed(should_stop)
+        require_runnable(path)
+        self.path = path
+        self._api = api = library().api
+        params = api.llama_model_default_params()
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        go_on = api.llama_progress_callback(lambda _share, _data: not should_stop())
+        params.progress_callback = go_on
+        self.handle = _load(path, params, should_stop)
+        if api.llama_model_has_encoder(self.handle) or api.llama_model_is_diffusion(self.handle):
+            self.close()
+            raise ModelError(
+                f"{path_text(path)} is not a decoder-only text model",
+                "specgen generates text with decoder-only models",
+            )
+        with library().last_words.opening(path):
+            self.vocab = LlamaVocab(api, api.llama_model_get_vocab(self.handle))
+        self.n_ctx_train: int = api.llama_model_n_ctx_train(self.handle)
+        self.sliding_window: int = api.llama_model_n_swa(self.handle)
+        self.is_recurrent: bool = api.llama_model_is_recurrent(self.handle)
+        self.is_hybrid: bool = api.llama_model_is_hybrid(self.handle)
+
+    def chat_template(self) -> str | None:
+        """The model's own Jinja template, if it has one."""
+        text: bytes | None = self._api.llama_model_chat_template(self.handle, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    def close(self) -> None:
+        """Free the weights. Contexts must be closed first."""
+        if self.handle:
+            self._api.llama_model_free(self.handle)
+            self.handle = None
+
+
+def open_vocab(path: Path) -> LlamaVocab:
+    """The vocabulary of a GGUF file, without its weights, kept for good. Raises ModelError."""
+    read_headers(path)  # the file need not be one that can be run, but one that can be read
+    api = library().api
+    params = api.llama_model_default_params()
+    params.vocab_only = True
+    handle = _load(path, params)
+    with library().last_words.opening(path):
+        return LlamaVocab(api, api.llama_model_get_vocab(handle))
+
+
+def _load(path: Path, params: Any, should_stop: ShouldStop = never) -> Any:
+    """What llama.cpp makes of a file. Raises ModelError, which quotes it, and Interrupted."""
+    library().log.errors.clear()
+    with library().last_words.opening(path):
+        handle = library().api.llama_model_load_from_file(os.fsencode(path), params)
+    if handle:
+        return handle
+    heed(should_stop)
+    reason = " ".join(library().log.last_error().split()) or "unknown reason"
+    raise ModelError(
+        f"llama.cpp cannot load {path_text(path)}: {reason}",
+        "check the file with `specgen info`, or fetch it again",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ContextConfig:
+    """How to set up a context.
+
+    Attributes:
+        n_ctx: tokens that the text may have.
+        threads: CPU threads.
+        max_rows: rows of one `score` call; each costs n_vocab * 4 bytes of logits.
+        max_leaves: leaves of a tree.
+        chunk: tokens of one prefill call.
+        flash_attention: None leaves it to llama.cpp.
+        swa_full: keep all cells of sliding-window layers, which trees and rewinding need.
+        snapshots: states that hybrid and recurrent models keep to roll back, where they can.
+        cache_types: of keys and of values, such as "q8_0".
+    """
+
+    n_ctx: int
+    threads: int
+    max_rows: int = 64
+    max_leaves: int = 32
+    chunk: int = 512
+    flash_attention: bool | None = None
+    swa_full: bool = True
+    snapshots: int = 8
+    cache_types: tuple[str, str] = (DEFAULT_CACHE_TYPE, DEFAULT_CACHE_TYPE)
+
+
+class LlamaBackend:
+    """One llama.cpp context (see protocols.Backend).
+
+    `should_stop` is asked before anything that takes long, and while tokens are prefilled.
+    Raises BackendError if the context cannot be created, and Interrupted.
+    """
+
+    def __init__(
+        self, model: LlamaModel, config: ContextConfig, should_stop: ShouldStop = never
+    ) -> None:
+        heed(should_stop)
+        self._api = api = library().api
+        self._should_stop = should_stop
+        self._abort = api.ggml_abort_callback(lambda _data: should_stop())
+        self._stateful = model.is_recurrent or model.is_hybrid
+        self._window = 0 if config.swa_full else model.sliding_window
+        with library().last_words.opening(model.path):
+            self._context = api.llama_init_from_model(model.handle, self._params(model, config))
+        if not self._context:
+            reason = library().log.last_error() or "unknown reason"
+            raise BackendError(
+                f"llama.cpp cannot create a context of {config.n_ctx} tokens: {reason}",
+                "use a smaller context (-c)",
+            )
+        self._memory = api.llama_get_memory(self._context)
+        self._n_vocab = model.vocab.n_vocab
+        self.limits = self._find_limits(config)
+        self._outputs = Outputs(api, self._context, config.max_rows, self._n_vocab)
+        self._batch = Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
+        self._length = 0
+        self._reach = [0] * config.max_leaves  # trunk cells that each extra sequence shares
+        self._scored: Layout | None = None
+
+    def _params(self, model: LlamaModel, config: ContextConfig) -> Any:
+        can_branch = not self._stateful and not self._window
+        params = self._api.llama_context_default_params()
+        params.n_ctx = config.n_ctx
+        # Two more rows than snapshots, or llama.cpp aborts when it splits a batch.
+        params.n_batch = params.n_ubatch = max(config.chunk, config.max_rows, config.snapshots + 2)
+        params.n_seq_max = config.max_leaves if can_branch else 1
+        params.n_outputs_max = max(config.max_rows, params.n_seq_max)
+        params.n_rs_seq = config.snapshots if self._stateful else 0
+        params.n_threads = params.n_threads_batch = config.threads
+        if config.flash_attention is not None:
+            params.flash_attn_type = int(config.flash_attention)
+        params.swa_full = config.swa_full
+        params.type_k, params.type_v = map(type_id, config.cache_types)
+        params.kv_unified = True
+        return params
+
+    def _find_limits(self, config: ContextConfig) -> Limits:
+        can_branch = not self._stateful and not self._window
+        max_rows = config.max_rows
+        if self._stateful:  # a rollback reaches as far back as there are snapshots
+            max_rows = min(max_rows, 1 + self._api.llama_n_rs_seq(self._context))
+        return Limits(
+            n_vocab=self._n_vocab,
+            n_ctx=config.n_ctx,
+            max_rows=max_rows,
+            max_leaves=config.max_leaves if can_branch else 1,
+            chunk=config.chunk,
+            can_branch=can_branch,
+            can_rewind=not self._stateful,
+            can_stop=free_device_memory() is None,  # llama.cpp's CPU backend alone asks
+        )
+
+    @property
+    def length(self) -> int:
+        """See protocols.Backend."""
+        return self._length
+
+    def prefill(self, tokens: Tokens) -> None:
+        """See protocols.Backend."""
+        n = len(tokens)
+        heed(self._should_stop)
+        self._require_room(n)
+        rows = Layout(
+            tuple(tokens.tolist()), tuple(range(self._length, self._length + n)), ((0,),) * n, 1
+        )
+        # Asked after every operation of the graph: too often for calls that take no time.
+        self._api.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            self._decode(rows, outputs=False)
+        finally:
+            none = self._api.ggml_abort_callback()
+            self._api.llama_set_abort_callback(self._context, none, None)
+        if not self.limits.can_stop:  # GPUs work on when a call has returned: let it take its time
+            self._api.llama_synchronize(self._context)
+        self._length += n
+
+    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+        """See protocols.Backend."""
+        rows = lay_out(tree, lead, self._length)
+        n = len(rows.tokens)
+        if n > self.limits.max_rows or rows.n_sequences > self.limits.max_leaves:
+            raise ValueError(f"{n} rows, {rows.n_sequences} leaves do not fit {self.limits}")
+        self._require_room(n)
+        self._lend_trunk(rows.n_sequences)
+        self._decode(rows, outputs=True)
+        self._scored = rows
+        return self._outputs.rows(len(lead), n)
+
+    def commit(self, n_kept: int) -> None:
+        """See protocols.Backend. Raises BackendError if the model cannot drop the rest."""
+        rows, self._scored = self._scored, None
+        if rows is None:
+            raise ValueError("commit without a score")
+        if self._stateful and n_kept == 0:
+            # Snapshots reach back to the first row of the batch, not before it.
+            self._clear()
+            return
+        self._end_branches(rows)
+        length = self._length + n_kept
+        if n_kept < len(rows.tokens):
+            self._cut(length)
+        self._length = length
+
+    def rewind(self, length: int) -> int:
+        """See protocols.Backend."""
+        if length >= self._length:
+            return self._length
+        if self._can_cut_to(length):
+            for sequence, reach in enumerate(self._reach):
+                if reach > length:
+                    self._api.llama_memory_seq_rm(self._memory, sequence, length, -1)
+                    self._reach[sequence] = length
+            self._cut(length)
+            self._length = length
+        else:
+            self._clear()
+        return self._length
+
+    def close(self) -> None:
+        """Free the context; the model stays."""
+        if self._context:
+            self._api.llama_free(self._context)
+            self._context = None
+
+    def _can_cut_to(self, length: int) -> bool:
+        if length == 0 or not self.limits.can_rewind:
+            return False
+        if not self._window:
+            return True
+        # A windowed cache has forgotten what lies before its oldest cell; llama.cpp would cut
+        # it all the same.
+        oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)
+        return oldest <= max(0, length - self._window + 1)
+
+    def _lend_trunk(self, n_sequences: int) -> None:
+        """Let sequences 1..n-1 share all committed cells: coupled sequences must be alike."""
+        for sequence in range(1, n_sequences):
+            if self._reach[sequence] < self._length:
+                start = self._reach[sequence]
+                self._api.llama_memory_seq_cp(self._memory, 0, sequence, start, -1)
+                self._reach[sequence] = self._length
+
+    def _end_branches(self, rows: Layout) -> None:
+        """Take the rows of a batch from all sequences but 0, which frees the side branches."""
+        for sequence in range(1, rows.n_sequences):
+            self._api.llama_memory_seq_rm(self._memory, sequence, self._length, -1)
+
+    def _clear(self) -> None:
+        self._api.llama_memory_clear(self._memory, False)
+        self._reach = [0] * len(self._reach)
+        self._length = 0
+
+    def _cut(self, length: int) -> None:
+        if not self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
+            raise BackendError(
+                f"llama.cpp could not cut the cache back to {length} tokens",
+                "this model cannot undo tokens; use --drafter none",
+            )
+
+    def _require_room(self, n: int) -> None:
+        if self._length + n > self.limits.n_ctx:
+            raise ContextFull(
+                f"{self._length + n} tokens exceed the available context size"
+                f" of {self.limits.n_ctx}",
+                "use a larger context (-c) or a shorter text",
+            )
+
+    def _decode(self, rows: Layout, *, outputs: bool) -> None:
+        """Run one batch; on failure put the cache back and raise BackendError or Interrupted."""
+        code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
+        if code == 0:
+            return
+        if self._stateful or self._window:
+            # Part of the batch may be in the state, or in the place of what a window has left.
+            self._clear()
+        else:
+            self._end_branches(rows)
+            self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
+        if self._should_stop():
+            library().log.errors.clear()  # they say no more than that
+            raise Interrupted
+        raise BackendError(*_explain(code, len(rows.tokens), self.limits.n_ctx))
+
+
+def _explain(code: int, n_rows: int, n_ctx: int) -> tuple[str, str]:
+    """Message and hint for a code of llama_decode."""
+    if code == 1:
+        return (
+            f"llama.cpp found no room for {n_rows} tokens in a context of {n_ctx}",
+            "use a larger context (-c)",
+        )
+    if code == 2:
+        return "llama.cpp was told to abort", ""
+    reason = library().log.last_error() or "see -vv"
+    return (
+        f"llama.cpp failed on {n_rows} tokens (code {code}): {reason}",
+        "it may be out of memory: use a smaller context (-c) or fewer GPU layers (-ngl)",
+    )

@@ -1,0 +1,1 @@
+"""How much memory a model needs, and what fits into a budget."""

@@ -1,0 +1,1 @@
+"""Model files: headers, tensor types, architectures, and where files come from."""

@@ -1,0 +1,1 @@
+"""For tests of drafters and backends: fakes and the conformance test."""

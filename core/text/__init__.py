@@ -1,0 +1,1 @@
+"""Between text and tokens: streams, encodings, chat templates, conversations."""

@@ -1,0 +1,239 @@
+"""What runs leave for later ones: kept per model, shared by processes, never in the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen.core.drafting.acceptance import Calibrator, experienced
+from specgen.core.engine import Engine
+from specgen.core.knowledge.learned import MOST_ANSWERS, Learned, recall
+from specgen.core.knowledge.store import cache_folder
+from specgen.core.protocols import Drafter
+from tests.support.command import forget_home, generate, run
+
+N_PROCESSES = 4
+EACH = 6
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file to be known by; what is in it does not matter here."""
+    path = tmp_path / "some.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+def teach(learned: Learned, evidence: str, right: bool, times: int = 20) -> None:
+    """Let some guesses come true, or not."""
+    for _ in range(times):
+        guess = learned.calibrator.guess([(evidence,)], 0.3, 1, 0)
+        learned.calibrator.learn(guess, right)
+
+
+def chance(learned: Learned, evidence: str) -> float:
+    """What a guess on some evidence is thought to be worth at the beginning of a text."""
+    learned.calibrator.begin()
+    return learned.calibrator.guess([(evidence,)], 0.3, 3, 0)[0]
+
+
+def test_a_new_model_begins_with_experience(model: Path) -> None:
+    """And with no answers."""
+    learned = recall(model)
+    assert learned.calibrator.record() == experienced().record()
+    assert learned.answers.tolist() == []
+
+
+def test_what_is_kept_is_recalled(model: Path, tmp_path: Path) -> None:
+    """By the weights, not by the name of the file; other weights know nothing of it."""
+    learned = recall(model)
+    before = chance(learned, "x")
+    teach(learned, "x", True)
+    learned.add([5, 6])
+    learned.add([7])
+    learned.keep()
+    moved = model.rename(tmp_path / "other.gguf")
+    again = recall(moved)
+    assert again.answers.tolist() == [5, 6, 7]
+    assert chance(again, "x") == pytest.approx(chance(learned, "x"), abs=0.01)
+    assert chance(again, "x") > before + 0.1
+    model.write_bytes(b"other weights")
+    assert recall(model).answers.tolist() == []
+
+
+def test_only_the_last_answers_are_kept(model: Path) -> None:
+    """The oldest tokens go first."""
+    learned = recall(model)
+    learned.add(range(MOST_ANSWERS))
+    learned.add([1, 2, 3])
+    learned.keep()
+    answers = recall(model).answers.tolist()
+    assert len(answers) == MOST_ANSWERS
+    assert answers[0] == 3
+    assert answers[-3:] == [1, 2, 3]
+
+
+def test_keeping_twice_adds_each_answer_once(model: Path) -> None:
+    """A chat keeps after every answer."""
+    learned = recall(model)
+    for token in (1, 2):
+        learned.add([token])
+        learned.keep()
+    assert recall(model).answers.tolist() == [1, 2]
+
+
+def test_runs_at_the_same_time_both_count(model: Path) -> None:
+    """The second to end adds to what the first one kept."""
+    first, second = recall(model), recall(model)
+    teach(first, "x", True, 40)
+    teach(second, "y", False, 40)
+    first.add([1])
+    second.add([2])
+    first.keep()
+    second.keep()
+    second.add([3])
+    second.keep()
+    both = recall(model)
+    assert both.answers.tolist() == [1, 2, 3]
+    assert chance(both, "x") > 0.5
+    assert chance(both, "y") < 0.15
+
+
+def _run(model: Path, number: int) -> None:
+    for i in range(EACH):
+        learned = recall(model)
+        teach(learned, f"evidence {number}", True, 5)
+        learned.add([number * EACH + i])
+        learned.keep()
+
+
+def test_processes_lose_nothing(model: Path) -> None:
+    """Whatever the order in which they read and write."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_run, args=(model, n)) for n in range(N_PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * N_PROCESSES
+    learned = recall(model)
+    assert sorted(learned.answers.tolist()) == list(range(N_PROCESSES * EACH))
+    assert all(chance(learned, f"evidence {n}") > 0.5 for n in range(N_PROCESSES))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"answers": [1, -2]}, {"answers": ["a"]}, {"answers": [1 << 31]}, {"answers": "ab"}),
+        *({"answers": [1] * (MOST_ANSWERS + 1)}, {"calibrator": {}}, {"calibrator": []}),
+        *({"age": value} for value in (None, math.inf, math.nan, -1, 1.5, True, 10**400, "1")),
+        {"calibrator": {"buckets": [[[["a"], 0], 10**400, 10**400]], "weights": []}},
+        {"calibrator": {"buckets": [], "weights": [[["a"], [1e308, 1e308]]]}},
+    ],
+)
+def test_a_damaged_file_is_set_aside(
+    model: Path, change: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning, and everything starts anew."""
+    learned = recall(model)
+    learned.add([1])
+    learned.keep()
+    (path,) = cache_folder().glob("specgen-learned-*.json")
+    record = json.loads(path.read_bytes())
+    record["value"].update(change)
+    path.write_text(json.dumps(record))
+    assert recall(model).answers.tolist() == []
+    assert "is set aside" in caplog.text
+    assert Path(f"{path}.bad").exists()
+
+
+def test_a_calibrator_alone_is_no_record() -> None:
+    """All parts must be there."""
+    with pytest.raises(ValueError, match="nothing learnt"):
+        Learned.from_record({"calibrator": Calibrator().record()})
+
+
+def test_a_file_as_old_as_can_be_is_kept_on(model: Path) -> None:
+    """How often it was kept is not counted any further."""
+    learned = recall(model)
+    learned.add([1])
+    learned.keep()
+    (path,) = cache_folder().glob("specgen-learned-*.json")
+    record = json.loads(path.read_bytes())
+    record["value"]["age"] = 1 << 40
+    path.write_text(json.dumps(record))
+    for token in (2, 3):
+        learned = recall(model)
+        learned.add([token])
+        learned.keep()
+    assert recall(model).answers.tolist() == [1, 2, 3]
+
+
+@pytest.mark.llama
+def test_no_home_is_no_error(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a path runs, and it is said once that nothing is kept; names are errors."""
+    options = ("-p", LOOP, "--greedy", "-n", "4")
+    usual = generate(endless, *options)
+    forget_home(monkeypatch)
+    outcome = generate(endless, *options)
+    assert (outcome.code, outcome.out) == (0, usual.out)
+    assert outcome.err.count("nothing is kept") == outcome.err.count("\n") == 1
+    assert run("info", endless).code == run("plan", endless).code == 0
+    assert "no such file" in run("generate", "none.gguf", "-p", "x").err
+    for words in (
+        ("generate", "-p", "x"),
+        ("list",),
+        ("pull", "smollm2-135m"),
+        ("info",),
+        ("cache", "path"),
+        ("cache", "clear"),
+    ):
+        refused = run(*words)
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err.count("\n") == 1
+        assert "there is no home folder (set HOME, or set SPECGEN_" in refused.err
+
+
+LOOP = "the and was the and was the and was the and was"
+
+
+@pytest.mark.llama
+def test_generate_learns_unless_told_not_to(endless: Path) -> None:
+    """The answer is kept; the text is the same either way; `cache clear` forgets it."""
+    options = ("-p", LOOP, "--greedy", "-n", "12")
+    plain = generate(endless, *options, "--no-learn")
+    assert not cache_folder().exists()
+    first = generate(endless, *options)
+    assert len(recall(endless).answers) == 12
+    second = generate(endless, *options)
+    assert len(recall(endless).answers) == 24
+    assert plain.out == first.out == second.out != ""
+    assert generate(endless, *options, "--drafter", "suffix").out == plain.out
+    assert len(recall(endless).answers) == 24  # a single drafter drafts as its paper says
+    assert run("cache", "clear").code == 0
+    assert len(recall(endless).answers) == 0
+
+
+@pytest.mark.llama
+def test_past_answers_are_drafted_from(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model said in an earlier run is searched in a later one, unless that is declined."""
+    seen: list[list[str]] = []
+
+    renew = Engine.renew
+
+    def spy(engine: Engine, drafters: Sequence[Drafter], *rest: Any, **more: Any) -> None:
+        seen.append([drafter.name for drafter in drafters])
+        renew(engine, drafters, *rest, **more)
+
+    monkeypatch.setattr(Engine, "renew", spy)
+    options = ("-p", LOOP, "--greedy", "-n", "20", "--drafter", "suffix,copyspec")
+    for more in ([], [], ["--no-learn"]):
+        generate(endless, *options, *more)
+    asked = ["suffix", "copyspec"]  # an engine begins without any
+    assert seen == [[], asked, [], [*asked, "past"], [], asked]

@@ -1,0 +1,112 @@
+"""Layouts: sequence ids and positions against what a query of llama.cpp would see; batches."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specgen.core.llama.batch import Batch
+from specgen.core.llama.layout import Layout, lay_out
+from specgen.core.llama.library import library
+from specgen.core.tree import DraftTree
+
+# Any tree whose nodes follow their parents: the i-th number, cut to i, is node i+1's parent.
+TREES = st.lists(st.integers(0, 12), max_size=12).map(
+    lambda numbers: DraftTree.from_parents(
+        range(100, 101 + len(numbers)),
+        [-1, *(number % (i + 1) for i, number in enumerate(numbers))],
+    )
+)
+CHAINS = st.integers(1, 9).map(lambda n: DraftTree.from_parents([7] * n, range(-1, n - 1)))
+LEADS = st.lists(st.integers(0, 9), max_size=3)
+
+
+def ancestors(tree: DraftTree, node: int) -> set[int]:
+    """`node` and everything above it."""
+    return set() if node < 0 else {node} | ancestors(tree, tree.parents[node])
+
+
+def visible(rows: Layout, row: int) -> set[int]:
+    """Rows that `row` attends to: they carry its first id, at positions up to its own."""
+    first = rows.sequences[row][0]
+    return {
+        other
+        for other, ids in enumerate(rows.sequences)
+        if first in ids and rows.positions[other] <= rows.positions[row]
+    }
+
+
+@given(tree=TREES, lead=LEADS, start=st.integers(0, 50))
+def test_a_row_sees_the_lead_and_its_ancestors(
+    tree: DraftTree, lead: list[int], start: int
+) -> None:
+    """A node's first id shows it the whole lead, its ancestors and itself, and nothing else."""
+    rows = lay_out(tree, lead, start)
+    n = len(lead)
+    for row in range(n):
+        assert visible(rows, row) == set(range(row + 1))
+    for node in range(len(tree)):
+        seen = {n + above for above in ancestors(tree, node)}
+        assert visible(rows, n + node) == {*range(n), *seen}
+
+
+@given(tree=TREES, lead=LEADS, start=st.integers(0, 50))
+def test_tokens_and_positions_are_the_places_in_the_text(
+    tree: DraftTree, lead: list[int], start: int
+) -> None:
+    """The lead comes first, one position a row; each node comes one position after its parent."""
+    rows = lay_out(tree, lead, start)
+    n = len(lead)
+    assert rows.tokens == (*lead, *tree.tokens)
+    assert rows.positions[: n + 1] == tuple(range(start, start + n + 1))
+    for node in range(1, len(tree)):
+        assert rows.positions[n + node] == rows.positions[n + tree.parents[node]] + 1
+
+
+@given(tree=TREES, lead=LEADS)
+def test_a_row_carries_the_ids_of_the_leaves_below_it(tree: DraftTree, lead: list[int]) -> None:
+    """Each leaf has one id of its own, 0 and up; a node has those below it, the lead has all."""
+    rows = lay_out(tree, lead, 0)
+    ids = rows.sequences[len(lead) :]
+    of_leaf = {leaf: ids[leaf][0] for leaf in tree.leaves}
+    assert sorted(of_leaf.values()) == list(range(len(tree.leaves)))
+    assert rows.n_sequences == len(tree.leaves)
+    for node in range(len(tree)):
+        below = [of_leaf[leaf] for leaf in tree.leaves if node in ancestors(tree, leaf)]
+        assert ids[node] == tuple(sorted(below))
+    assert all(row == tuple(range(rows.n_sequences)) for row in rows.sequences[: len(lead)])
+
+
+@given(tree=TREES)
+def test_the_main_chain_owns_sequence_0(tree: DraftTree) -> None:
+    """Sequence 0, the one that the cache keeps, holds the main chain."""
+    rows = lay_out(tree, [], 0)
+    assert all(rows.sequences[node][0] == 0 for node in range(tree.n_main))
+
+
+@given(tree=CHAINS, lead=LEADS, start=st.integers(0, 50))
+def test_a_chain_is_one_sequence_of_successive_positions(
+    tree: DraftTree, lead: list[int], start: int
+) -> None:
+    """A chain takes sequence 0 alone, and each row one position."""
+    rows = lay_out(tree, lead, start)
+    n = len(lead) + len(tree)
+    assert rows == Layout((*lead, *tree.tokens), tuple(range(start, start + n)), ((0,),) * n, 1)
+
+
+@given(trees=st.lists(st.tuples(TREES, LEADS, st.booleans()), min_size=1, max_size=4))
+def test_a_batch_holds_the_layout_and_nothing_of_earlier_ones(
+    trees: list[tuple[DraftTree, list[int], bool]],
+) -> None:
+    """What llama_decode reads, of whichever layouts came before."""
+    batch = Batch(library().api, max_rows=16, max_leaves=13)
+    for tree, lead, outputs in trees:
+        rows = lay_out(tree, lead, 5)
+        filled = batch.fill(rows, outputs)
+        n = len(rows.tokens)
+        assert filled.n_tokens == n
+        assert tuple(filled.token[:n]) == rows.tokens
+        assert tuple(filled.pos[:n]) == rows.positions
+        ids = [tuple(filled.seq_id[row][: filled.n_seq_id[row]]) for row in range(n)]
+        assert tuple(ids) == rows.sequences
+        assert [bool(flag) for flag in filled.logits[:n]] == [outputs] * n
