@@ -13,7 +13,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
-FRESH := $(if $(CMAKE_ARGS),--no-cache-dir)  # pip would take an earlier build with other arguments
+# gcc 12 sets up the matrix unit of AMX wrongly, and llama.cpp crashes at the first prompt; our own
+# kernels, which need a build without AMX anyway, take its place.
+AMX := $(shell echo | $(CC) -march=native -dM -E - 2>/dev/null | grep -o __AMX_TILE__)
+ifneq ($(AMX),)
+export CFLAGS += -mno-amx-tile
+export CXXFLAGS += -mno-amx-tile
+endif
+FRESH := $(if $(CMAKE_ARGS)$(AMX),--no-cache-dir)  # pip would take an earlier build with other arguments
 MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
 	"specgen needs Python 3.11 or newer: make PYTHON=python3.12")
 
