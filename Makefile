@@ -15,10 +15,11 @@ INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 # gcc 12 sets up the matrix unit of AMX wrongly, and llama.cpp crashes at the first prompt; our own
 # kernels, which need a build without AMX anyway, take its place.
-AMX := $(shell echo | $(CC) -march=native -dM -E - 2>/dev/null | grep -o __AMX_TILE__)
+AMX := $(if $(shell echo | $(CC) -march=native -dM -E - 2>/dev/null | grep __AMX_TILE__),\
+	-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 ifneq ($(AMX),)
-export CFLAGS += -mno-amx-tile
-export CXXFLAGS += -mno-amx-tile
+export CFLAGS += $(AMX)
+export CXXFLAGS += $(AMX)
 endif
 FRESH := $(if $(CMAKE_ARGS)$(AMX),--no-cache-dir)  # pip would take an earlier build with other arguments
 MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \

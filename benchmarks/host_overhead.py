@@ -5,8 +5,8 @@ column `drafts` says who makes the trees:
 
     given      two drafters whose trees always have the asked number of nodes, half of them on
                side branches; their own estimates count
-    judged     the same, and a calibrator judges every guess
-    auto       all that `specgen generate` has: its drafters, calibrator, prices and pace; of its
+    judged     the same, and an acceptance model judges every guess
+    auto       all that `specgen generate` has: its drafters, acceptance model, prices; of its
                steps those with so many nodes
 
 The text repeats, so many guesses are right, and the sampler runs once per emitted token: the
@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specgen.core.config import EngineConfig
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.engine import Engine
 from specgen.core.llama.library import library
 from specgen.core.models.catalogue import DEFAULT_MODEL, find_entry, model_folder
@@ -175,9 +175,9 @@ def _session(engine: Engine, nodes: int, drafts: str) -> Session:
         engine.config = replace(engine.config, max_drafts=nodes - 1)
         engine.renew(create(AUTO))
         return engine.session
-    calibrator = Calibrator() if drafts == "judged" else None
+    acceptance = AcceptanceModel() if drafts == "judged" else None
     drafters: list[Drafter] = [PromptLookup(), Bushy(engine.vocab.n_vocab)]
-    return Session(engine.backend, drafters, nodes - 1, calibrator=calibrator)
+    return Session(engine.backend, drafters, nodes - 1, acceptance=acceptance)
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:

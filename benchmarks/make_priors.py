@@ -16,7 +16,7 @@ from pathlib import Path
 
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import load_curve
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.engine import Engine
 from specgen.core.generation import Generation
 from specgen.core.knowledge.learned import Learned
@@ -32,7 +32,7 @@ ANSWER = 128  # tokens
 
 def main(model: Path, files: list[Path]) -> None:
     """Answer all prompts, learn, and write."""
-    learned = Learned(Calibrator())
+    learned = Learned(AcceptanceModel())
     lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
     config = EngineConfig(n_ctx=4096, flash_attention=True, max_drafts=MAX_DRAFTS)
     with Engine(model, create("none"), config) as engine:
@@ -40,7 +40,7 @@ def main(model: Path, files: list[Path]) -> None:
             print(f"\r{number}/{len(lines)}", end="", file=sys.stderr, flush=True)
             for answer in _answers(engine, json.loads(line)["turns"], learned):
                 learned.add(answer)
-    record = learned.calibrator.record(lambda key: isinstance(key[0], tuple))
+    record = learned.acceptance.record(lambda key: isinstance(key[0], tuple))
     record["weights"] = []
     record["buckets"].sort(key=str)
     target = Path(__file__).parents[1] / "core" / "drafting" / "priors.json"
@@ -54,7 +54,7 @@ def _answers(engine: Engine, turns: list[str], learned: Learned) -> list[list[in
         engine.backend,
         with_past(create(AUTO), learned.answers),
         MAX_DRAFTS,
-        calibrator=learned.calibrator,
+        acceptance=learned.acceptance,
         pricing=load_curve(CURVE),
     )
     engine.backend.rewind(0)

@@ -25,7 +25,7 @@ from specgen.core.engine import Engine
 from specgen.core.evaluation.benchmark import Arm, Plan, measure_arms
 from specgen.core.evaluation.tasks import Prompt, own_prompts
 from specgen.core.knowledge.profile import find_profile
-from specgen.core.memory.budget import Fit
+from specgen.core.memory.budget import FittedConfig
 from specgen.core.protocols import Drafter, Tokens
 from specgen.drafters import AUTO, create, fewer
 
@@ -38,7 +38,7 @@ class Side:
     """An engine and the drafters that fit its memory."""
 
     engine: Engine
-    fit: Fit
+    fit: FittedConfig
 
     def answer(self, prompt: Prompt) -> Iterator[float]:
         """Seconds a token of each turn's answer."""

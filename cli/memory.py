@@ -16,7 +16,7 @@ from specgen.core.knowledge.profile import Profile
 from specgen.core.knowledge.profiling import measured_context, settings_to_measure
 from specgen.core.llama.draft_model import require_undo
 from specgen.core.llama.library import free_device_memory, library, system_info
-from specgen.core.memory.budget import SHARE, Fit, Subject, fit, parse_budget, plan_for
+from specgen.core.memory.budget import SHARE, FittedConfig, PlanInputs, fit, parse_budget, plan_for
 from specgen.core.memory.plan import memory_text
 from specgen.core.memory.repacked import cpu_features
 from specgen.core.models.header import Header
@@ -47,12 +47,12 @@ class Wanted:
     interface: int = 0
 
 
-def subject_of(wanted: Wanted, profile: Profile | None) -> Subject:
+def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
     """What a plan needs to know of the model, this machine and the drafters. Raises ModelError."""
     headers = read_headers(wanted.path)
     info = ModelInfo.from_headers(headers)
     few, draft = fewer(wanted.drafters), wanted.config.draft
-    return Subject(
+    return PlanInputs(
         headers=headers,
         info=info,
         features=cpu_features(system_info()),
@@ -89,21 +89,21 @@ def budget_bytes(text: str | None) -> int | None:
     return None if available is None else int(SHARE * available)
 
 
-def choose(wanted: Wanted, subject: Subject) -> tuple[int | None, Fit]:
+def choose(wanted: Wanted, inputs: PlanInputs) -> tuple[int | None, FittedConfig]:
     """The bytes that are allowed, or None, and the configuration that fits them.
 
     Raises MemoryBudgetError, ModelError or UsageError.
     """
     limit = budget_bytes(wanted.budget)
-    return limit, fit(subject, wanted.config, limit, may_drop=wanted.budget is None)
+    return limit, fit(inputs, wanted.config, limit, may_drop=wanted.budget is None)
 
 
-def fitted(wanted: Wanted, profile: Profile | None) -> Fit:
+def fitted(wanted: Wanted, profile: Profile | None) -> FittedConfig:
     """The configuration, changed where it must be to fit; each change is told as a warning.
 
     Raises MemoryBudgetError, ModelError or UsageError.
     """
-    limit, found = choose(wanted, subject_of(wanted, profile))
+    limit, found = choose(wanted, plan_inputs(wanted, profile))
     if found.concessions:
         reason = "to fit the memory" if limit is None else f"to stay within {memory_text(limit)}"
         _log.warning("%s: %s", reason, ", ".join(found.concessions))
@@ -116,11 +116,11 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
     It opens a context with flash attention and one without, of a length that it chooses itself.
     """
     wanted = Wanted(path, config, NONE, budget)
-    subject = subject_of(wanted, None)
-    n_ctx = measured_context(config, subject.info.n_ctx_train)
+    inputs = plan_inputs(wanted, None)
+    n_ctx = measured_context(config, inputs.info.n_ctx_train)
     largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS, draft_model=None)
     plans = [
-        plan_for(subject, replace(largest, flash_attention=setting))
+        plan_for(inputs, replace(largest, flash_attention=setting))
         for setting in settings_to_measure(config)
     ]
     total = plans[0].total + sum(plan.context for plan in plans[1:])

@@ -20,7 +20,7 @@ from .tables import print_table
 
 if TYPE_CHECKING:
     from specgen.core.config import EngineConfig
-    from specgen.core.memory.budget import Fit
+    from specgen.core.memory.budget import FittedConfig
     from specgen.core.memory.plan import MemoryPlan
 
 _TERMS = {
@@ -76,7 +76,7 @@ def plan(
     from specgen.core.knowledge.profile import find_profile, require_profile
     from specgen.core.memory.budget import full_speed, least, plan_for
 
-    from .memory import Wanted, choose, subject_of
+    from .memory import Wanted, choose, plan_inputs
     from .models import ensure_model
     from .run import require_model, set_up_logging
 
@@ -91,13 +91,13 @@ def plan(
     if strict:
         require_profile(profile)
     wanted = Wanted(path, config, drafter, memory_budget, past=learn)
-    subject = subject_of(wanted, profile)
-    limit, found = choose(wanted, subject)
-    n_ctx = found.config.context(subject.info.n_ctx_train)
+    inputs = plan_inputs(wanted, profile)
+    limit, found = choose(wanted, inputs)
+    n_ctx = found.config.context(inputs.info.n_ctx_train)
     sizes = {
-        "as_asked": plan_for(subject, config).total,
-        "full_speed": full_speed(subject, config).total,
-        "least": least(subject, config).total,
+        "as_asked": plan_for(inputs, config).total,
+        "full_speed": full_speed(inputs, config).total,
+        "least": least(inputs, config).total,
     }
     if as_json:
         show(json.dumps(_record(found, n_ctx, limit, sizes)))
@@ -105,7 +105,9 @@ def plan(
         _print(found, n_ctx, limit, sizes)
 
 
-def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> dict[str, Any]:
+def _record(
+    found: FittedConfig, n_ctx: int, limit: int | None, sizes: dict[str, int]
+) -> dict[str, Any]:
     config = asdict(found.config) | {"n_ctx": n_ctx, "max_rows": found.config.max_rows}
     config["draft_model"] = found.config.draft_model and path_text(found.config.draft_model)
     return {
@@ -117,7 +119,7 @@ def _record(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) ->
     }
 
 
-def _print(found: Fit, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
+def _print(found: FittedConfig, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
     from specgen.core.memory.plan import memory_text
 
     print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))

@@ -14,7 +14,7 @@ from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
 from specgen.core.host.paths import path_text
-from specgen.core.knowledge.learned import recall
+from specgen.core.knowledge.learned import load_learned
 from specgen.core.knowledge.profile import Profile, find_profile
 from specgen.core.llama.door import require_runnable
 from specgen.core.logprobs import RecordingSampler
@@ -122,7 +122,7 @@ class Job:
         if not self.learn or len(drafters) < 2 or config.few_drafters:
             engine.renew(drafters)
         else:
-            learned = recall(path)
+            learned = load_learned(path)
             engine.renew(with_past(drafters, learned.answers), learned)
         return engine
 

@@ -28,7 +28,7 @@ from .tables import print_table
 
 if TYPE_CHECKING:
     from specgen.core.engine import Engine
-    from specgen.core.evaluation.chi_square import Fit
+    from specgen.core.evaluation.chi_square import ChiSquare
     from specgen.core.evaluation.lossless import Difference, Finding, Question, Setting
     from specgen.core.evaluation.tasks import Prompt
 
@@ -232,7 +232,7 @@ def _ask(
     return findings
 
 
-def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> Fit | None:
+def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> ChiSquare | None:
     """The distribution of first tokens, with the drafter that guesses most of them.
 
     None when it is interrupted.
@@ -260,7 +260,7 @@ def _is_tie(difference: Difference, bound: float) -> bool:
     return bound > 0 and difference.worst <= bound
 
 
-def _record(findings: Sequence[Finding], fit: Fit | None, bound: float) -> dict[str, Any]:
+def _record(findings: Sequence[Finding], fit: ChiSquare | None, bound: float) -> dict[str, Any]:
     faults = _faults(findings, bound)
     return {
         "answers": len(findings),
@@ -285,7 +285,9 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value == math.inf else value for name, value in record.items()}
 
 
-def _print(engine: Engine, findings: Sequence[Finding], fit: Fit | None, bound: float) -> None:
+def _print(
+    engine: Engine, findings: Sequence[Finding], fit: ChiSquare | None, bound: float
+) -> None:
     """A row for each setting, a line for each difference, and what follows."""
     heads = (
         "setting",
@@ -351,7 +353,7 @@ def _token_text(engine: Engine, token: int | None) -> str:
     return repr(engine.vocab.piece(token, special=True).decode("utf-8", "replace"))
 
 
-def _verdict(findings: Sequence[Finding], fit: Fit | None, bound: float) -> Iterator[str]:
+def _verdict(findings: Sequence[Finding], fit: ChiSquare | None, bound: float) -> Iterator[str]:
     n_faults = len(_faults(findings, bound))
     n_different = sum(finding.difference is not None for finding in findings)
     if n_faults:

@@ -11,9 +11,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from specgen.core.cost.online import CostTracker
-from specgen.core.cost.strict import ONE_ROW, Strict
-from specgen.core.drafting.acceptance import experienced
-from specgen.core.drafting.pace import Pace
+from specgen.core.cost.strict import ONE_ROW, WidthClass
+from specgen.core.drafting.acceptance import shipped_priors
+from specgen.core.drafting.pace import BackOff
 from specgen.core.host.limits import default_threads
 from specgen.core.host.process_memory import drop_code
 from specgen.core.knowledge.learned import Learned
@@ -162,7 +162,7 @@ class Engine:
         self,
         drafters: Sequence[Drafter],
         learned: Learned | None,
-        strict: Strict | None,
+        strict: WidthClass | None,
         *,
         branch: bool,
     ) -> Session:
@@ -179,9 +179,9 @@ class Engine:
         if len(drafters) < 2:
             return make()
         return make(
-            calibrator=learned.calibrator if learned else experienced(),
+            acceptance=learned.acceptance if learned else shipped_priors(),
             pricing=CostTracker(self.profile.prices if self.profile else None),
-            pace=Pace(),
+            back_off=BackOff(),
             host_s=_HOST_S,
         )
 
@@ -248,13 +248,13 @@ class Engine:
             self._learned.keep()
 
 
-def _strict(profile: Profile | None, config: EngineConfig) -> Strict:
+def _strict(profile: Profile | None, config: EngineConfig) -> WidthClass:
     """What calls are padded to. Raises UsageError where the model was not measured."""
     return require_profile(profile).strict.within(config.max_rows)
 
 
 def _context_config(
-    model: LlamaModel, config: EngineConfig, strict: Strict | None
+    model: LlamaModel, config: EngineConfig, strict: WidthClass | None
 ) -> ContextConfig:
     return ContextConfig(
         n_ctx=config.context(model.n_ctx_train) + (strict.slack if strict else 0),
@@ -269,7 +269,7 @@ def _context_config(
 
 
 def _require_branches(
-    model: LlamaModel, backend: LlamaBackend, config: EngineConfig, strict: Strict | None
+    model: LlamaModel, backend: LlamaBackend, config: EngineConfig, strict: WidthClass | None
 ) -> None:
     """Raise UsageError if trees were asked for in vain."""
     if not config.tree:
@@ -293,7 +293,7 @@ def _obstacle(model: LlamaModel) -> str:
 
 
 def _describe(
-    model: LlamaModel, backend: LlamaBackend, config: EngineConfig, strict: Strict | None
+    model: LlamaModel, backend: LlamaBackend, config: EngineConfig, strict: WidthClass | None
 ) -> str:
     """What the model and the settings allow, for `-v`."""
     limits = backend.limits

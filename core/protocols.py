@@ -56,10 +56,10 @@ class Backend(Protocol):
         """
         ...
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:  # (len(tree), n_vocab)
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:  # (len(tree), n_vocab)
         """Logits after each node of `tree`, in one call of the model.
 
-        `lead` are the pending tokens that come before the tree's root. The rows are a view,
+        `pending` are the pending tokens that come before the tree's root. The rows are a view,
         valid until the next `score` or `prefill`. Raises BackendError like `prefill`.
         """
         ...
@@ -146,7 +146,7 @@ class Drafter(Protocol):
         ...
 
 
-class Effort(NamedTuple):
+class DraftCost(NamedTuple):
     """What asking a drafter takes, and what may come of it."""
 
     seconds: float  # of an answer
@@ -154,11 +154,11 @@ class Effort(NamedTuple):
     reading: float  # seconds until it has read the text
 
 
-class CostlyDrafter(Drafter, Protocol):
+class ModelDrafter(Drafter, Protocol):
     """A drafter whose answers take time: it is asked only where they are worth it."""
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> DraftCost:
         """What the next answer takes, and what may come of it."""
         ...
 

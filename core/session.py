@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specgen.core.cost.strict import Strict, StrictPrices
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.cost.strict import StrictPrices, WidthClass
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
-from specgen.core.drafting.pace import Pace
-from specgen.core.drafting.panel import Panel
+from specgen.core.drafting.pace import BackOff
+from specgen.core.drafting.panel import DrafterPool
 
 from .errors import ContextFull, UsageError
 from .protocols import Backend, Drafter, Logits, Prices
@@ -41,9 +41,9 @@ class Session:
             off.
         max_drafts: most guesses in one tree.
         branch: whether trees may have side branches, where the backend can have them.
-        calibrator: judges guesses, see Builder.
+        acceptance model: judges guesses, see Builder.
         pricing: what calls cost, see Builder; told what they take.
-        pace: says when to ask the drafters; without it they are asked in every step.
+        back_off: says when to ask the drafters; without it they are asked in every step.
         host_s: seconds of host time that each further row costs, see Builder.
         eog: tokens that end a text, see Builder.
         strict: what calls are padded to; None leaves them as they are. The text may then have as
@@ -57,26 +57,26 @@ class Session:
         max_drafts: int,
         *,
         branch: bool = True,
-        calibrator: Calibrator | None = None,
+        acceptance: AcceptanceModel | None = None,
         pricing: Prices | None = None,
-        pace: Pace | None = None,
+        back_off: BackOff | None = None,
         host_s: float = 0.0,
         eog: Container[int] = (),
-        strict: Strict | None = None,
+        strict: WidthClass | None = None,
     ) -> None:
         limits = backend.limits
         if strict is not None and pricing is not None:
             pricing = StrictPrices(pricing, strict)
         self.tokens: list[int] = []
         self._backend = backend
-        self._panel = Panel(drafters, limits.n_vocab)
+        self._pool = DrafterPool(drafters, limits.n_vocab)
         self._max_drafts = max_drafts
         self._builder = Builder(
-            self._panel.drafters,
+            self._pool.drafters,
             max_drafts,
             max_leaves=limits.max_leaves,
             branch=branch and limits.can_branch and (strict is None or strict.branch),
-            calibrator=calibrator,
+            acceptance=acceptance,
             pricing=pricing,
             host_s=host_s,
             eog=eog,
@@ -85,7 +85,7 @@ class Session:
         self._max_rows = min(limits.max_rows, strict.largest) if strict else limits.max_rows
         self._strict = strict
         self._pricing = pricing
-        self._pace = pace
+        self._back_off = back_off
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -113,9 +113,9 @@ class Session:
         self._prefill(on_chunk)
         context = np.array(self.tokens, np.int32)
         self._builder.begin()
-        if self._pace is not None:
-            self._pace.begin()
-        self._panel.begin(context)
+        if self._back_off is not None:
+            self._back_off.begin()
+        self._pool.begin(context)
         return reused
 
     def _prefill(self, on_chunk: Callable[[int, int], None] | None) -> None:
@@ -168,7 +168,7 @@ class Session:
         if self._max_drafts > _SMALL_TREE:
             self._max_drafts //= 2
             return f"drafts of at most {self._max_drafts} tokens"
-        drafters = self._panel.drafters
+        drafters = self._pool.drafters
         dropped = [drafter.name for drafter in drafters[1:] if drafter.drop()]
         if not dropped:
             dropped = [drafter.name for drafter in drafters[:1] if drafter.drop()]
@@ -179,27 +179,29 @@ class Session:
         start = perf_counter()
         backend = self._backend
         limit = min(limit, self._n_ctx + 1 - len(self.tokens))  # padding may be right, too
-        *lead, root = self.tokens[backend.length :]
-        asks = self._pace is None or self._pace.asks()
-        guesses = self._draft(root, len(lead), limit - 1) if asks else DraftTree.root(root)
-        tree = self._padded(guesses, len(lead), explore=asks)
+        *pending, root = self.tokens[backend.length :]
+        should_draft = self._back_off is None or self._back_off.should_draft()
+        guesses = (
+            self._draft(root, len(pending), limit - 1) if should_draft else DraftTree.root(root)
+        )
+        tree = self._padded(guesses, len(pending), explore=should_draft)
         drafted = perf_counter()
-        logits = backend.score(tree, lead)
+        logits = backend.score(tree, pending)
         scored = perf_counter()
         kept = 0  # if anything below fails, nothing of this step stays in the cache
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
-            kept = len(lead) + 1 + _accepted_on_main(tree, verdict.path)
+            kept = len(pending) + 1 + _accepted_on_main(tree, verdict.path)
             self.tokens += verdict.tokens
-            if asks:
-                call = _Call(guesses, tree, len(lead), backend.length, scored - drafted)
+            if should_draft:
+                call = _Call(guesses, tree, len(pending), backend.length, scored - drafted)
                 self._learn(call, logits, verdict, drafted - start)
         finally:
             backend.commit(kept)
         return Step(
             verdict.tokens,
             tree,
-            len(lead) + len(tree),
+            len(pending) + len(tree),
             verdict.path,
             verdict.finished,
             draft_s=drafted - start,
@@ -207,27 +209,29 @@ class Session:
             total_s=perf_counter() - start,
         )
 
-    def _draft(self, root: int, n_lead: int, depth: int) -> DraftTree:
+    def _draft(self, root: int, n_pending: int, depth: int) -> DraftTree:
         """The next tree."""
-        resting = self._panel.catch_up(self.tokens)
-        room, context = self._room(n_lead), self._backend.length
+        paused = self._pool.catch_up(self.tokens)
+        budget, context = self._budget(n_pending), self._backend.length
         return self._builder.build(
-            root, room, depth, context=context, n_lead=n_lead, resting=resting
+            root, budget, depth, context=context, n_pending=n_pending, paused=paused
         )
 
-    def _room(self, n_lead: int) -> int:
+    def _budget(self, n_pending: int) -> int:
         """Most guesses of the next tree."""
         free = self._n_ctx - len(self.tokens)
-        return min(self._max_rows - n_lead - 1, free, self._max_drafts)
+        return min(self._max_rows - n_pending - 1, free, self._max_drafts)
 
-    def _padded(self, tree: DraftTree, n_lead: int, *, explore: bool) -> DraftTree:
+    def _padded(self, tree: DraftTree, n_pending: int, *, explore: bool) -> DraftTree:
         """The tree with as many rows as an exact class wants, or as are worth trying."""
-        n = n_lead + len(tree)
+        n = n_pending + len(tree)
         size: int | None = n
         if self._strict:
             size = self._strict.padded(n)
         elif explore and self._pricing is not None:
-            size = self._pricing.explore(self._backend.length, n_lead + 1 + self._room(n_lead))
+            size = self._pricing.explore(
+                self._backend.length, n_pending + 1 + self._budget(n_pending)
+            )
         if size is None or size <= n:
             return tree
         # Text, not one token over and over: the experts of a mixture would be the same ones.
@@ -237,7 +241,7 @@ class Session:
         """The last `n` tokens of the text, which is repeated where it is shorter."""
         return (self.tokens[-n:] * n)[:n]
 
-    def _settle(self, strict: Strict) -> None:
+    def _settle(self, strict: WidthClass) -> None:
         """Bring pending tokens but the last into the cache, in calls of the exact class.
 
         How many are pending depends on the drafts, and what is done with them must not.
@@ -251,28 +255,28 @@ class Session:
             backend.commit(n)
 
     def _learn(self, call: _Call, logits: Logits, verdict: Verdict, draft_s: float) -> None:
-        """Everyone learns from a step: pricing, drafters, calibrator, pace."""
+        """Everyone learns from a step: pricing, drafters, acceptance model, pace."""
         start = perf_counter()
         pricing, emitted = self._pricing, verdict.tokens
         if pricing is None:
-            self._panel.observe(emitted, call.tree, logits)
+            self._pool.observe(emitted, call.tree, logits)
             self._builder.learn(emitted)
             return
         is_explored = self._strict is None and len(call.tree) > len(call.guesses)
-        n_rows, n_wanted = call.n_lead + len(call.tree), call.n_lead + len(call.guesses)
+        n_rows, n_wanted = call.n_pending + len(call.tree), call.n_pending + len(call.guesses)
         pricing.observe(n_rows, call.context, call.seconds, explored=is_explored)
         row = pricing.row(call.context)
         plain_s, cost_s = row[0], row[n_wanted - 1]
-        self._panel.observe(emitted, call.tree, logits, plain_s)
+        self._pool.observe(emitted, call.tree, logits, plain_s)
         self._builder.learn(emitted)
-        if self._pace is None:
+        if self._back_off is None:
             return
-        row_s = (cost_s - row[call.n_lead]) / max(1, len(call.guesses) - 1)
-        self._panel.settle(call.guesses, verdict.path, plain_s, row_s)
+        row_s = (cost_s - row[call.n_pending]) / max(1, len(call.guesses) - 1)
+        self._pool.settle(call.guesses, verdict.path, plain_s, row_s)
         # A costly drafter knows what it is worth, and steps without it would leave it behind.
         if not self._builder.asked_costly:
             host_s = draft_s + perf_counter() - start
-            self._pace.settle(plain_s, len(emitted) * plain_s - cost_s - host_s)
+            self._back_off.settle(plain_s, len(emitted) * plain_s - cost_s - host_s)
 
 
 class _Call(NamedTuple):
@@ -280,7 +284,7 @@ class _Call(NamedTuple):
 
     guesses: DraftTree
     tree: DraftTree  # the guesses, and what they were padded with
-    n_lead: int
+    n_pending: int
     context: int
     seconds: float
 

@@ -21,9 +21,11 @@ class Spec:
     name: str
     summary: str
 
-    def create(self, alone: bool) -> Drafter:
-        """A new drafter that knows no text yet; `alone` as its paper describes it."""
-        drafter: Drafter = getattr(import_module(f".{self.module}", __name__), self.name)(alone)
+    def create(self, standalone: bool) -> Drafter:
+        """A new drafter that knows no text yet; `standalone` as its paper describes it."""
+        drafter: Drafter = getattr(import_module(f".{self.module}", __name__), self.name)(
+            standalone
+        )
         return drafter
 
 
@@ -62,7 +64,7 @@ def create(names: str) -> list[Drafter]:
     Raises UsageError for a name that is not in the registry.
     """
     chosen = names_of(names)
-    return [REGISTRY[name].create(alone=len(chosen) == 1) for name in chosen]
+    return [REGISTRY[name].create(standalone=len(chosen) == 1) for name in chosen]
 
 
 def names_of(names: str) -> tuple[str, ...]:

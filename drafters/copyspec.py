@@ -39,13 +39,13 @@ class CopySpec:
     Memory: 12 to 20 bytes per token of text, at most 2.5 MiB at 131,072 tokens.
 
     Args:
-        alone: copy 10 tokens at most, as the paper does.
+        standalone: copy 10 tokens at most, as the paper does.
     """
 
     name = "copyspec"
 
-    def __init__(self, alone: bool = False) -> None:
-        self._longest = COPY_LENGTH if alone else LONGEST_COPY
+    def __init__(self, standalone: bool = False) -> None:
+        self._longest = COPY_LENGTH if standalone else LONGEST_COPY
         self._text = array("i")
         self._index = NgramIndex(self._text, GAMMA, first=True)
 

@@ -18,13 +18,13 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from specgen.core.protocols import Backend, Candidate, Effort, Logits, Tokens
+from specgen.core.protocols import Backend, Candidate, DraftCost, Logits, Tokens
 from specgen.core.tree import DraftTree, common_prefix
 
 from .evidence import chance_bucket
 from .recycle import top_k_rows
 
-ALONE: Final = 4  # guesses in a row, when alone
+STANDALONE: Final = 4  # guesses in a row, when alone
 
 _WIDTH = 4  # guesses in a state
 _LEAST = 0.01  # guesses less likely than this are not worth offering
@@ -45,15 +45,15 @@ class DraftModel:
 
     Args:
         backend: the draft model, which must be able to rewind; this is its only user from now on.
-        alone: a chain of ALONE guesses, however sure the model is.
+        standalone: a chain of ALONE guesses, however sure the model is.
         label: tells its evidence from that of other draft models.
     """
 
     name = "draft-model"
 
-    def __init__(self, backend: Backend, alone: bool = False, label: str = "") -> None:
+    def __init__(self, backend: Backend, standalone: bool = False, label: str = "") -> None:
         self._backend = backend
-        self._alone = alone
+        self._standalone = standalone
         self._label = label
         self._seconds: deque[float] = deque(maxlen=_PASSES)
         self._reading = 0.0  # seconds a token
@@ -65,11 +65,11 @@ class DraftModel:
         self._trial = _TRIAL  # passes left of it
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> DraftCost:
         """What a pass takes; while the model is on trial, the best that can be hoped for."""
         seconds = sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
         chance = _GOOD if self._trial else self._hits / self._visits
-        return Effort(seconds, chance, (len(self._text) - self._agreed) * self._reading)
+        return DraftCost(seconds, chance, (len(self._text) - self._agreed) * self._reading)
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
@@ -92,7 +92,7 @@ class DraftModel:
 
     def predict(self, state: _State) -> Sequence[Candidate]:
         """The likeliest tokens: one pass of the model, unless it was asked before."""
-        if self._alone and len(state) >= ALONE:
+        if self._standalone and len(state) >= STANDALONE:
             return ()
         if len(self._text) + len(state) > self._backend.limits.n_ctx:
             return ()
@@ -147,15 +147,15 @@ class DraftModel:
     def _pass(self, tokens: Sequence[int]) -> Logits:  # (1, n_vocab)
         """Read on, and give the logits of what may follow."""
         start = perf_counter()
-        *lead, last = tokens
-        logits = self._backend.score(DraftTree.root(last), lead)
+        *pending, last = tokens
+        logits = self._backend.score(DraftTree.root(last), pending)
         self._backend.commit(len(tokens))
-        if not lead:
+        if not pending:
             self._seconds.append(perf_counter() - start)
         return logits
 
     def _guesses(self, depth: int, logits: Logits) -> Sequence[Candidate]:
-        width = 1 if self._alone else _WIDTH
+        width = 1 if self._standalone else _WIDTH
         return [
             Candidate(
                 token, (self.name, self._label, rank, chance_bucket(prob), min(depth, 3)), prob

@@ -13,7 +13,7 @@ class NoDrafter:
 
     name = "none"
 
-    def __init__(self, alone: bool = True) -> None:
+    def __init__(self, standalone: bool = True) -> None:
         """There is but one way to draft nothing."""
 
     def begin(self, context: Tokens) -> None:

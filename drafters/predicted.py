@@ -71,13 +71,13 @@ class Predicted:
 
     Args:
         tokens: the predicted text.
-        alone: copy on, and after a mismatch only from the one place where the last tokens stand.
+        standalone: after a mismatch, copy on only from the one place where the last tokens stand.
     """
 
     name = "predicted"
 
-    def __init__(self, tokens: Sequence[int], alone: bool = False) -> None:
-        self._alone = alone
+    def __init__(self, tokens: Sequence[int], standalone: bool = False) -> None:
+        self._standalone = standalone
         self._predicted = array("i", tokens)
         self._keys, self._places = _index(self._predicted)
         self._state = self._start()
@@ -115,7 +115,7 @@ class Predicted:
             if place < n and predicted[place] == token
         ]
         best = max(going_on, key=lambda track: track.agreed, default=None)
-        if best and (best.agreed >= SURE or self._alone or best.how in (_ON, _FOUND)):
+        if best and (best.agreed >= SURE or self._standalone or best.how in (_ON, _FOUND)):
             return _State((best,), best.next, 0, tail, state.drafted + 1)
         astray = state.astray + 1
         tracks = going_on + self._realign(state.anchor, astray, tail)
@@ -132,7 +132,7 @@ class Predicted:
     def _realign(self, anchor: int, astray: int, tail: tuple[int, ...]) -> list[_Track]:
         """Ways to go on, `astray` tokens after the pointer stood at `anchor`."""
         tracks = self._search(anchor, tail)
-        if self._alone or astray > WINDOW:
+        if self._standalone or astray > WINDOW:
             return tracks
         n, window = len(self._predicted), range(anchor, anchor + WINDOW)
         replaced, put_in = _Track(anchor + astray, _REPLACED, 0), _Track(anchor, _PUT_IN, 0)
@@ -149,7 +149,7 @@ class Predicted:
             return []
         key = _pack(tail[-SHORTEST:])
         first, last = bisect_left(self._keys, key), bisect_left(self._keys, key + 1)
-        if first == last or (self._alone and last - first > 1):
+        if first == last or (self._standalone and last - first > 1):
             return []
         here = bisect_left(self._places, anchor, first, last)
         nearby = self._places[max(first, here - NEIGHBOURS) : min(last, here + NEIGHBOURS)]

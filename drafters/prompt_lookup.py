@@ -44,13 +44,13 @@ class PromptLookup:
     Memory: 28 to 52 bytes per token of text, at most 6.5 MiB at 131,072 tokens.
 
     Args:
-        alone: tie the length of a copy to that of the match.
+        standalone: tie the length of a copy to that of the match.
     """
 
     name = "prompt-lookup"
 
-    def __init__(self, alone: bool = False) -> None:
-        self._alone = alone
+    def __init__(self, standalone: bool = False) -> None:
+        self._standalone = standalone
         self._text = array("i")
         # Only n-grams that something followed; the longest first.
         self._indexes = [
@@ -78,7 +78,7 @@ class PromptLookup:
     def predict(self, state: _Copy) -> Sequence[Candidate]:
         """The one token that the copy goes on with."""
         _, match, copied = state
-        if copied >= (COPY_LENGTH[min(match, MAX_ORDER)] if self._alone else LONGEST_COPY):
+        if copied >= (COPY_LENGTH[min(match, MAX_ORDER)] if self._standalone else LONGEST_COPY):
             return ()
         evidence = (self.name, length_bucket(match), length_bucket(copied))
         prob = _CHANCE[length_bucket(match + copied)]

@@ -68,13 +68,13 @@ class Recycle:
     pairs and at most 5 MiB for text rows.
 
     Args:
-        alone: draft a fixed tree of 60 nodes by ranks, from the rows of single tokens.
+        standalone: draft a fixed tree of 60 nodes by ranks, from the rows of single tokens.
     """
 
     name = _NAME
 
-    def __init__(self, alone: bool = False) -> None:
-        self._template = make_template(TEMPLATE_NODES) if alone else None
+    def __init__(self, standalone: bool = False) -> None:
+        self._template = make_template(TEMPLATE_NODES) if standalone else None
         # By token: its row, the likeliest first; probability 0 where there is nothing.
         self._rows = np.zeros((0, K), ENTRY)
         self._pairs = Slots(PAIRS)

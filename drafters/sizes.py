@@ -16,7 +16,7 @@ from .suffix import CAPACITY
 _PAGE: Final = 4096
 _ROW: Final = 8 * K  # bytes that recycle keeps of a token
 _TOKENS_PER_PAGE: Final = 5  # of text, for each page of rows that it touches; 8 to 15 were seen
-_JUDGE: Final = 1_800_000  # counts of the calibrator
+_JUDGE: Final = 1_800_000  # counts of the acceptance model
 _PAST: Final = 3_700_000  # an index of answers
 _LEARNT: Final = 7_000_000  # answers and counts while they are read, merged and written
 

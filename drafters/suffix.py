@@ -53,14 +53,14 @@ class Suffix:
     O(1) a token and a state, but for places whose hashes have the upper half in common.
 
     Args:
-        alone: draft as the papers do, up to 1 + 4 x match tokens of the likeliest guess.
+        standalone: draft as the papers do, up to 1 + 4 x match tokens of the likeliest guess.
     """
 
     name = "suffix"
     occurrences = OCCURRENCES
 
-    def __init__(self, alone: bool = False) -> None:
-        self._alone = alone
+    def __init__(self, standalone: bool = False) -> None:
+        self._standalone = standalone
         # For each order: the latest place behind an ending with this hash, and from each place
         # the one before it; places count tokens from the start of the text.
         self._heads = [array("i", [-1]) * _HEADS for _ in ORDERS]
@@ -113,7 +113,7 @@ class Suffix:
         """The end of the text."""
         if len(self._ends) == 1:
             return None
-        if not self._alone:
+        if not self._standalone:
             return (self._ends, LONGEST_COPY)
         match = self._longest(self._ends)
         return (self._ends, 1 + 4 * ORDERS[match[0]]) if match else None
@@ -143,7 +143,7 @@ class Suffix:
                 break
             match = self._latest(i - 1, ends)
         guesses = list(found.values())
-        return guesses[:1] if self._alone else guesses
+        return guesses[:1] if self._standalone else guesses
 
     def _longest(self, ends: tuple[int, ...]) -> _Match | None:
         """The longest ending that occurred before.

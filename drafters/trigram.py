@@ -40,13 +40,13 @@ class Trigram:
     Memory: at most 8.5 MiB, reached after 32,768 different pairs of tokens.
 
     Args:
-        alone: draft 4 levels at most, as the paper does.
+        standalone: draft 4 levels at most, as the paper does.
     """
 
     name = "trigram"
 
-    def __init__(self, alone: bool = False) -> None:
-        self._depth = DEPTH if alone else 0
+    def __init__(self, standalone: bool = False) -> None:
+        self._depth = DEPTH if standalone else 0
         self._forget()
 
     def _forget(self) -> None:

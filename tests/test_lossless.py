@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import specgen.core.session as session_module
 from specgen.core.drafting.builder import Builder
-from specgen.core.drafting.guarded import Guarded
+from specgen.core.drafting.guarded import SafeDrafter
 from specgen.core.llama import layout
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
@@ -171,8 +171,8 @@ def _hole_left_in_the_cache(patch: pytest.MonkeyPatch) -> None:
 def _pending_in_wrong_order(patch: pytest.MonkeyPatch) -> None:
     score = testing.FakeBackend.score
 
-    def reversed_lead(self: testing.FakeBackend, tree: DraftTree, lead: Sequence[int]) -> Logits:
-        return score(self, tree, lead[::-1])
+    def reversed_lead(self: testing.FakeBackend, tree: DraftTree, pending: Sequence[int]) -> Logits:
+        return score(self, tree, pending[::-1])
 
     patch.setattr(testing.FakeBackend, "score", reversed_lead)
 
@@ -251,8 +251,8 @@ def _overrun(patch: pytest.MonkeyPatch) -> None:
 
 
 def _position_is_the_index(patch: pytest.MonkeyPatch) -> None:
-    def by_index(tree: DraftTree, lead: Sequence[int], start: int) -> layout.Layout:
-        rows = layout.lay_out(tree, lead, start)
+    def by_index(tree: DraftTree, pending: Sequence[int], start: int) -> layout.Layout:
+        rows = layout.lay_out(tree, pending, start)
         positions = tuple(range(start, start + len(rows.tokens)))
         return layout.Layout(rows.tokens, positions, rows.sequences, rows.n_sequences)
 
@@ -281,7 +281,7 @@ def _drafters_unguarded(patch: pytest.MonkeyPatch) -> None:
         return lambda self, *args: getattr(self._drafter, name)(*args)
 
     for name in ("begin", "root", "predict", "advance", "observe"):
-        patch.setattr(Guarded, name, plainly(name))
+        patch.setattr(SafeDrafter, name, plainly(name))
 
 
 def _padding_beside_guesses(patch: pytest.MonkeyPatch) -> None:

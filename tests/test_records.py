@@ -18,12 +18,12 @@ from specgen.cli.choices import Format
 from specgen.core.config import EngineConfig
 from specgen.core.cost.comparison import Comparison
 from specgen.core.cost.model import MAX_ROWS, CostModel, load_curve
-from specgen.core.drafting.acceptance import experienced
+from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.results import load_results
 from specgen.core.evaluation.tasks import load_prompts
 from specgen.core.knowledge import profile as profiles
-from specgen.core.knowledge.learned import Learned, recall
+from specgen.core.knowledge.learned import Learned, load_learned
 from specgen.core.knowledge.profile import Profile, find_profile
 from specgen.core.knowledge.store import Store, cache_folder
 from specgen.core.records import (
@@ -109,28 +109,28 @@ def test_a_member_that_is_not_there() -> None:
 
 def learned_record() -> dict[str, Any]:
     """What some runs have left."""
-    learned = Learned(experienced(), range(300), 3)
+    learned = Learned(shipped_priors(), range(300), 3)
     for n in range(200):
         evidence = [("suffix", n % 7, 1), ("trigram", n % 3)][: 1 + n % 2]
-        learned.calibrator.learn(learned.calibrator.guess(evidence, 0.4, n, n % 5), n % 3 > 0)
+        learned.acceptance.learn(learned.acceptance.estimate(evidence, 0.4, n, n % 5), n % 3 > 0)
     record = learned.record()
-    record["calibrator"]["buckets"] = record["calibrator"]["buckets"][:60]
+    record["acceptance"]["buckets"] = record["acceptance"]["buckets"][:60]
     return record
 
 
 def use_learned(path: Path, model: Path) -> bool:
     """Begin a run with what is kept, learn from it, and keep that."""
-    learned = recall(model)
+    learned = load_learned(model)
     if not path.exists():  # what every model begins with
         return False
-    calibrator = learned.calibrator
+    acceptance = learned.acceptance
     for n in range(12):
-        guess = calibrator.guess([("suffix", n % 7, 1), ("trigram", n % 3)], 0.3, n, n)
+        guess = acceptance.estimate([("suffix", n % 7, 1), ("trigram", n % 3)], 0.3, n, n)
         assert 0 <= guess[0] <= 1
-        calibrator.learn(guess, n % 2 == 0)
+        acceptance.learn(guess, n % 2 == 0)
     learned.add([1, 2, 3])
     learned.keep()
-    assert recall(model).answers[-3:].tolist() == [1, 2, 3]
+    assert load_learned(model).answers[-3:].tolist() == [1, 2, 3]
     return True
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from specgen.core import session as session_module
 from specgen.core.config import EngineConfig
-from specgen.core.cost.measure import Subject, measure
-from specgen.core.cost.strict import Strict
+from specgen.core.cost.measure import TimedBackend, measure
+from specgen.core.cost.strict import WidthClass
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError
 from specgen.core.knowledge.profiling import measure_profile
@@ -157,7 +157,7 @@ def test_calls_are_counted() -> None:
     backend = FakeBackend(HashModel(40), fake_limits(40, n_ctx=256, chunk=64))
     asked = Countdown(10)
     with pytest.raises(Interrupted):
-        measure(Subject(backend, TEXT, count().__next__, should_stop=asked), 1e6)
+        measure(TimedBackend(backend, TEXT, count().__next__, should_stop=asked), 1e6)
     assert backend.calls == 9
 
 
@@ -178,7 +178,7 @@ class Noted(FakeBackend):
         super().prefill(tokens)
 
 
-def sizes(backend: Noted, strict: Strict | None = None, n: int = 2000) -> list[int]:
+def sizes(backend: Noted, strict: WidthClass | None = None, n: int = 2000) -> list[int]:
     """Of the parts that a prompt of `n` tokens is processed in."""
     Session(backend, (), 8, strict=strict).feed([i % 50 for i in range(n)])
     return backend.sizes
@@ -213,7 +213,7 @@ def test_parts_that_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that can be stopped needs no parts, and strict decoding may not depend on time."""
     clock(monkeypatch, lambda n: n / 1000)
     assert sizes(Noted(can_stop=True)) == [512, 512, 512, 463]
-    assert sizes(Noted(), Strict((1, 2), branch=False)) == [512, 512, 512, 463]
+    assert sizes(Noted(), WidthClass((1, 2), branch=False)) == [512, 512, 512, 463]
 
 
 # ---- a draft model that was stopped while it read

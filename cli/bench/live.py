@@ -29,7 +29,7 @@ from specgen.core.evaluation.tasks import Prompt, load_prompts, own_prompts, sam
 from specgen.core.host.bandwidth import measure_bandwidth
 from specgen.core.host.limits import default_threads, load
 from specgen.core.knowledge.profile import Profile
-from specgen.core.memory.budget import Fit
+from specgen.core.memory.budget import FittedConfig
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.stop import Interrupted
 from specgen.drafters import AUTO, create, fewer, together, with_past
@@ -150,7 +150,7 @@ def show(results: Results, format: Format, save: Path | None, plot_to: Path | No
         write(results, format)
 
 
-def _bandwidth(job: LiveJob, fit: Fit) -> float:
+def _bandwidth(job: LiveJob, fit: FittedConfig) -> float:
     """How fast memory is read, with no more of it than the model will take."""
     threads = job.config.threads or default_threads()
     if job.memory_budget is None:
@@ -206,7 +206,9 @@ def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:
             yield Arm(f"{label} + {DraftModel.name}", partial(make, draft=draft), strict=strict)
     if draft:
         label = f"{DraftModel.name} strict" if strict else DraftModel.name
-        yield Arm(label, lambda prompt, answers: (DraftModel(draft, alone=True),), strict=strict)
+        yield Arm(
+            label, lambda prompt, answers: (DraftModel(draft, standalone=True),), strict=strict
+        )
 
 
 def _drafters(

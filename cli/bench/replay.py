@@ -82,30 +82,30 @@ def _replay(
 ) -> dict[str, Tally]:
     """Tallies by group, all together first.
 
-    Without `past` the calibrator goes on from one conversation to the next; with it, each begins
-    with what was learnt there. Drafters are new each time.
+    Without `past` the acceptance model goes on from one conversation to the next; with it, each
+    begins with what was learnt there. Drafters are new each time.
     """
-    from specgen.core.drafting.acceptance import experienced
+    from specgen.core.drafting.acceptance import shipped_priors
     from specgen.core.evaluation.replay import Tally, learn, replay
     from specgen.drafters import create, with_past
 
     def drafters(answers: Any) -> tuple[Drafter, ...]:
         return with_past(create(name), answers)
 
-    learned = calibrator = None
+    learned = acceptance = None
     if len(create(name)) > 1:
         if past is None:
-            calibrator = experienced()
+            acceptance = shipped_priors()
         else:
             _show(f"{name}: learning")
-            learned = learn(past, drafters, cost, MAX_DRAFTS, experienced())
+            learned = learn(past, drafters, cost, MAX_DRAFTS, shipped_priors())
     tallies = {ALL: Tally()}
     for number, recording in enumerate(recordings, start=1):
         _show(f"{name}: {number}/{len(recordings)}")
         if learned:
-            calibrator = learned.calibrator.copy()
+            acceptance = learned.acceptance.copy()
         made = replay(
-            recording, drafters(learned.answers if learned else ()), cost, calibrator, MAX_DRAFTS
+            recording, drafters(learned.answers if learned else ()), cost, acceptance, MAX_DRAFTS
         )
         for group, tally in made.items():
             tallies.setdefault(group, Tally()).add(tally)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .measure import LEAST_SAMPLES, NOISY, Subject, slowdown, typical
+from .measure import LEAST_SAMPLES, NOISY, TimedBackend, slowdown, typical
 
 # Sizes by which settings are compared, and their weights: most calls have one row.
 _SIZES: Final = {1: 6, 4: 1, 8: 1, 12: 1}
@@ -35,7 +35,7 @@ class Comparison:
 
 
 def compare(
-    subjects: Sequence[Subject], deadline_s: float, contexts: Sequence[int] = _CONTEXTS
+    subjects: Sequence[TimedBackend], deadline_s: float, contexts: Sequence[int] = _CONTEXTS
 ) -> Comparison:
     """Time the subjects in turns. All must have the same limits."""
     first = subjects[0]
@@ -48,21 +48,21 @@ def compare(
         first.time(1)
     turns: dict[tuple[int, int], list[list[float]]] = {}  # by context and size
     for context in contexts:
-        fill_s = first.token_s * sum(context - subject.backend.length for subject in subjects)
+        fill_s = first.token_s * sum(context - timed.backend.length for timed in subjects)
         least_s = len(subjects) * (1 + LEAST_SAMPLES) * first.expected_s(1)
         if first.clock() + fill_s + least_s >= end:
             break
-        for subject in subjects:
-            subject.warm_up(context)
-            subject.go_to(context)
-            subject.time(1)
+        for timed in subjects:
+            timed.warm_up(context)
+            timed.go_to(context)
+            timed.time(1)
         for n, samples in _time_in_turns(subjects, sizes, end).items():
             turns[context, n] = samples
     low, mean, high = (_means(turns, len(subjects), pick) for pick in (min, typical, max))
     is_quiet = slowdown(first, start, waited) <= NOISY
     return Comparison(
         tuple(seconds / mean[0] for seconds in mean),
-        tuple(_ratio(subject.token_s, first.token_s) for subject in subjects),
+        tuple(_ratio(timed.token_s, first.token_s) for timed in subjects),
         tuple(dict.fromkeys(context for context, _ in turns)),
         tuple(
             is_quiet and (high[0] < lowest or highest < low[0])
@@ -72,19 +72,19 @@ def compare(
 
 
 def _time_in_turns(
-    subjects: Sequence[Subject], sizes: Sequence[int], end: float
+    subjects: Sequence[TimedBackend], sizes: Sequence[int], end: float
 ) -> dict[int, list[list[float]]]:
-    """For each size, the times of each subject, as many as it takes to know their spread."""
+    """For each size, the times of each timed, as many as it takes to know their spread."""
     clock = subjects[0].clock
     times: dict[int, list[list[float]]] = {n: [[] for _ in subjects] for n in sizes}
     for number in range(_ROUNDS):
         for n in sizes:
-            turn_s = sum(subject.expected_s(n) for subject in subjects)
+            turn_s = sum(timed.expected_s(n) for timed in subjects)
             due = 1 if number else LEAST_SAMPLES  # a size that is begun is to be known
             if len(times[n][0]) < number or clock() + due * turn_s > end:
                 continue
-            for subject, samples in zip(subjects, times[n], strict=True):
-                samples.append(subject.time(n))
+            for timed, samples in zip(subjects, times[n], strict=True):
+                samples.append(timed.time(n))
     return {n: turn for n, turn in times.items() if len(turn[0]) >= LEAST_SAMPLES}
 
 
@@ -93,7 +93,7 @@ def _means(
     n_subjects: int,
     pick: Callable[[Sequence[float]], float],
 ) -> list[float]:
-    """Of each subject, the geometric mean of what `pick` takes of samples; 1.0 of none."""
+    """Of each timed, the geometric mean of what `pick` takes of samples; 1.0 of none."""
     weight = sum(_SIZES[n] for _, n in turns) or 1
     return [
         math.exp(sum(_SIZES[n] * math.log(pick(t[i])) for (_, n), t in turns.items()) / weight)

@@ -49,7 +49,7 @@ _WARM_UP: Final = 8  # tokens whose time says nothing: weights may come from dis
 _TASTE: Final = 32  # tokens that tell how fast others will be
 
 
-class Subject:
+class TimedBackend:
     """A backend being measured, and a text to fill it with.
 
     Args:
@@ -202,7 +202,7 @@ class Measurement:
 
 
 def measure(
-    subject: Subject,
+    timed: TimedBackend,
     deadline_s: float,
     sizes: Sequence[int] = SIZES,
     contexts: Sequence[int] = CONTEXTS,
@@ -216,47 +216,47 @@ def measure(
     at on the way up, from where the text ends, and measured on the way down, where that is
     possible, so that a busy spell does not meet all that is known of one.
     """
-    start, waited = subject.clock(), subject.waits()
+    start, waited = timed.clock(), timed.waits()
     end = start + deadline_s
     latest = start + (deadline_s if latest_s is None else latest_s)
-    sizes = subject.sizes(sizes)
+    sizes = timed.sizes(sizes)
     core = sizes[:_CORE]
-    contexts = subject.contexts(contexts, max(sizes), _PREFILL_SHARE * deadline_s)
+    contexts = timed.contexts(contexts, max(sizes), _PREFILL_SHARE * deadline_s)
     shortest = contexts[0]
     tables: dict[int, _Times] = {context: {} for context in contexts}
 
     def visit(context: int, rounds: int, until: float) -> None:
-        subject.go_to(context)
-        warm_up_s = subject.time(1)  # the first call after a prefill takes longer
+        timed.go_to(context)
+        warm_up_s = timed.time(1)  # the first call after a prefill takes longer
         if context == shortest and not tables[context]:
-            is_late = subject.clock() > latest  # but something must be known
-            tables[context][1] = [warm_up_s if is_late else subject.time_in_company(1)]
+            is_late = timed.clock() > latest  # but something must be known
+            tables[context][1] = [warm_up_s if is_late else timed.time_in_company(1)]
             rounds, until = LEAST_SAMPLES, latest
-        _time_rounds(subject, core, tables[context], rounds, until)
+        _time_rounds(timed, core, tables[context], rounds, until)
 
-    rewinds = subject.backend.limits.can_rewind
-    visited = [c for c in contexts if c < subject.backend.length] if rewinds else []
+    rewinds = timed.backend.limits.can_rewind
+    visited = [c for c in contexts if c < timed.backend.length] if rewinds else []
     for context in contexts[len(visited) :] if rewinds else ():
-        needed_s = _ENOUGH * (1 + len(visited)) * _least_s(subject, core)
-        if context > shortest and subject.clock() + subject.fill_s(context) + needed_s > end:
+        needed_s = _ENOUGH * (1 + len(visited)) * _least_s(timed, core)
+        if context > shortest and timed.clock() + timed.fill_s(context) + needed_s > end:
             break
         visit(context, 1, end)
         visited.append(context)
     order = visited[::-1] or contexts
     for i, context in enumerate(order):
-        left_s, n_left = end - subject.clock(), len(order) - i
-        is_short = left_s < n_left * _least_s(subject, core)
+        left_s, n_left = end - timed.clock(), len(order) - i
+        is_short = left_s < n_left * _least_s(timed, core)
         if is_short and (context > shortest or tables[context]):
             continue
-        share = subject.clock() + left_s / n_left
+        share = timed.clock() + left_s / n_left
         visit(context, LEAST_SAMPLES, share)
         inner = 0 < i < len(order) - 1
         due = [n for n in sizes if n <= _LARGE] if inner else sizes
-        _time_sizes(subject, due, tables[context], share)
+        _time_sizes(timed, due, tables[context], share)
         on_progress((i + 1) / len(order))
     known = _known(tables, core)
-    tables_s = {c: _typical_times(times, subject.times_pairs) for c, times in known.items()}
-    noise = max(_spread(known, core), _excess(tables_s), slowdown(subject, start, waited))
+    tables_s = {c: _typical_times(times, timed.times_pairs) for c, times in known.items()}
+    noise = max(_spread(known, core), _excess(tables_s), slowdown(timed, start, waited))
     _repair(tables_s)
     _fill(tables_s)
     measured = tuple(sorted(tables_s[shortest]))
@@ -316,10 +316,10 @@ def _excess(tables: Mapping[int, Mapping[int, float]]) -> float:
     return excess
 
 
-def slowdown(subject: Subject, start: float, waited: Waits) -> float:
+def slowdown(timed: TimedBackend, start: float, waited: Waits) -> float:
     """By what factor work took longer because something else had the processors."""
-    seconds = subject.clock() - start
-    working_s = seconds - longest_wait_s(waited, subject.waits())
+    seconds = timed.clock() - start
+    working_s = seconds - longest_wait_s(waited, timed.waits())
     return seconds / max(working_s, 0.01 * seconds) if seconds > 0 else 1.0
 
 
@@ -360,31 +360,31 @@ def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
     return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in taken.items()}
 
 
-def _least_s(subject: Subject, core: Sequence[int]) -> float:
+def _least_s(timed: TimedBackend, core: Sequence[int]) -> float:
     """What it takes to know a context."""
-    return LEAST_SAMPLES * sum(map(subject.expected_in_company_s, core))
+    return LEAST_SAMPLES * sum(map(timed.expected_in_company_s, core))
 
 
-def _time_sizes(subject: Subject, sizes: Sequence[int], times: _Times, end: float) -> None:
+def _time_sizes(timed: TimedBackend, sizes: Sequence[int], times: _Times, end: float) -> None:
     """Add samples of the sizes that matter, and of others that there is time for twice."""
     due = list(sizes[:_CORE])
-    left_s = end - subject.clock()
+    left_s = end - timed.clock()
     for n in sizes[_CORE:]:
-        left_s -= _PAIR * subject.expected_in_company_s(n)
+        left_s -= _PAIR * timed.expected_in_company_s(n)
         if left_s >= 0:
             due.append(n)
-    _time_rounds(subject, due, times, _ROUNDS, end)
+    _time_rounds(timed, due, times, _ROUNDS, end)
 
 
 def _time_rounds(
-    subject: Subject, sizes: Sequence[int], times: _Times, rounds: int, end: float
+    timed: TimedBackend, sizes: Sequence[int], times: _Times, rounds: int, end: float
 ) -> None:
     """Add `time_in_company` of `sizes` in turns, until there are as many samples, or to the end."""
     for number in range(rounds):
         for n in sizes:
             samples = times.get(n, [])
             enough = number >= _LARGE_ROUNDS if n > _LARGE else len(samples) > number
-            late = subject.clock() + subject.expected_in_company_s(n) > end
-            if enough or late or not subject.has_room(n):
+            late = timed.clock() + timed.expected_in_company_s(n) > end
+            if enough or late or not timed.has_room(n):
                 continue
-            times[n] = [*samples, subject.time_in_company(n)]
+            times[n] = [*samples, timed.time_in_company(n)]

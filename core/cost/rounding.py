@@ -15,9 +15,9 @@ from typing import Final, TypeAlias
 from specgen.core.protocols import Logits
 from specgen.core.tree import DraftTree
 
-from .measure import Subject
+from .measure import TimedBackend
 
-Classes: TypeAlias = tuple[tuple[int, ...], ...]  # widths, rising
+WidthClasses: TypeAlias = tuple[tuple[int, ...], ...]  # widths, rising
 Branching: TypeAlias = dict[int, bool]  # by width: whether side branches round as chains do
 
 WIDTHS: Final = (4, 8, 1, 2, 16, 12, 3, 6, 5, 7, 32, 24)  # most important first
@@ -29,76 +29,76 @@ _ROWS: Final = 16  # of side branches that are compared in every width
 
 
 def exact_classes(
-    subject: Subject, context: int, deadline_s: float, widths: Sequence[int] = WIDTHS
-) -> Classes:
+    timed: TimedBackend, context: int, deadline_s: float, widths: Sequence[int] = WIDTHS
+) -> WidthClasses:
     """Which batch widths give bit-identical rows.
 
     A text is decoded after `context` tokens in steps of each width; widths whose logits are the
     same bits all along form a class. None are found where the backend cannot rewind. A width that
     takes longer than (1 + _GRACE) deadlines is given up half way.
     """
-    if not subject.backend.limits.can_rewind:
+    if not timed.backend.limits.can_rewind:
         return ()
-    end = subject.clock() + deadline_s
+    end = timed.clock() + deadline_s
     last = end + _GRACE * deadline_s
     classes: dict[tuple[bytes, ...], list[int]] = {}
     longest_s = 0.0
-    for width in subject.sizes(widths):
-        start = subject.clock()
+    for width in timed.sizes(widths):
+        start = timed.clock()
         n_known = sum(map(len, classes.values()))
         if start + longest_s > (last if n_known < _WANTED else end):
             break
-        subject.go_to(context)
-        digests = _decode(subject, width, last)
+        timed.go_to(context)
+        digests = _decode(timed, width, last)
         if digests is None:
             break
         classes.setdefault(digests, []).append(width)
-        longest_s = max(longest_s, subject.clock() - start)
-    subject.go_to(context)
+        longest_s = max(longest_s, timed.clock() - start)
+    timed.go_to(context)
     return tuple(sorted(tuple(sorted(members)) for members in classes.values()))
 
 
-def least_exact_s(subject: Subject) -> float:
+def least_exact_s(timed: TimedBackend) -> float:
     """Seconds in which `exact_classes` compares two widths, as far as they are known."""
-    return sum(-(-_TOKENS // n) * subject.expected_s(n) for n in subject.sizes(WIDTHS)[:2])
+    return sum(-(-_TOKENS // n) * timed.expected_s(n) for n in timed.sizes(WIDTHS)[:2])
 
 
-def _decode(subject: Subject, width: int, last: float) -> tuple[bytes, ...] | None:
+def _decode(timed: TimedBackend, width: int, last: float) -> tuple[bytes, ...] | None:
     """A digest of the logits after each of the next tokens, `width` rows a call; None if late."""
     digests: list[bytes] = []
     while (left := _TOKENS - len(digests)) > 0:
-        if subject.clock() > last:
+        if timed.clock() > last:
             return None
-        rows = subject.backend.score(subject.chain(width), ())
+        rows = timed.backend.score(timed.chain(width), ())
         digests += _digests(rows[:left])
-        subject.backend.commit(min(width, left))
+        timed.backend.commit(min(width, left))
     return tuple(digests)
 
 
 def exact_branches(
-    subject: Subject, context: int, deadline_s: float, widths: Sequence[int] = _BRANCHED
+    timed: TimedBackend, context: int, deadline_s: float, widths: Sequence[int] = _BRANCHED
 ) -> Branching:
     """Of each width that there is time for: are rows of a side branch the bits of a chain's rows?
 
     None are tried where the backend cannot branch. Time is kept as `exact_classes` does.
     """
-    limits = subject.backend.limits
+    limits = timed.backend.limits
     if not (limits.can_branch and limits.can_rewind):
         return {}
-    end = subject.clock() + deadline_s
+    end = timed.clock() + deadline_s
     last = end + _GRACE * deadline_s
     found: Branching = {}
     longest_s = 0.0
-    for width in subject.sizes(widths):
-        start = subject.clock()
+    for width in timed.sizes(widths):
+        start = timed.clock()
         if start + longest_s > end:
             break
-        alike = _alike_everywhere(subject, context, width, last)
+        alike = _alike_everywhere(timed, context, width, last)
         if alike is None:
             break
         found[width] = alike
-        longest_s = max(longest_s, subject.clock() - start)
-    subject.go_to(context)
+        longest_s = max(longest_s, timed.clock() - start)
+    timed.go_to(context)
     return found
 
 
@@ -111,31 +111,31 @@ def _n_places(width: int) -> int:
     return -(-_ROWS // (width - _n_main(width)))
 
 
-def _alike_everywhere(subject: Subject, context: int, width: int, last: float) -> bool | None:
+def _alike_everywhere(timed: TimedBackend, context: int, width: int, last: float) -> bool | None:
     """Whether side branches are alike at all places that are tried; None if it gets late."""
     for place in range(context, context + width * _n_places(width), width):
-        if subject.clock() > last:
+        if timed.clock() > last:
             return None
-        if not _branches_alike(subject, place, width):
+        if not _branches_alike(timed, place, width):
             return False
     return True
 
 
-def _branches_alike(subject: Subject, context: int, width: int) -> bool:
+def _branches_alike(timed: TimedBackend, context: int, width: int) -> bool:
     """Whether the text gives the same bits as a chain, and on a branch beside a wrong chain."""
-    subject.go_to(context)
-    chain = subject.chain(width)
+    timed.go_to(context)
+    chain = timed.chain(width)
     n_main = _n_main(width)
-    n_vocab = subject.backend.limits.n_vocab
+    n_vocab = timed.backend.limits.n_vocab
     wrong = [(token + 1) % n_vocab for token in chain.tokens[1:n_main]]
     right = chain.tokens[1 : 1 + width - n_main]
     parents = (*range(-1, n_main - 1), 0, *range(n_main, width - 1))
     tree = DraftTree.from_parents((chain.tokens[0], *wrong, *right), parents)
-    expected = _digests(subject.backend.score(chain, ())[: 1 + len(right)])
-    subject.backend.commit(0)
-    rows = subject.backend.score(tree, ())
+    expected = _digests(timed.backend.score(chain, ())[: 1 + len(right)])
+    timed.backend.commit(0)
+    rows = timed.backend.score(tree, ())
     same = _digests(rows[[0, *range(n_main, width)]]) == expected
-    subject.backend.commit(0)
+    timed.backend.commit(0)
     return same
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from specgen.core.protocols import Prices
 
 from .model import MAX_ROWS, CostModel, Row
-from .rounding import Branching, Classes
+from .rounding import Branching, WidthClasses
 
 # Tokens per step rise by this with each doubling of the rows: recorded answers of 7B and 8B
 # models, replayed with all drafters, gave 1.4 with 4 rows and 1.8 with 16.
@@ -23,7 +23,7 @@ _GAIN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Strict:
+class WidthClass:
     """Widths of calls that give the same bits.
 
     Attributes:
@@ -44,22 +44,22 @@ class Strict:
         """Rows that padding adds at most."""
         return max(b - a - 1 for a, b in pairwise((0, *self.widths)))
 
-    def within(self, max_rows: int) -> Strict:
+    def within(self, max_rows: int) -> WidthClass:
         """The class without widths that are larger, but for its least one."""
         first, *others = self.widths
-        return Strict((first, *[n for n in others if n <= max_rows]), self.branch)
+        return WidthClass((first, *[n for n in others if n <= max_rows]), self.branch)
 
     def padded(self, n: int) -> int:
         """The least width that holds `n` rows, at most `largest`."""
         return self.widths[bisect_left(self.widths, n)]
 
 
-ONE_ROW = Strict((1,), branch=False)  # one token a call: exact wherever nothing else is
+ONE_ROW = WidthClass((1,), branch=False)  # one token a call: exact wherever nothing else is
 
 
 def strict_widths(
-    classes: Mapping[int, Classes], branching: Mapping[int, Branching], curve: CostModel
-) -> Strict:
+    classes: Mapping[int, WidthClasses], branching: Mapping[int, Branching], curve: CostModel
+) -> WidthClass:
     """The exact class that is likely to be the fastest, or ONE_ROW if there is none.
 
     Args:
@@ -73,10 +73,10 @@ def strict_widths(
     row = curve.row(0)
     best = max(groups, key=lambda group: max(_speed(row, width) for width in group))
     tried = [[known[width] for width in best if width in known] for known in branching.values()]
-    return Strict(best, branch=bool(tried) and all(known and all(known) for known in tried))
+    return WidthClass(best, branch=bool(tried) and all(known and all(known) for known in tried))
 
 
-def _everywhere(classes: Sequence[Classes]) -> list[tuple[int, ...]]:
+def _everywhere(classes: Sequence[WidthClasses]) -> list[tuple[int, ...]]:
     """Widths that are in one class at every context."""
     if not classes:
         return []
@@ -99,7 +99,7 @@ class StrictPrices:
         strict: what they are padded to.
     """
 
-    def __init__(self, prices: Prices, strict: Strict) -> None:
+    def __init__(self, prices: Prices, strict: WidthClass) -> None:
         self._prices = prices
         self._padded = [strict.padded(n) for n in range(1, strict.largest + 1)]
         self._row: Row = ()

@@ -50,12 +50,12 @@ _Table: TypeAlias = dict[Any, _Bucket]
 # A judged guess, ready to be learnt from: its probability; where it is by evidence, the bucket if
 # there is one, and its estimate as a logit; the same by token; and the weights of the drafters that
 # agree. A bare tuple, since one is made for every guess.
-Guess: TypeAlias = tuple[
+Estimate: TypeAlias = tuple[
     float, _Table, Evidence, "_Bucket | None", float, int, "_Bucket | None", float, list[float]
 ]
 
 
-class Calibrator:
+class AcceptanceModel:
     """Probabilities of guesses, learnt from what became of earlier ones."""
 
     def __init__(self) -> None:
@@ -69,7 +69,9 @@ class Calibrator:
         """Another text begins: it may be of another kind."""
         self._confidence = CAUTION
 
-    def guess(self, evidence: Sequence[Evidence], prior: float, token: int, run: int) -> Guess:
+    def estimate(
+        self, evidence: Sequence[Evidence], prior: float, token: int, run: int
+    ) -> Estimate:
         """What is known of a guess.
 
         Args:
@@ -92,17 +94,17 @@ class Calibrator:
         prob = squash(total + self._confidence)
         return prob, table, evidence[0], known, base, key, like, value, weights
 
-    def learn(self, guess: Guess, right: bool) -> None:
+    def learn(self, guess: Estimate, accepted: bool) -> None:
         """Count what became of a guess whose parent was right."""
         prob, table, item, known, base, key, like, value, weights = guess
-        confidence = self._confidence + CONFIDENCE_RATE * (right - prob)
+        confidence = self._confidence + CONFIDENCE_RATE * (accepted - prob)
         self._confidence = min(max(confidence, -MOST_CONFIDENCE), MOST_CONFIDENCE)
-        step = LEARNING_RATE * (right - squash(weights[0] * base + weights[1] * value))
+        step = LEARNING_RATE * (accepted - squash(weights[0] * base + weights[1] * value))
         weights[0] += step * base
         weights[1] += step * value
-        _count(known or table.get(item) or self._new(table, item, base), right)
+        _count(known or table.get(item) or self._new(table, item, base), accepted)
         tokens = self._by_token
-        _count(like or tokens.get(key) or self._new(tokens, key, value), right)
+        _count(like or tokens.get(key) or self._new(tokens, key, value), accepted)
 
     def _new(self, table: _Table, key: Any, value: float) -> _Bucket:
         """A bucket that begins with an estimate, kept if there is room for it."""
@@ -126,16 +128,16 @@ class Calibrator:
             return self._by_evidence[number], what
         return self._by_token, what * _STRENGTHS + number
 
-    def copy(self) -> Calibrator:
+    def copy(self) -> AcceptanceModel:
         """One that goes its own way from here, at the beginning of a text."""
-        copy = Calibrator()
+        copy = AcceptanceModel()
         for key, bucket in self._items():
             table, at = copy._place(key)
             table[at] = list(bucket)
         copy._weights = {group: list(weights) for group, weights in self._weights.items()}
         return copy
 
-    def merge(self, other: Calibrator) -> None:
+    def merge(self, other: AcceptanceModel) -> None:
         """Add what `other` saw. What both knew before counts twice, which its ratio survives."""
         for key, (hits, visits, _) in other._items():
             table, at = self._place(key)
@@ -159,8 +161,8 @@ class Calibrator:
         return {"buckets": buckets, "weights": weights}
 
     @classmethod
-    def from_record(cls, record: Any) -> Calibrator:
-        """The calibrator in `record`. Raises ValueError if there is none in it."""
+    def from_record(cls, record: Any) -> AcceptanceModel:
+        """The acceptance model in `record`. Raises ValueError if there is none in it."""
         made = cls()
         try:
             for bucket in items(member(record, "buckets"), "buckets"):
@@ -173,16 +175,18 @@ class Calibrator:
                 of_evidence, of_token = items(weights, "weights")
                 made._weights[_group(group)] = [_weight(of_evidence), _weight(of_token)]
         except ValueError as error:
-            raise ValueError(f"no record of a calibrator: {error}") from error
+            raise ValueError(f"no record of an acceptance model: {error}") from error
         return made
 
 
 @cache
-def _shipped() -> Calibrator:
-    return Calibrator.from_record(json.loads(Path(__file__).with_name("priors.json").read_bytes()))
+def _shipped() -> AcceptanceModel:
+    return AcceptanceModel.from_record(
+        json.loads(Path(__file__).with_name("priors.json").read_bytes())
+    )
 
 
-def experienced() -> Calibrator:
+def shipped_priors() -> AcceptanceModel:
     """One that knows what guesses were worth in other texts: see benchmarks/make_priors.py."""
     return _shipped().copy()
 
@@ -218,9 +222,9 @@ def _strength(base: float) -> int:
     return min(max(round(base / _STRENGTH_WIDTH), -most), most) + most
 
 
-def _count(bucket: _Bucket, right: bool) -> None:
+def _count(bucket: _Bucket, accepted: bool) -> None:
     """One more visit."""
-    hits = bucket[0] = bucket[0] * DECAY + right
+    hits = bucket[0] = bucket[0] * DECAY + accepted
     visits = bucket[1] = bucket[1] * DECAY + 1
     bucket[2] = logit(hits / visits)
 

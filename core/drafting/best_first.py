@@ -11,18 +11,18 @@ from collections.abc import Container, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from specgen.core.protocols import CostlyDrafter, Drafter
+from specgen.core.protocols import Drafter, ModelDrafter
 from specgen.core.tree import DraftTree, Evidence
 
-from .acceptance import Calibrator, Guess
-from .effort import pays_on
+from .acceptance import AcceptanceModel, Estimate
+from .effort import worth_extending
 
 # The drafters that know something here, each with its state.
 _Live: TypeAlias = list[tuple[Drafter, Any]]
 
 # Path probability, minus the number of the offer (the earlier of equals is the better one),
 # parent, token, probability, evidence, and the judged guess.
-_Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], "Guess | None"]
+_Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], "Estimate | None"]
 
 # The token of an offer that stands for all further children of a node. One child alone comes
 # true, so they are worth no more than the first one leaves, and mostly need no judging.
@@ -37,23 +37,23 @@ _CHANCE = itemgetter(0)
 _HOPELESS = 0.2
 
 
-class Place(NamedTuple):
+class TreeRequest(NamedTuple):
     """What a tree is to be made for."""
 
     root: int
-    room: int  # guesses
+    budget: int  # guesses
     depth: int
-    n_lead: int  # rows ahead of it
+    n_pending: int  # rows ahead of it
     row: Sequence[float] | None  # seconds of a call with 1, 2, … rows, where they are known
 
 
-class Growth:
+class BestFirstTree:
     """The nodes taken so far, and the offers of further ones.
 
     Args:
-        place: what the tree is for.
+        request: what the tree is for.
         max_leaves: most leaves.
-        calibrator: judges guesses; without one the drafters' own estimates count.
+        acceptance model: judges guesses; without one the drafters' own estimates count.
         run: guesses in a row that were right, up to the root.
         costly: the drafters whose answers take time.
         eog: tokens that nothing is drafted behind.
@@ -62,10 +62,10 @@ class Growth:
 
     def __init__(
         self,
-        place: Place,
+        request: TreeRequest,
         max_leaves: int,
         *,
-        calibrator: Calibrator | None,
+        acceptance: AcceptanceModel | None,
         run: int,
         costly: Sequence[Drafter],
         eog: Container[int],
@@ -73,16 +73,18 @@ class Growth:
     ) -> None:
         self._eog = eog
         self._costly = costly
-        self._place = place
-        self._calibrator = calibrator
-        self._least = _least(place)  # guesses that their drafters think less likely are not judged
+        self._request = request
+        self._acceptance = acceptance
+        self._least = _least(
+            request
+        )  # guesses that their drafters think less likely are not judged
         self._run = run
         self._offers: list[_Offer] = []  # the best one last
         self._unjudged: dict[int, list[_Merged]] = {}  # children by parent, with one offer for all
         self._max_leaves = max_leaves
         self._n_offers = 0
         self._n_leaves = 1
-        self._nodes: list[_Offer] = [(1.0, 0, -1, place.root, 1.0, (), None)]
+        self._nodes: list[_Offer] = [(1.0, 0, -1, request.root, 1.0, (), None)]
         self._live = [live]  # who knows something below each node, once that was asked
         self._depths = [0]
         self._first_child = [0]  # of each node, the likeliest; 0 where there is none
@@ -95,7 +97,7 @@ class Growth:
 
     def best(self) -> float | None:
         """The path probability of the best offer; None if there is none, or no room for it."""
-        if self.n_nodes > self._place.room:
+        if self.n_nodes > self._request.budget:
             return None
         if not self._is_asked:
             self._is_asked = True
@@ -109,25 +111,25 @@ class Growth:
         """Put the children of `node` on offer."""
         path, _, parent, token, _, _, _ = self._nodes[node]
         if node:
-            if self._depths[node] >= self._place.depth or token in self._eog:
+            if self._depths[node] >= self._request.depth or token in self._eog:
                 return
             self._live[node] = self._below(self._live[parent], path, token)
-        guesses = self._merged(self._live[node])
-        if self._calibrator is None:
-            for guess in guesses:
-                self._judge(node, guess, 1.0)
-        elif guesses:
-            guesses.sort(key=_CHANCE, reverse=True)
-            left = 1 - self._judge(node, guesses[0], 1.0)
-            if len(guesses) > 1:
-                self._unjudged[node] = guesses[1:]
+        candidates = self._merged(self._live[node])
+        if self._acceptance is None:
+            for candidate in candidates:
+                self._judge(node, candidate, 1.0)
+        elif candidates:
+            candidates.sort(key=_CHANCE, reverse=True)
+            left = 1 - self._judge(node, candidates[0], 1.0)
+            if len(candidates) > 1:
+                self._unjudged[node] = candidates[1:]
                 self._offer(node, _SIBLINGS, left, (), None)
 
     def _below(self, live: _Live, path: float, token: int) -> _Live:
         """Those of `live`, at its parent, who know something behind the last node, `token`."""
         below: _Live = []
         for drafter, state in live:
-            if drafter in self._costly and not self._pays_on(drafter, path):
+            if drafter in self._costly and not self._is_worth_extending(drafter, path):
                 continue
             if (after := drafter.advance(state, token)) is not None:
                 below.append((drafter, after))
@@ -143,7 +145,7 @@ class Growth:
                     merged[token] = (max(prob, other), token, (*known, evidence))
                 else:
                     merged[token] = (prob, token, (evidence,))
-        return [guess for guess in merged.values() if guess[0] >= self._least]
+        return [candidate for candidate in merged.values() if candidate[0] >= self._least]
 
     def _judge_siblings(self) -> None:
         """Put in the place of the best offer those that it stands for."""
@@ -154,12 +156,12 @@ class Growth:
     def _judge(self, parent: int, merged: _Merged, most: float) -> float:
         """Put a guess on offer, and return its probability: at `most` what siblings leave."""
         prob, token, evidence = merged
-        guess = None
-        if self._calibrator is not None:
+        candidate = None
+        if self._acceptance is not None:
             run = self._run + self._depths[parent]
-            guess = self._calibrator.guess(evidence, prob, token, run)
-            prob = min(guess[0], most)
-        self._offer(parent, token, prob, evidence, guess)
+            candidate = self._acceptance.estimate(evidence, prob, token, run)
+            prob = min(candidate[0], most)
+        self._offer(parent, token, prob, evidence, candidate)
         return prob
 
     def _offer(
@@ -168,11 +170,11 @@ class Growth:
         token: int,
         prob: float,
         evidence: tuple[Evidence, ...],
-        guess: Guess | None,
+        candidate: Estimate | None,
     ) -> None:
         self._n_offers += 1
         path = self._nodes[parent][0] * prob
-        insort(self._offers, (path, -self._n_offers, parent, token, prob, evidence, guess))
+        insort(self._offers, (path, -self._n_offers, parent, token, prob, evidence, candidate))
 
     def take(self) -> bool:
         """Move the best offer into the tree; False if it would have been one leaf too many."""
@@ -192,14 +194,16 @@ class Growth:
         self._is_asked = False
         return True
 
-    def _pays_on(self, drafter: Drafter, path: float) -> bool:
+    def _is_worth_extending(self, drafter: Drafter, path: float) -> bool:
         """Whether to ask it below the last node."""
-        row = self._place.row
-        effort = cast("CostlyDrafter", drafter).effort
-        return row is None or pays_on(effort, path, row, self._place.n_lead + self.n_nodes)
+        row = self._request.row
+        effort = cast("ModelDrafter", drafter).effort
+        return row is None or worth_extending(
+            effort, path, row, self._request.n_pending + self.n_nodes
+        )
 
     def judge(self, node: int, token: int) -> tuple[int | None, int]:
-        """Let the calibrator learn that `token` followed `node`.
+        """Let the acceptance model learn that `token` followed `node`.
 
         Returns the token that was the first choice, or None, and the child with `token`, or 0.
         """
@@ -210,8 +214,8 @@ class Growth:
             if offer[2] == node:
                 if offer[3] == token:
                     matching = child
-                if self._calibrator is not None and offer[6] is not None:
-                    self._calibrator.learn(offer[6], offer[3] == token)
+                if self._acceptance is not None and offer[6] is not None:
+                    self._acceptance.learn(offer[6], offer[3] == token)
         return (self._nodes[first][3] if first else None), matching
 
     def tree(self, n: int) -> DraftTree:
@@ -225,14 +229,14 @@ class Growth:
             return DraftTree(tokens, parents, probs, evidence)
         main = set(order)
         order += [node for node in range(n) if node not in main]
-        place = [-1] * (n + 1)  # the last for -1, the parent of the root
+        request = [-1] * (n + 1)  # the last for -1, the parent of the root
         for i, node in enumerate(order):
-            place[node] = i
+            request[node] = i
         _, _, parents, tokens, probs, evidence, _ = zip(*[nodes[i] for i in order], strict=True)
-        return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
+        return DraftTree(tokens, tuple([request[parent] for parent in parents]), probs, evidence)
 
 
-def _least(place: Place) -> float:
+def _least(request: TreeRequest) -> float:
     """The least chance of a guess that may be worth its row."""
-    row, n = place.row, place.n_lead
+    row, n = request.row, request.n_pending
     return 0.0 if row is None else _HOPELESS * (row[n + 1] - row[n]) / row[n]

@@ -14,12 +14,12 @@ from bisect import bisect_right
 from collections.abc import Container, Sequence
 from typing import NamedTuple, cast
 
-from specgen.core.protocols import CostlyDrafter, Drafter, Pricing
+from specgen.core.protocols import Drafter, ModelDrafter, Pricing
 from specgen.core.tree import DraftTree
 
-from .acceptance import Calibrator
-from .best_first import Growth, Place
-from .effort import pays
+from .acceptance import AcceptanceModel
+from .best_first import BestFirstTree, TreeRequest
+from .effort import worth_starting
 
 # How many times as many tokens a second as plain decoding a draft must promise to be made: of many
 # estimates the highest is likely to be too high.
@@ -37,7 +37,7 @@ class Builder:
         max_drafts: most guesses in a tree.
         max_leaves: most leaves of a tree.
         branch: whether a tree may have side branches.
-        calibrator: turns evidence into probabilities, and learns; without one the drafters'
+        acceptance model: turns evidence into probabilities, and learns; without one the drafters'
             own estimates count.
         pricing: what a call costs; without it a tree takes all that is on offer.
         host_s: seconds of host time that each further row costs.
@@ -54,7 +54,7 @@ class Builder:
         *,
         max_leaves: int,
         branch: bool,
-        calibrator: Calibrator | None = None,
+        acceptance: AcceptanceModel | None = None,
         pricing: Pricing | None = None,
         host_s: float = 0.0,
         eog: Container[int] = (),
@@ -64,112 +64,120 @@ class Builder:
         self._cheap = [each for each in drafters if each not in self._costly]
         self._max_drafts = max_drafts
         self._max_leaves = max_leaves if branch else 1
-        self._calibrator = calibrator
+        self._acceptance = acceptance
         self._pricing = pricing
         self._host_s = host_s
         self._run = 0  # emitted tokens in a row that were the first choice
-        self._growth: Growth | None = None
+        self._best_first: BestFirstTree | None = None
         self.asked_costly = False
 
     def begin(self) -> None:
         """Another text begins, or the text goes on with another turn."""
         self._run = 0
-        self._growth = None
-        if self._calibrator is not None:
-            self._calibrator.begin()
+        self._best_first = None
+        if self._acceptance is not None:
+            self._acceptance.begin()
 
     def build(
         self,
         root: int,
-        room: int,
+        budget: int,
         depth: int,
         *,
         context: int = 0,
-        n_lead: int = 0,
-        resting: Container[Drafter] = (),
+        n_pending: int = 0,
+        paused: Container[Drafter] = (),
     ) -> DraftTree:
-        """The best tree below `root` with at most `room` guesses, none deeper than `depth`.
+        """The best tree below `root` with at most `budget` guesses, none deeper than `depth`.
 
-        `context` tokens are committed, and `n_lead` rows go ahead of the tree. Drafters that are
-        `resting` are not asked.
+        `context` tokens are committed, and `n_pending` rows go ahead of the tree. Drafters that are
+        `paused` are not asked.
         """
-        self._growth = None
+        self._best_first = None
         self.asked_costly = False
-        place = Place(root, min(room, self._max_drafts), depth, n_lead, self._row(context))
-        if place.room <= 0 or depth <= 0:
+        request = TreeRequest(
+            root, min(budget, self._max_drafts), depth, n_pending, self._row(context)
+        )
+        if request.budget <= 0 or depth <= 0:
             return DraftTree.root(root)
-        cheap = [each for each in self._cheap if each not in resting]
+        cheap = [each for each in self._cheap if each not in paused]
         # Without prices all are asked, and there is nothing to compare with.
-        draft = None if place.row is None else self._drafted(place, cheap)
-        costly = [each for each in self._costly if draft is None or _pays(each, place, draft.rate)]
+        draft = None if request.row is None else self._drafted(request, cheap)
+        costly = [
+            each
+            for each in self._costly
+            if draft is None or _is_worth_starting(each, request, draft.rate)
+        ]
         self.asked_costly = bool(costly)
         if draft is None or costly:
-            draft = self._drafted(place, (*cheap, *costly))
-        self._growth = draft.growth
-        return draft.growth.tree(draft.n_nodes) if draft.growth else DraftTree.root(root)
+            draft = self._drafted(request, (*cheap, *costly))
+        self._best_first = draft.best_first
+        return draft.best_first.tree(draft.n_nodes) if draft.best_first else DraftTree.root(root)
 
     def _row(self, context: int) -> Sequence[float] | None:
         return None if self._pricing is None else self._pricing.row(context)
 
-    def _drafted(self, place: Place, drafters: Sequence[Drafter]) -> _Draft:
+    def _drafted(self, request: TreeRequest, drafters: Sequence[Drafter]) -> _Draft:
         """What `drafters` make of it."""
-        row = place.row
-        plain = _PREMIUM / (row[place.n_lead] + self._host_s) if row else 0.0
+        row = request.row
+        plain = _PREMIUM / (row[request.n_pending] + self._host_s) if row else 0.0
         live = [(each, state) for each in drafters if (state := each.root()) is not None]
         if not live:
             return _Draft(None, 1, plain)
-        growth = Growth(
-            place,
+        best_first = BestFirstTree(
+            request,
             self._max_leaves,
-            calibrator=self._calibrator,
+            acceptance=self._acceptance,
             run=self._run,
             costly=self._costly,
             eog=self._eog,
             live=live,
         )
         if row is None:
-            while growth.best() is not None:
-                growth.take()
-            return _Draft(growth, growth.n_nodes, plain)
-        return self._grow(growth, row, place.n_lead, plain)
+            while best_first.best() is not None:
+                best_first.take()
+            return _Draft(best_first, best_first.n_nodes, plain)
+        return self._grow(best_first, row, request.n_pending, plain)
 
-    def _grow(self, growth: Growth, row: Sequence[float], n_lead: int, plain: float) -> _Draft:
+    def _grow(
+        self, best_first: BestFirstTree, row: Sequence[float], n_pending: int, plain: float
+    ) -> _Draft:
         """Let the tree grow while a larger one may still bring more tokens a second."""
         host = self._host_s
         expected = 1.0
         n_best, best = 1, plain
-        while (path := growth.best()) is not None:
-            if not growth.take():
+        while (path := best_first.best()) is not None:
+            if not best_first.take():
                 continue
             expected += path
-            n = n_lead + growth.n_nodes
-            rate = expected / (row[n - 1] + host * growth.n_nodes)
+            n = n_pending + best_first.n_nodes
+            rate = expected / (row[n - 1] + host * best_first.n_nodes)
             if rate > best:
-                n_best, best = growth.n_nodes, rate
+                n_best, best = best_first.n_nodes, rate
                 continue
             for edge in _EDGES[bisect_right(_EDGES, n) :]:
                 more = edge - n  # even if they all were as likely as this one
-                cost = row[edge - 1] + host * (growth.n_nodes + more)
+                cost = row[edge - 1] + host * (best_first.n_nodes + more)
                 if (expected + path * more) / cost > best:
                     break
             else:
                 break
-        return _Draft(growth, n_best, best)
+        return _Draft(best_first, n_best, best)
 
     def learn(self, emitted: Sequence[int]) -> None:
-        """Tell the calibrator what became of the last tree's guesses, scored or not.
+        """Tell the acceptance model what became of the last tree's guesses, scored or not.
 
         Only children of nodes that were right are counted: of others nothing is known.
         """
-        growth, calibrator = self._growth, self._calibrator
-        if calibrator is None:
+        best_first, acceptance = self._best_first, self._acceptance
+        if acceptance is None:
             return
         node = 0
         for token in emitted:
-            first, matching = (None, 0) if growth is None else growth.judge(node, token)
+            first, matching = (None, 0) if best_first is None else best_first.judge(node, token)
             self._run = self._run + 1 if first == token else 0
-            if growth is None or not matching:
-                growth = None
+            if best_first is None or not matching:
+                best_first = None
                 continue
             node = matching
 
@@ -177,14 +185,16 @@ class Builder:
 class _Draft(NamedTuple):
     """A tree, the size to take of it, and how many tokens a second it promises."""
 
-    growth: Growth | None
+    best_first: BestFirstTree | None
     n_nodes: int
     rate: float
 
 
-def _pays(drafter: Drafter, place: Place, rate: float) -> bool:
+def _is_worth_starting(drafter: Drafter, request: TreeRequest, rate: float) -> bool:
     """Whether it can be asked and may bring more than the `rate` that there is without it."""
-    effort, room = cast("CostlyDrafter", drafter).effort, min(place.room, place.depth)
-    if place.row is not None and not pays(effort, place.row, place.n_lead, room, rate):
+    effort, budget = cast("ModelDrafter", drafter).effort, min(request.budget, request.depth)
+    if request.row is not None and not worth_starting(
+        effort, request.row, request.n_pending, budget, rate
+    ):
         return False
     return drafter.root() is not None

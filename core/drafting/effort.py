@@ -11,29 +11,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from specgen.core.protocols import Effort
+from specgen.core.protocols import DraftCost
 
 _LONGEST: Final = 16  # guesses in a row
 _TOKENS: Final = 256  # that a text is taken to go on for: reading it has to pay by then
 _ROWS_AHEAD: Final = 4  # that are looked ahead to, to see what one more costs
 
 
-def pays(effort: Effort, row: Sequence[float], n_lead: int, room: int, rate: float) -> bool:
+def worth_starting(
+    effort: DraftCost, row: Sequence[float], n_pending: int, room: int, rate: float
+) -> bool:
     """Whether a chain of at most `room` guesses brings more than `rate` tokens a second.
 
-    `row` has the seconds of a call with 1, 2, … rows, of which `n_lead` go ahead of the tree.
+    `row` has the seconds of a call with 1, 2, … rows, of which `n_pending` go ahead of the tree.
     """
     expected = reached = 1.0
-    for n in range(1, min(_LONGEST, room, len(row) - n_lead - 1) + 1):
+    for n in range(1, min(_LONGEST, room, len(row) - n_pending - 1) + 1):
         reached *= effort.chance
         expected += reached
         reading = effort.reading * expected / _TOKENS
-        if expected / (row[n_lead + n] + n * effort.seconds + reading) > rate:
+        if expected / (row[n_pending + n] + n * effort.seconds + reading) > rate:
             return True
     return False
 
 
-def pays_on(effort: Effort, path: float, row: Sequence[float], n_rows: int) -> bool:
+def worth_extending(effort: DraftCost, path: float, row: Sequence[float], n_rows: int) -> bool:
     """Whether one more answer is worth it at a node that is reached with the chance `path`.
 
     `n_rows` the call has without it. A right guess saves a call; its row costs what the next few

@@ -1,7 +1,7 @@
 """A drafter that fails or lies is switched off, and the text goes on without it.
 
-Drafts change no text, so no drafter is worth giving one up. `Guarded` looks at every answer that
-the builder gets, once per node of every tree: the rules are few and cheap to check.
+Drafts change no text, so no drafter is worth giving one up. `SafeDrafter` looks at every answer
+that the builder gets, once per node of every tree: the rules are few and cheap to check.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from time import perf_counter
 from traceback import format_exception_only
 from typing import Any
 
-from specgen.core.protocols import Candidate, Drafter, Effort, Logits, Tokens
+from specgen.core.protocols import Candidate, DraftCost, Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree
 
 MOST_CANDIDATES = 64  # of one state; more are a waste of the builder's time
 _LONGEST_REASON = 300  # characters
-_HOPELESS = Effort(math.inf, 0.0, math.inf)
+_HOPELESS = DraftCost(math.inf, 0.0, math.inf)
 
 _log = logging.getLogger("specgen.drafters")
 
 
-def find_fault(guesses: Sequence[Candidate], name: str, n_vocab: int) -> str | None:
+def find_fault(candidates: Sequence[Candidate], name: str, n_vocab: int) -> str | None:
     """What is wrong with an answer of `predict` of the drafter `name`, or None.
 
     May also raise whatever looking at a wrong answer raises.
     """
-    n = len(guesses)
+    n = len(candidates)
     if n > MOST_CANDIDATES:
         return f"{n} candidates in one state, more than {MOST_CANDIDATES}"
-    for token, evidence, prob in guesses:
+    for token, evidence, prob in candidates:
         if type(token) is not int or not 0 <= token < n_vocab:
             return f"token {token!r} is not an int from 0 to {n_vocab - 1}"
         if not 0 < prob <= 1 or (type(prob) is not float and not isinstance(prob, Real)):
@@ -40,12 +40,12 @@ def find_fault(guesses: Sequence[Candidate], name: str, n_vocab: int) -> str | N
         if not isinstance(evidence, tuple) or not evidence or evidence[0] != name:
             return f"evidence {evidence!r} is not a tuple that starts with {name!r}"
         hash(evidence)  # raises where it cannot be counted by
-    if n > 1 and len({guess[0] for guess in guesses}) < n:
-        return f"a token twice among {[guess[0] for guess in guesses]}"
+    if n > 1 and len({candidate[0] for candidate in candidates}) < n:
+        return f"a token twice among {[candidate[0] for candidate in candidates]}"
     return None
 
 
-class Guarded:
+class SafeDrafter:
     """A drafter that cannot harm: see protocols.Drafter.
 
     When it raises an Exception, or `predict` breaks a rule, that is logged, and from then on it
@@ -63,12 +63,12 @@ class Guarded:
         self._n_vocab = n_vocab
 
     @property
-    def effort(self) -> Effort | None:
-        """See CostlyDrafter; None for another one. Nothing is worth it that fails to tell."""
+    def effort(self) -> DraftCost | None:
+        """See ModelDrafter; None for another one. Nothing is worth it that fails to tell."""
         if not hasattr(type(self._drafter), "effort"):
             return None
         try:
-            effort: Effort = self._drafter.effort  # type: ignore[attr-defined]
+            effort: DraftCost = self._drafter.effort  # type: ignore[attr-defined]
         except Exception as error:
             self._switch_off("effort", _reason(error))
             return _HOPELESS
@@ -96,13 +96,13 @@ class Guarded:
         """See Drafter."""
         before = perf_counter()
         try:
-            guesses = self._drafter.predict(state)
-            fault = find_fault(guesses, self.name, self._n_vocab)
+            candidates = self._drafter.predict(state)
+            fault = find_fault(candidates, self.name, self._n_vocab)
         except Exception as error:
             fault = _reason(error)
         self.seconds += perf_counter() - before
         if fault is None:
-            return guesses
+            return candidates
         self._switch_off("predict", fault)
         return ()
 
@@ -125,8 +125,8 @@ class Guarded:
 
     def drop(self) -> bool:
         """Let go of the drafter and its tables; False if that was done before."""
-        had_one = not isinstance(self._drafter, _Silent)
-        self._drafter = _Silent()
+        had_one = not isinstance(self._drafter, _NullDrafter)
+        self._drafter = _NullDrafter()
         return had_one
 
     def _switch_off(self, call: str, reason: str) -> None:
@@ -135,7 +135,7 @@ class Guarded:
         _log.warning("drafter %s is switched off: %s: %s", self.name, call, line)
 
 
-class _Silent:
+class _NullDrafter:
     """What stands in for a drafter that is switched off; the builder may still hold its states."""
 
     name = "switched off"

@@ -14,7 +14,7 @@ SKIPPED: Final = (1, 3)  # steps between two that ask, while asking does not pay
 _RATE: Final = 0.1  # what one step counts for in the balance
 
 
-class Pace:
+class BackOff:
     """When to ask the drafters: always while that gains time, else every few steps."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Pace:
         self._skip = 0
         self._in_vain = 0  # askings in a row, since the balance went below zero
 
-    def asks(self) -> bool:
+    def should_draft(self) -> bool:
         """Whether to ask in this step."""
         if self._skip:
             self._skip -= 1

@@ -18,7 +18,7 @@ import numpy as np
 from specgen.core.protocols import Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree
 
-from .guarded import Guarded
+from .guarded import SafeDrafter
 
 # In plain steps, so that the same rules serve small models and large ones.
 ALLOWANCE: Final = 0.002  # a step, that a drafter may take for nothing
@@ -51,13 +51,13 @@ class Looks:
 class _Member:
     """A drafter, the tokens it knows, and its account if it is `on_account`."""
 
-    def __init__(self, drafter: Guarded, *, on_account: bool) -> None:
+    def __init__(self, drafter: SafeDrafter, *, on_account: bool) -> None:
         self.drafter = drafter
         self.on_account = on_account
         self.looks = Looks()
         self.n_seen = 0
         self.account = START
-        self.rests = False
+        self.paused = False
 
     def catch_up(self, text: Sequence[int]) -> None:
         """Show the drafter what was emitted while it was not asked."""
@@ -72,10 +72,10 @@ class _Member:
             return
         # A debt is bounded: what one step took may have been due to other programs.
         self.account = max(-WAKE, min(MOST, self.account + ALLOWANCE + gain))
-        self.rests = self.account < (WAKE if self.rests else 0)
+        self.paused = self.account < (WAKE if self.paused else 0)
 
 
-class Panel:
+class DrafterPool:
     """Drafters, in the order in which they are credited with a guess that several made.
 
     The first one always is asked, for the pace says when it pays to ask at all; and so is one
@@ -83,7 +83,7 @@ class Panel:
     """
 
     def __init__(self, drafters: Sequence[Drafter], n_vocab: int) -> None:
-        self.drafters = tuple([Guarded(drafter, n_vocab) for drafter in drafters])
+        self.drafters = tuple([SafeDrafter(drafter, n_vocab) for drafter in drafters])
         self._members = [
             _Member(drafter, on_account=i > 0 and drafter.effort is None)
             for i, drafter in enumerate(self.drafters)
@@ -98,15 +98,15 @@ class Panel:
             member.drafter.begin(context)
             member.n_seen = len(context)
 
-    def catch_up(self, text: Sequence[int]) -> tuple[Guarded, ...]:
+    def catch_up(self, text: Sequence[int]) -> tuple[SafeDrafter, ...]:
         """Let those who are asked know all of `text`, and return the others."""
-        resting = []
+        paused = []
         for member in self._members:
-            if member.rests:
-                resting.append(member.drafter)
+            if member.paused:
+                paused.append(member.drafter)
             else:
                 member.catch_up(text)
-        return tuple(resting)
+        return tuple(paused)
 
     def observe(
         self,
@@ -121,7 +121,7 @@ class Panel:
         if its looks take little next to them.
         """
         for member in self._members:
-            if member.rests:
+            if member.paused:
                 continue
             looks, drafter = member.looks, member.drafter
             member.n_seen += len(emitted)

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from specgen.core.drafting.acceptance import experienced
+from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull
 from specgen.core.generation import Generation
@@ -93,7 +93,7 @@ def measure_arms(
         for _ in _converse(engine, replace(plan, n_predict=_WARM_UP), 0, arm, 0, None, check):
             break
     for repetition in range(plan.repetitions):
-        learned = [Learned(experienced()) if arm.warm else None for arm in plan.arms]
+        learned = [Learned(shipped_priors()) if arm.warm else None for arm in plan.arms]
         for number in range(len(plan.prompts)):
             for i in range(len(plan.arms)):
                 turn = (i + number + repetition) % len(plan.arms)

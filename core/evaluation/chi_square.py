@@ -19,7 +19,7 @@ _ROUNDING: Final = 1e-9  # of a sum of probabilities
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class ChiSquare:
     """How well counts fit.
 
     Attributes:
@@ -40,7 +40,7 @@ class Fit:
         return self.p >= LEAST_P
 
 
-def chi_square(draws: Iterable[Hashable], probabilities: Mapping[Hashable, float]) -> Fit:
+def chi_square(draws: Iterable[Hashable], probabilities: Mapping[Hashable, float]) -> ChiSquare:
     """The fit of `draws` to `probabilities`; what these do not mention shares what is left of 1.
 
     Rare outcomes are taken together until enough draws are expected of them. Where too few are
@@ -60,7 +60,7 @@ def chi_square(draws: Iterable[Hashable], probabilities: Mapping[Hashable, float
         else:
             rare += p * n
     if impossible:
-        return Fit(n, len(cells), math.inf, 0.0)
+        return ChiSquare(n, len(cells), math.inf, 0.0)
     p_rare = 1.0
     n_rare = counts.total()
     if rare >= LEAST_EXPECTED or not cells:
@@ -70,7 +70,7 @@ def chi_square(draws: Iterable[Hashable], probabilities: Mapping[Hashable, float
         expected, count = cells.pop()
         cells.append((expected + rare, count + n_rare))
     statistic = sum((count - expected) ** 2 / expected for expected, count in cells if expected)
-    return Fit(n, len(cells), statistic, min(p_rare, _exceeds(statistic, len(cells) - 1)))
+    return ChiSquare(n, len(cells), statistic, min(p_rare, _exceeds(statistic, len(cells) - 1)))
 
 
 def _as_many(count: int, expected: float) -> float:

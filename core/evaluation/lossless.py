@@ -23,7 +23,7 @@ from specgen.core.errors import ContextFull
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams, top_k_ids, typical_ids
 
-from .chi_square import LEAST_EXPECTED, Fit, chi_square
+from .chi_square import LEAST_EXPECTED, ChiSquare, chi_square
 
 Check: TypeAlias = Callable[..., None]  # called again and again; may raise to stop
 
@@ -320,7 +320,7 @@ def first_tokens(
     drafters: Sequence[Drafter],
     n_draws: int,
     on_draw: Callable[[int], None] = _never,
-) -> Fit:
+) -> ChiSquare:
     """Do the first two tokens of answers, sampled with drafts, have the target's distribution?
 
     `n_draws` answers with seeds of their own are counted, by both tokens. The drafters go on from

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from specgen.core.cost.model import CostModel
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import UsageError
 from specgen.core.knowledge.learned import Learned
 from specgen.core.protocols import Drafter, Limits, Logits, Tokens
@@ -95,7 +95,7 @@ class _Recorded:
     def prefill(self, tokens: Tokens) -> None:
         self._length += len(tokens)
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         return self._no_logits[: len(tree)]
 
     def commit(self, n_kept: int) -> None:
@@ -125,18 +125,18 @@ def replay(
     recording: Recording,
     drafters: Sequence[Drafter],
     curve: CostModel,
-    calibrator: Calibrator | None,
+    acceptance: AcceptanceModel | None,
     max_drafts: int,
 ) -> dict[str, Tally]:
     """Tallies of one conversation by group, "task turn N". The drafters must be new.
 
     There is none of an answer without tokens.
 
-    With a calibrator, trees are sized by the curve; without one they take all that is drafted.
+    With an acceptance model, trees are sized by the curve; without one they take every candidate.
     """
     backend = _Recorded(max_drafts + 64)
-    pricing = curve if calibrator is not None else None
-    session = Session(backend, drafters, max_drafts, calibrator=calibrator, pricing=pricing)
+    pricing = curve if acceptance is not None else None
+    session = Session(backend, drafters, max_drafts, acceptance=acceptance, pricing=pricing)
     text: list[int] = []
     tallies = {}
     for turn, (prompt, answer) in enumerate(recording.turns, start=1):
@@ -163,7 +163,7 @@ def learn(
     make: Callable[[Tokens], Sequence[Drafter]],
     curve: CostModel,
     max_drafts: int,
-    calibrator: Calibrator,
+    acceptance: AcceptanceModel,
 ) -> Learned:
     """What runs that gave the recorded answers would have left behind, one after the other.
 
@@ -172,14 +172,14 @@ def learn(
 
     Args:
         make: new drafters, told the past answers.
-        calibrator: what is known at the start; it goes on learning.
+        acceptance model: what is known at the start; it goes on learning.
     """
-    learned = Learned(calibrator)
+    learned = Learned(acceptance)
     for question in sorted({recording.question for recording in recordings}):
         alike = [recording for recording in recordings if recording.question == question]
         for recording in alike:
             drafters = make(learned.answers)
-            replay(recording, drafters, curve, learned.calibrator, max_drafts)
+            replay(recording, drafters, curve, learned.acceptance, max_drafts)
         for recording in alike:
             for _, answer in recording.turns:
                 learned.add(answer)

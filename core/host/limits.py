@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from .process_memory import bytes_in, own_bytes
+from .process_memory import anonymous_bytes, bytes_in
 
 Waits: TypeAlias = Mapping[str, float]  # seconds by thread
 
@@ -73,7 +73,7 @@ def available_memory_bytes() -> int | None:
     free = bytes_in(Path("/proc/meminfo"), "MemAvailable")
     left = _cgroup_memory(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     known = [n for n in (free, left) if n is not None]
-    return max(0, min(known)) + (own_bytes() or 0) if known else None
+    return max(0, min(known)) + (anonymous_bytes() or 0) if known else None
 
 
 def _affinity() -> frozenset[int]:

@@ -60,7 +60,7 @@ def resident_bytes() -> int | None:
     return bytes_in(_STATUS, "VmRSS")
 
 
-def own_bytes() -> int | None:
+def anonymous_bytes() -> int | None:
     """What is resident now and in no file, or None where the system does not tell."""
     return bytes_in(_STATUS, "RssAnon")
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from specgen.core.drafting.acceptance import Calibrator, experienced
+from specgen.core.drafting.acceptance import AcceptanceModel, shipped_priors
 from specgen.core.protocols import Tokens
 from specgen.core.records import items, member, whole
 
@@ -29,12 +29,14 @@ class Learned:
     """What is known at the start of a run, and what the run adds to it.
 
     Attributes:
-        calibrator: goes on learning while it is used.
+        acceptance model: goes on learning while it is used.
         key: what it is stored under; None is not stored.
     """
 
-    def __init__(self, calibrator: Calibrator, answers: Sequence[int] = (), age: int = 0) -> None:
-        self.calibrator = calibrator
+    def __init__(
+        self, acceptance: AcceptanceModel, answers: Sequence[int] = (), age: int = 0
+    ) -> None:
+        self.acceptance = acceptance
         self.key: Key | None = None
         self._answers = list(answers)
         self._new: list[int] = []
@@ -54,7 +56,7 @@ class Learned:
         """As JSON."""
         return {
             "age": self._age,
-            "calibrator": self.calibrator.record(),
+            "acceptance": self.acceptance.record(),
             "answers": self._answers,
         }
 
@@ -68,7 +70,7 @@ class Learned:
                 raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
             for token in answers:
                 whole(token, "a token", most=_MOST_TOKEN)
-            return cls(Calibrator.from_record(member(record, "calibrator")), answers, age)
+            return cls(AcceptanceModel.from_record(member(record, "acceptance")), answers, age)
         except ValueError as error:
             raise ValueError(f"nothing learnt is in it: {error}") from error
 
@@ -83,16 +85,16 @@ class Learned:
         try:
             other = Learned.from_record(stored)
         except ValueError:  # nothing, or nothing of use
-            other = Learned(self.calibrator)
+            other = Learned(self.acceptance)
         if other._age > self._age:  # another process kept something meanwhile
-            self.calibrator.merge(other.calibrator)
+            self.acceptance.merge(other.acceptance)
             self._answers = [*other._answers, *self._new][-MOST_ANSWERS:]
             self._age = other._age
         self._age = min(self._age + 1, _MOST_AGE)
         return self.record()
 
 
-def recall(model: Path) -> Learned:
+def load_learned(model: Path) -> Learned:
     """What earlier runs on the model file left, or what every new model begins with.
 
     Raises ModelError if the file cannot be read.
@@ -105,7 +107,7 @@ def recall(model: Path) -> Learned:
             learned = Learned.from_record(record)
         except ValueError as error:
             store.set_aside(key, str(error))
-    learned = learned or Learned(experienced())
+    learned = learned or Learned(shipped_priors())
     learned.key = key
     return learned
 

@@ -18,8 +18,8 @@ from specgen.core.config import EngineConfig
 from specgen.core.cost.comparison import Comparison
 from specgen.core.cost.measure import LEAST_SAMPLES, NOISY
 from specgen.core.cost.model import MAX_ROWS, UNKNOWN, CostModel, load_curve
-from specgen.core.cost.rounding import Branching, Classes
-from specgen.core.cost.strict import Strict, strict_widths
+from specgen.core.cost.rounding import Branching, WidthClasses
+from specgen.core.cost.strict import WidthClass, strict_widths
 from specgen.core.errors import ModelError, UsageError
 from specgen.core.host.limits import default_threads
 from specgen.core.host.paths import path_text
@@ -55,7 +55,7 @@ class Profile:
     curve: CostModel
     flash_attention: bool
     comparison: Comparison | None
-    classes: Mapping[int, Classes]
+    classes: Mapping[int, WidthClasses]
     branching: Mapping[int, Branching]
     noise: float
     samples: int = LEAST_SAMPLES
@@ -90,7 +90,7 @@ class Profile:
         return replace(config, flash_attention=self.flash_attention)
 
     @property
-    def strict(self) -> Strict:
+    def strict(self) -> WidthClass:
         """What strict decoding pads its calls to."""
         return strict_widths(self.classes, self.branching, self.prices or load_curve(UNKNOWN))
 
@@ -143,7 +143,7 @@ def _factors(record: Any) -> tuple[float, ...]:
     return tuple([number(n, "a factor", 0.0, _MOST_FACTOR) for n in (first, *others)])
 
 
-def _classes(record: Any) -> Classes:
+def _classes(record: Any) -> WidthClasses:
     return tuple([_widths(group) for group in items(record, "classes")])
 
 

@@ -10,12 +10,12 @@ from typing import Final, TypeAlias
 
 from specgen.core.config import DEFAULT_CONTEXT, EngineConfig
 from specgen.core.cost.comparison import compare
-from specgen.core.cost.measure import CONTEXTS, NOISY, Measurement, Subject, measure
+from specgen.core.cost.measure import CONTEXTS, NOISY, Measurement, TimedBackend, measure
 from specgen.core.cost.model import MAX_ROWS
 from specgen.core.cost.rounding import (
     WIDTHS,
     Branching,
-    Classes,
+    WidthClasses,
     exact_branches,
     exact_classes,
     least_exact_s,
@@ -43,7 +43,7 @@ _EXACT_SHARE: Final = 0.5  # left by what comes before
 _LAST_SHARE: Final = 1.7
 _CLASS_CONTEXTS: Final = (128, 1024)  # llama.cpp changes its attention kernel between them
 _LONG: Final = 576  # and before this one, with 512 cells or more
-_NOTHING_EXACT: Final[tuple[Classes, Branching]] = ((), {})
+_NOTHING_EXACT: Final[tuple[WidthClasses, Branching]] = ((), {})
 
 # Any text will do that is neither one token over and over nor the same for all experts.
 _TEXT: Final = """\
@@ -79,7 +79,7 @@ def measure_profile(
 
 
 def measure_subjects(
-    subjects: Mapping[bool, Subject], deadline_s: float, on_progress: Progress
+    subjects: Mapping[bool, TimedBackend], deadline_s: float, on_progress: Progress
 ) -> Profile:
     """Measure a model whose contexts, by flash attention, are open; llama.cpp's choice first.
 
@@ -94,21 +94,21 @@ def measure_subjects(
         if comparison.apart[1] and comparison.steps[1] < MARGIN:
             chosen = not chosen
     last = start + _LAST_SHARE * deadline_s
-    subject = subjects[chosen]
-    contexts = _exact_contexts(subject, deadline_s)
+    timed = subjects[chosen]
+    contexts = _exact_contexts(timed, deadline_s)
     exact = {context: _NOTHING_EXACT for context in contexts}
 
     def find_exact(contexts: Sequence[int]) -> None:
         on_progress("widths that round alike", 0.0)
         for i, context in enumerate(contexts):
-            room_s = (last - subject.clock()) / (len(contexts) - i)
-            exact[context] = _find_exact(subject, context, deadline_s, room_s)
+            room_s = (last - timed.clock()) / (len(contexts) - i)
+            exact[context] = _find_exact(timed, context, deadline_s, room_s)
 
-    there = [c for c in contexts[1:] if c <= subject.backend.length]  # the comparison's text is
+    there = [c for c in contexts[1:] if c <= timed.backend.length]  # the comparison's text is
     find_exact(there)
     others = [c for c in contexts if c not in there]
     exact_s = len(others) * (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
-    measured = _measure_calls(subject, start + deadline_s - exact_s, last, deadline_s, on_progress)
+    measured = _measure_calls(timed, start + deadline_s - exact_s, last, deadline_s, on_progress)
     find_exact(others)
     classes = {context: both[0] for context, both in exact.items()}
     branching = {context: both[1] for context, both in exact.items()}
@@ -117,26 +117,26 @@ def measure_subjects(
 
 
 def _measure_calls(
-    subject: Subject, end: float, last: float, deadline_s: float, on_progress: Progress
+    timed: TimedBackend, end: float, last: float, deadline_s: float, on_progress: Progress
 ) -> Measurement:
     """The curve, until `end` or a little later; if the machine is busy, the quieter of two."""
     stage = "time of a call by rows and context"
-    time_s = max(end - subject.clock(), _CURVE_SHARE * deadline_s)
+    time_s = max(end - timed.clock(), _CURVE_SHARE * deadline_s)
 
     def once() -> Measurement:
         on_progress(stage, 0.0)
-        left_s = last - _EXACT_SHARE * deadline_s - subject.clock()
+        left_s = last - _EXACT_SHARE * deadline_s - timed.clock()
         return measure(
-            subject,
+            timed,
             min(time_s, left_s),
             on_progress=lambda share: on_progress(stage, share),
             latest_s=left_s,
         )
 
-    start = subject.clock()
+    start = timed.clock()
     first = once()
-    end = 2 * subject.clock() - start
-    again_fits = end <= last - _EXACT_SHARE * deadline_s and subject.backend.limits.can_rewind
+    end = 2 * timed.clock() - start
+    again_fits = end <= last - _EXACT_SHARE * deadline_s and timed.backend.limits.can_rewind
     if first.noise <= NOISY or not again_fits:
         return first
     _log.warning("the machine is busy with something else: measuring once more")
@@ -144,39 +144,39 @@ def _measure_calls(
     return again if again.noise < first.noise and again.samples >= first.samples else first
 
 
-def _exact_contexts(subject: Subject, deadline_s: float) -> tuple[int, ...]:
+def _exact_contexts(timed: TimedBackend, deadline_s: float) -> tuple[int, ...]:
     """Contexts on both sides of where kernels change."""
     share_s = (_CLASS_SHARE + _BRANCH_SHARE) * deadline_s
-    contexts = subject.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
-    if len(contexts) == 1 and subject.backend.limits.n_ctx >= _LONG + max(WIDTHS):
+    contexts = timed.contexts(_CLASS_CONTEXTS, max(WIDTHS), share_s)
+    if len(contexts) == 1 and timed.backend.limits.n_ctx >= _LONG + max(WIDTHS):
         contexts = (*contexts, _LONG)  # exactness depends on it
     return contexts
 
 
 def _find_exact(
-    subject: Subject, context: int, deadline_s: float, room_s: float
-) -> tuple[Classes, Branching]:
+    timed: TimedBackend, context: int, deadline_s: float, room_s: float
+) -> tuple[WidthClasses, Branching]:
     """Exact widths at a context; none where the room is too small to compare two."""
-    end = subject.clock() + room_s
-    if subject.fill_s(context) + least_exact_s(subject) > room_s:
+    end = timed.clock() + room_s
+    if timed.fill_s(context) + least_exact_s(timed) > room_s:
         return _NOTHING_EXACT
-    subject.go_to(context)
-    room_s = end - subject.clock()  # either may take three times its share
+    timed.go_to(context)
+    room_s = end - timed.clock()  # either may take three times its share
     return (
-        exact_classes(subject, context, min(_CLASS_SHARE * deadline_s, room_s / 5)),
-        exact_branches(subject, context, min(_BRANCH_SHARE * deadline_s, room_s / 10)),
+        exact_classes(timed, context, min(_CLASS_SHARE * deadline_s, room_s / 5)),
+        exact_branches(timed, context, min(_BRANCH_SHARE * deadline_s, room_s / 10)),
     )
 
 
 def _subjects(
     stack: ExitStack, model: LlamaModel, config: EngineConfig, should_stop: ShouldStop
-) -> dict[bool, Subject]:
+) -> dict[bool, TimedBackend]:
     """A context for each setting of flash attention that is to be tried and that works."""
     tokens = model.vocab.tokenize(_TEXT, add_bos=True, special=False)
     # More threads than CPUs wait for each other, whatever else runs.
     crowded = (config.threads or default_threads()) > usable_cpus()
     waits: Callable[[], Waits] = dict if crowded else thread_waits
-    subjects: dict[bool, Subject] = {}
+    subjects: dict[bool, TimedBackend] = {}
     error: BackendError | None = None
     for setting in settings_to_measure(config):
         try:
@@ -186,7 +186,7 @@ def _subjects(
             _log.info("flash attention %s: %s", "on" if setting else "off", failure.message)
             continue
         stack.callback(backend.close)
-        subjects[setting] = Subject(backend, tokens, waits=waits, should_stop=should_stop)
+        subjects[setting] = TimedBackend(backend, tokens, waits=waits, should_stop=should_stop)
     if error and not subjects:
         raise error
     return subjects

@@ -223,9 +223,9 @@ class LlamaBackend:
             self._api.llama_synchronize(self._context)
         self._length += n
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See protocols.Backend."""
-        rows = lay_out(tree, lead, self._length)
+        rows = lay_out(tree, pending, self._length)
         n = len(rows.tokens)
         if n > self.limits.max_rows or rows.n_sequences > self.limits.max_leaves:
             raise ValueError(f"{n} rows, {rows.n_sequences} leaves do not fit {self.limits}")
@@ -233,7 +233,7 @@ class LlamaBackend:
         self._lend_trunk(rows.n_sequences)
         self._decode(rows, outputs=True)
         self._scored = rows
-        return self._outputs.rows(len(lead), n)
+        return self._outputs.rows(len(pending), n)
 
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend. Raises BackendError if the model cannot drop the rest."""

@@ -30,17 +30,17 @@ class Layout:
     n_sequences: int
 
 
-def lay_out(tree: DraftTree, lead: Sequence[int], start: int) -> Layout:
-    """The batch that scores `lead` and then `tree`, the first row at position `start`."""
-    tokens = (*lead, *tree.tokens)
+def lay_out(tree: DraftTree, pending: Sequence[int], start: int) -> Layout:
+    """The batch that scores `pending` and then `tree`, the first row at position `start`."""
+    tokens = (*pending, *tree.tokens)
     n_rows = len(tokens)
     if tree.n_main == len(tree):
         return Layout(tokens, tuple(range(start, start + n_rows)), ((0,),) * n_rows, 1)
-    n_lead = len(lead)
-    base = start + n_lead
+    n_pending = len(pending)
+    base = start + n_pending
     positions = (*range(start, base), *[base + depth for depth in tree.depths])
     ids = _leaves_below(tree)
-    return Layout(tokens, positions, (*[ids[0]] * n_lead, *ids), len(ids[0]))
+    return Layout(tokens, positions, (*[ids[0]] * n_pending, *ids), len(ids[0]))
 
 
 def _leaves_below(tree: DraftTree) -> list[tuple[int, ...]]:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from specgen.core.config import DEFAULT_CACHE_TYPE, DRAFT_ROWS, EngineConfig
-from specgen.core.cost.strict import Strict
+from specgen.core.cost.strict import WidthClass
 from specgen.core.errors import MemoryBudgetError, UsageError
 from specgen.core.host.paths import path_text
 from specgen.core.models.header import Header
@@ -33,7 +33,7 @@ _LEAN: Final[_Step] = ("code dropped that only starting needed", {"lean": True})
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class PlanInputs:
     """What a plan is made for.
 
     Attributes:
@@ -53,7 +53,7 @@ class Subject:
     info: ModelInfo
     features: frozenset[str]
     tables: Callable[[int, bool], int]
-    strict: Strict | None = None
+    strict: WidthClass | None = None
     flash_attention: bool | None = None
     interface: int = 0
     device: int | None = None
@@ -61,7 +61,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class FittedConfig:
     """Settings that fit.
 
     Attributes:
@@ -77,13 +77,13 @@ class Fit:
     ceiling: int | None = None
 
 
-def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
+def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
     """The memory that `config` takes. Raises ModelError or UsageError."""
-    info = subject.info
+    info = inputs.info
     stateful = info.is_recurrent or info.is_hybrid
     window = 0 if config.swa_full else info.sliding_window
     chunk = max(config.chunk, config.max_rows, _SNAPSHOTS + 2)
-    n_ctx, strict = config.context(info.n_ctx_train), subject.strict
+    n_ctx, strict = config.context(info.n_ctx_train), inputs.strict
     shape = Shape(
         n_ctx=n_ctx + (strict.slack if strict else 0),
         chunk=chunk,
@@ -91,23 +91,23 @@ def plan_for(subject: Subject, config: EngineConfig) -> MemoryPlan:
         max_leaves=1 if stateful or window else config.max_leaves,
         type_k=config.cache_types[0],
         type_v=config.cache_types[1],
-        flash_attention=_flash_attention(subject, config),
+        flash_attention=_flash_attention(inputs, config),
         swa_full=config.swa_full,
         snapshots=_SNAPSHOTS if stateful else 0,
-        drafters=subject.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
+        drafters=inputs.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
         lean=config.lean,
-        interface=subject.interface,
-        gpu_layers=_gpu_layers(subject, config),
+        interface=inputs.interface,
+        gpu_layers=_gpu_layers(inputs, config),
     )
-    plan = plan_memory(subject.headers, shape, subject.features)
+    plan = plan_memory(inputs.headers, shape, inputs.features)
     if config.draft is None:
         return plan
-    return plan.beside(_draft_plan(subject, shape))
+    return plan.beside(_draft_plan(inputs, shape))
 
 
-def _draft_plan(subject: Subject, shape: Shape) -> MemoryPlan:
+def _draft_plan(inputs: PlanInputs, shape: Shape) -> MemoryPlan:
     """The memory of the draft model, which has a context like that of the model (see draft.py)."""
-    info = ModelInfo.from_headers(subject.draft)
+    info = ModelInfo.from_headers(inputs.draft)
     shape = replace(
         shape,
         n_ctx=min(shape.n_ctx, info.n_ctx_train),
@@ -120,33 +120,33 @@ def _draft_plan(subject: Subject, shape: Shape) -> MemoryPlan:
         drafters=0,
         interface=0,
     )
-    return plan_memory(subject.draft, shape, subject.features)
+    return plan_memory(inputs.draft, shape, inputs.features)
 
 
-def _flash_attention(subject: Subject, config: EngineConfig) -> bool:
+def _flash_attention(inputs: PlanInputs, config: EngineConfig) -> bool:
     wanted = config.flash_attention
-    return (subject.flash_attention if wanted is None else wanted) is not False
+    return (inputs.flash_attention if wanted is None else wanted) is not False
 
 
-def _gpu_layers(subject: Subject, config: EngineConfig) -> int | None:
+def _gpu_layers(inputs: PlanInputs, config: EngineConfig) -> int | None:
     """How many are offloaded: all of them, unless told otherwise; None where there is no GPU."""
-    if subject.device is None:
+    if inputs.device is None:
         return None
-    return subject.info.n_layer + 1 if config.gpu_layers is None else config.gpu_layers
+    return inputs.info.n_layer + 1 if config.gpu_layers is None else config.gpu_layers
 
 
-def _offloaded(subject: Subject, config: EngineConfig) -> EngineConfig:
+def _offloaded(inputs: PlanInputs, config: EngineConfig) -> EngineConfig:
     """`config` with as many layers on GPUs as there is room for.
 
     Raises MemoryBudgetError if more were asked for.
     """
-    wanted = _gpu_layers(subject, config)
-    if subject.device is None or wanted is None:
+    wanted = _gpu_layers(inputs, config)
+    if inputs.device is None or wanted is None:
         return config
-    room = int(SHARE * subject.device)
+    room = int(SHARE * inputs.device)
 
     def needed(n: int) -> int:
-        return plan_for(subject, replace(config, gpu_layers=n)).device
+        return plan_for(inputs, replace(config, gpu_layers=n)).device
 
     if needed(wanted) <= room:
         return config
@@ -161,52 +161,52 @@ def _offloaded(subject: Subject, config: EngineConfig) -> EngineConfig:
 
 
 def fit(
-    subject: Subject, config: EngineConfig, budget: int | None, *, may_drop: bool = False
-) -> Fit:
+    inputs: PlanInputs, config: EngineConfig, budget: int | None, *, may_drop: bool = False
+) -> FittedConfig:
     """`config`, with as few concessions as bring it below `budget` bytes; None is no limit.
 
     With `may_drop` what the system can drop at no cost does not count, see MemoryPlan.used.
 
     Raises MemoryBudgetError if none do, saying what would fit.
     """
-    offloaded = _offloaded(subject, config)
+    offloaded = _offloaded(inputs, config)
 
     def fits(plan: MemoryPlan) -> bool:
         return budget is None or (plan.used if may_drop else plan.total) <= budget
 
-    steps = _given_up(subject, offloaded, fits)
+    steps = _given_up(inputs, offloaded, fits)
     chosen = _apply(offloaded, steps)
-    plan = plan_for(subject, chosen)
+    plan = plan_for(inputs, chosen)
     if budget is not None and not fits(plan):
-        raise _refusal(subject, plan, budget, may_drop=may_drop)
+        raise _refusal(inputs, plan, budget, may_drop=may_drop)
     told = list(_told(steps))
     if offloaded != config:
         told.insert(0, f"only {offloaded.gpu_layers} layers on the GPU, which has no room for more")
     ceiling = None if budget is None else budget + (plan.copies if may_drop else 0)
-    return Fit(chosen, plan, tuple(told), ceiling)
+    return FittedConfig(chosen, plan, tuple(told), ceiling)
 
 
 def _given_up(
-    subject: Subject, config: EngineConfig, fits: Callable[[MemoryPlan], bool]
+    inputs: PlanInputs, config: EngineConfig, fits: Callable[[MemoryPlan], bool]
 ) -> list[_Step]:
     """The steps after which the plan fits, or all of them."""
     made: list[_Step] = []
-    for step in _steps(subject, config):
-        if fits(plan_for(subject, _apply(config, made))):
+    for step in _steps(inputs, config):
+        if fits(plan_for(inputs, _apply(config, made))):
             break
         made.append(step)
     for step in made[-2::-1]:  # some may not be needed after the last; most missed first
         others = [other for other in made if other is not step]
-        if fits(plan_for(subject, _apply(config, others))):
+        if fits(plan_for(inputs, _apply(config, others))):
             made = others
     return made
 
 
 def _refusal(
-    subject: Subject, plan: MemoryPlan, budget: int, *, may_drop: bool
+    inputs: PlanInputs, plan: MemoryPlan, budget: int, *, may_drop: bool
 ) -> MemoryBudgetError:
     needed = -(-(plan.used if may_drop else plan.total) // MIB)
-    name = path_text(subject.headers[0].path.name)
+    name = path_text(inputs.headers[0].path.name)
     if may_drop:
         return MemoryBudgetError(
             f"{name} needs {needed:,} MiB at least, and {SHARE:.0%} of what is available is"
@@ -219,27 +219,27 @@ def _refusal(
     )
 
 
-def least(subject: Subject, config: EngineConfig) -> MemoryPlan:
+def least(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
     """The memory that is needed after all concessions."""
-    config = _offloaded(subject, config)
-    return plan_for(subject, _apply(config, list(_steps(subject, config))))
+    config = _offloaded(inputs, config)
+    return plan_for(inputs, _apply(config, list(_steps(inputs, config))))
 
 
-def full_speed(subject: Subject, config: EngineConfig) -> MemoryPlan:
+def full_speed(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
     """The least memory in which neither prompts nor drafts are slower; only context is less."""
-    config = _offloaded(subject, config)
-    return plan_for(subject, _apply(config, [_LEAN, *_contexts(subject, config)]))
+    config = _offloaded(inputs, config)
+    return plan_for(inputs, _apply(config, [_LEAN, *_contexts(inputs, config)]))
 
 
-def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
+def _steps(inputs: PlanInputs, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
-    contexts = list(_contexts(subject, config))
+    contexts = list(_contexts(inputs, config))
     yield _LEAN
-    is_off = config.flash_attention is None and not _flash_attention(subject, config)
+    is_off = config.flash_attention is None and not _flash_attention(inputs, config)
     if is_off and not config.strict:
         yield "flash attention on, though it is slower here", {"flash_attention": True}
     yield from contexts[:-1]
-    if subject.tables(0, True) < subject.tables(0, False):
+    if inputs.tables(0, True) < inputs.tables(0, False):
         yield "smaller tables of drafters", {"few_drafters": True}
     if config.draft is not None:
         yield "draft model left out", {"draft_model": None}
@@ -248,14 +248,14 @@ def _steps(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
     yield from contexts[-1:]
     yield from _drafts(config, (8, 4, 0))
     if not config.strict and config.flash_attention is not False:
-        yield from _cache_types(subject, config)
+        yield from _cache_types(inputs, config)
 
 
-def _cache_types(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
+def _cache_types(inputs: PlanInputs, config: EngineConfig) -> Iterator[_Step]:
     """Of keys and values where nobody asked for a type, and heads are whole blocks of it."""
     open_types = [name for name in ("type_k", "type_v") if getattr(config, name) is None]
     for kind in ("q8_0", "q4_0"):
-        if open_types and not cannot_store(subject.headers, kind):
+        if open_types and not cannot_store(inputs.headers, kind):
             changes = dict.fromkeys(open_types, kind) | {"flash_attention": True}
             yield f"cache of type {kind}, which rounds", changes
 
@@ -266,11 +266,11 @@ def _chunks(config: EngineConfig) -> Iterator[_Step]:
             yield f"prompts in calls of {chunk} tokens", {"chunk": chunk}
 
 
-def _contexts(subject: Subject, config: EngineConfig) -> Iterator[_Step]:
+def _contexts(inputs: PlanInputs, config: EngineConfig) -> Iterator[_Step]:
     """Half of it, and half of that; what was asked for is a promise."""
     if config.n_ctx is not None:
         return
-    n_ctx = config.context(subject.info.n_ctx_train)
+    n_ctx = config.context(inputs.info.n_ctx_train)
     while n_ctx // 2 >= _LEAST_CONTEXT:
         n_ctx //= 2
         yield f"context of {n_ctx:,} tokens", {"n_ctx": n_ctx}

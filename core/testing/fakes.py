@@ -85,11 +85,11 @@ class FakeBackend:
             self._cells.append(_Cell(token, self._length, {0}))
             self._length += 1
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See protocols.Backend."""
         assert self._scored is None, "score before commit"
         tree.check()
-        rows = lay_out(tree, lead, self._length)
+        rows = lay_out(tree, pending, self._length)
         assert len(rows.tokens) <= self.limits.max_rows, "too many rows"
         assert rows.n_sequences <= self.limits.max_leaves, "too many leaves"
         assert self.limits.can_branch or tree.n_main == len(tree), "a tree for a chain model"
@@ -105,7 +105,7 @@ class FakeBackend:
             self._model.logits(self._visible(sequences[0], position))
             for position, sequences in zip(rows.positions, rows.sequences, strict=True)
         ]
-        return np.stack(logits)[len(lead) :]
+        return np.stack(logits)[len(pending) :]
 
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend."""

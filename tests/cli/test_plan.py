@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specgen.cli import memory
-from specgen.cli.memory import Wanted, budget_bytes, fitted, require_room_to_measure, subject_of
+from specgen.cli.memory import Wanted, budget_bytes, fitted, plan_inputs, require_room_to_measure
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import MemoryBudgetError
@@ -178,23 +178,23 @@ def test_what_a_plan_is_told_of_the_drafters(tiny_model: TinyModel) -> None:
     model = tiny_model()
     n_vocab = read_model(model).n_vocab
     wanted = Wanted(model, EngineConfig(), "auto", None, interface=777)
-    subject = subject_of(wanted, None)
+    inputs = plan_inputs(wanted, None)
     everything = table_bytes("auto", n_vocab, 512, past=True)
-    assert subject.tables(512, False) == everything
+    assert inputs.tables(512, False) == everything
     few = table_bytes("suffix,prompt-lookup", n_vocab, 512, past=False)
-    assert subject.tables(512, True) == few < everything
-    unlearnt = subject_of(replace(wanted, past=False), None)
+    assert inputs.tables(512, True) == few < everything
+    unlearnt = plan_inputs(replace(wanted, past=False), None)
     assert unlearnt.tables(512, False) == table_bytes("auto", n_vocab, 512, past=False)
-    assert subject.interface == 777
+    assert inputs.interface == 777
 
 
 def test_only_strict_decoding_is_padded(tiny_model: TinyModel) -> None:
     """A class of 4, 8 and 16 rows pads with up to 7."""
     wanted = Wanted(tiny_model(), EngineConfig(), "auto", None)
-    assert subject_of(wanted, PROFILE).strict is None
+    assert plan_inputs(wanted, PROFILE).strict is None
     strict = replace(wanted, config=EngineConfig(strict=True))
-    assert subject_of(strict, PROFILE).strict == PROFILE.strict
-    assert subject_of(strict, None).strict is None
+    assert plan_inputs(strict, PROFILE).strict == PROFILE.strict
+    assert plan_inputs(strict, None).strict is None
 
 
 def test_measuring_needs_two_contexts_at_once(
@@ -203,10 +203,10 @@ def test_measuring_needs_two_contexts_at_once(
     """One with flash attention and one without, but the model once; not a byte less is enough."""
     available(None)
     model = tiny_model()
-    subject = subject_of(Wanted(model, EngineConfig(), "none", None), None)
+    inputs = plan_inputs(Wanted(model, EngineConfig(), "none", None), None)
     largest = EngineConfig(n_ctx=2048, max_drafts=128)
     on, off = (
-        plan_for(subject, replace(largest, flash_attention=setting)) for setting in (True, False)
+        plan_for(inputs, replace(largest, flash_attention=setting)) for setting in (True, False)
     )
     both = on.total + off.total - off.weights - off.copies - off.vocabulary - off.baseline
     for config, needed in (

@@ -123,8 +123,8 @@ def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits depend on the width of the call, a little."""
     score = LlamaBackend.score
 
-    def rounded(self: LlamaBackend, tree: DraftTree, lead: Sequence[int]) -> Any:
-        rows = score(self, tree, lead)
+    def rounded(self: LlamaBackend, tree: DraftTree, pending: Sequence[int]) -> Any:
+        rows = score(self, tree, pending)
         if len(tree) == 1:
             return rows
         noise = np.random.default_rng(len(tree)).uniform(0, 0.3, rows.shape)

@@ -49,11 +49,11 @@ class Timed(FakeBackend):
         self.curve = curve
         self._clock = clock
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See Backend."""
-        seconds = self.curve.seconds(len(lead) + len(tree), self.length)
+        seconds = self.curve.seconds(len(pending) + len(tree), self.length)
         self._clock.now += seconds if self.calls else 1000 * seconds
-        return super().score(tree, lead)
+        return super().score(tree, pending)
 
 
 @dataclass(frozen=True)

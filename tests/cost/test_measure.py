@@ -13,7 +13,7 @@ import pytest
 
 from specgen.core.config import EngineConfig
 from specgen.core.cost.comparison import compare
-from specgen.core.cost.measure import NOISY, Subject, measure
+from specgen.core.cost.measure import NOISY, TimedBackend, measure
 from specgen.core.cost.model import load_curve
 from specgen.core.cost.rounding import exact_branches, exact_classes
 from specgen.core.cost.strict import ONE_ROW
@@ -39,7 +39,7 @@ def cost(n: int, context: int) -> float:
     return (1.0 + -(-n // 4)) * (1 + context / 100)
 
 
-class TimedBackend(FakeBackend):
+class ClockedBackend(FakeBackend):
     """Its calls move a clock; `load(calls)` slows them down."""
 
     def __init__(
@@ -58,23 +58,23 @@ class TimedBackend(FakeBackend):
         self._load = load
         self._prefill_s = prefill_s
 
-    def subject(self) -> Subject:
+    def timed(self) -> TimedBackend:
         """This backend, a text and its clock."""
-        return Subject(self, TEXT, lambda: self.now[0])
+        return TimedBackend(self, TEXT, lambda: self.now[0])
 
     def prefill(self, tokens: Tokens) -> None:
         super().prefill(tokens)
         self.now[0] += self._prefill_s * len(tokens) * self._factor
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         self.widths.append(len(tree))
         self.now[0] += cost(len(tree), self.length) * self._factor * self._load(self.calls)
-        return super().score(tree, lead)
+        return super().score(tree, pending)
 
 
 def test_a_quiet_backend_is_measured_exactly() -> None:
     """Every size at every context; large sizes in proportion at those between."""
-    found = measure(TimedBackend().subject(), 1e6, SIZES, CONTEXTS)
+    found = measure(ClockedBackend().timed(), 1e6, SIZES, CONTEXTS)
     assert found.noise == pytest.approx(1.0)
     assert found.samples == 7
     assert (found.curve.sizes, found.curve.contexts) == ((1, 2, 4, 8, 24), CONTEXTS)
@@ -86,32 +86,32 @@ def test_a_quiet_backend_is_measured_exactly() -> None:
 @pytest.mark.parametrize("every", [6, 17])
 def test_load_now_and_then_does_not_show(every: int) -> None:
     """One call in so many is ten times slower."""
-    busy = TimedBackend(load=lambda calls: 10.0 if calls % every == 0 else 1.0)
-    found = measure(busy.subject(), 1e6, SIZES, CONTEXTS)
-    quiet = measure(TimedBackend().subject(), 1e6, SIZES, CONTEXTS)
+    busy = ClockedBackend(load=lambda calls: 10.0 if calls % every == 0 else 1.0)
+    found = measure(busy.timed(), 1e6, SIZES, CONTEXTS)
+    quiet = measure(ClockedBackend().timed(), 1e6, SIZES, CONTEXTS)
     assert found.curve.times == tuple(map(pytest.approx, quiet.curve.times))
     assert every < 10 or found.noise == pytest.approx(1.0)  # a call in six is not now and then
 
 
 def test_load_most_of_the_time_is_told() -> None:
     """Then no figure can be trusted, and the noise says so."""
-    busy = TimedBackend(load=lambda calls: 1.0 if calls % 7 == 0 else 10.0)
-    assert measure(busy.subject(), 1e6, SIZES, CONTEXTS).noise > 1.5
+    busy = ClockedBackend(load=lambda calls: 1.0 if calls % 7 == 0 else 10.0)
+    assert measure(busy.timed(), 1e6, SIZES, CONTEXTS).noise > 1.5
 
 
 def test_a_busy_spell_does_not_show() -> None:
     """A context that was measured under load is no slower than the next longer one."""
     spell = range(40, 80)
-    busy = TimedBackend(load=lambda calls: 30.0 if calls in spell else 1.0)
-    found = measure(busy.subject(), 1e6, SIZES, CONTEXTS)
+    busy = ClockedBackend(load=lambda calls: 30.0 if calls in spell else 1.0)
+    found = measure(busy.timed(), 1e6, SIZES, CONTEXTS)
     for shorter, longer in zip(found.curve.times, found.curve.times[1:], strict=False):
         assert all(a <= 1.2 * b for a, b in zip(shorter, longer, strict=True))
 
 
 def test_sizes_take_turns() -> None:
     """Those that matter are known before others are tried; behind each call comes one row."""
-    backend = TimedBackend()
-    measure(backend.subject(), 1e6, SIZES, (8,))
+    backend = ClockedBackend()
+    measure(backend.timed(), 1e6, SIZES, (8,))
 
     def turn(*sizes: int) -> list[int]:
         return [width for n in sizes for width in ((1, 1) if n == 1 else (n, 1))]
@@ -124,14 +124,14 @@ def test_sizes_take_turns() -> None:
 def test_what_a_size_costs_shows_in_two_calls() -> None:
     """A call that is slow because another size was before it is not held against one row."""
 
-    class Rebuilding(TimedBackend):
-        def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    class Rebuilding(ClockedBackend):
+        def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
             if self.widths and self.widths[-1] != len(tree):
                 self.now[0] += 7.0
-            return super().score(tree, lead)
+            return super().score(tree, pending)
 
-    found = measure(Rebuilding().subject(), 1e6, SIZES, (8,)).curve
-    other = measure(TimedBackend().subject(), 1e6, SIZES, (8,)).curve
+    found = measure(Rebuilding().timed(), 1e6, SIZES, (8,)).curve
+    other = measure(ClockedBackend().timed(), 1e6, SIZES, (8,)).curve
     assert found.seconds(1, 8) == pytest.approx(other.seconds(1, 8))
     assert found.seconds(4, 8) == pytest.approx(other.seconds(4, 8) + 14.0)
 
@@ -140,8 +140,8 @@ def test_the_deadline_costs_contexts_rounds_and_sizes() -> None:
     """Less time means fewer repetitions and fewer points, each of them right."""
     calls, n_points = [], []
     for deadline_s in (1000.0, 300.0, 150.0, 60.0, 30.0):
-        backend = TimedBackend()
-        found = measure(backend.subject(), deadline_s, SIZES, CONTEXTS)
+        backend = ClockedBackend()
+        found = measure(backend.timed(), deadline_s, SIZES, CONTEXTS)
         calls.append(backend.calls)
         n_points.append((len(found.curve.contexts), len(found.curve.sizes)))
         assert backend.now[0] <= deadline_s + 20
@@ -155,17 +155,17 @@ def test_the_deadline_costs_contexts_rounds_and_sizes() -> None:
 
 def test_sizes_that_matter_have_more_time() -> None:
     """Three samples of each, late if they may be; a call that takes longer ends it."""
-    found = measure(TimedBackend().subject(), 1.0, SIZES, CONTEXTS, latest_s=60.0)
+    found = measure(ClockedBackend().timed(), 1.0, SIZES, CONTEXTS, latest_s=60.0)
     assert found.samples == 3
     assert (found.curve.sizes, found.curve.contexts) == ((1, 4, 8), (8,))
-    found = measure(TimedBackend().subject(), 1.0, SIZES, CONTEXTS)
+    found = measure(ClockedBackend().timed(), 1.0, SIZES, CONTEXTS)
     assert found.samples == 0
     assert found.curve.sizes == (1,)
 
 
 def test_a_slow_prefill_costs_contexts() -> None:
     """Text that is only there to be long gets part of the time."""
-    found = measure(TimedBackend(prefill_s=5.0).subject(), 400.0, SIZES, CONTEXTS)
+    found = measure(ClockedBackend(prefill_s=5.0).timed(), 400.0, SIZES, CONTEXTS)
     assert found.curve.contexts == (8, 32)
 
 
@@ -174,8 +174,8 @@ def test_a_slow_prefill_costs_contexts() -> None:
 )
 def test_small_contexts(n_ctx: int, contexts: tuple[int, ...]) -> None:
     """What does not fit is left out."""
-    subject = TimedBackend(fake_limits(16, n_ctx=n_ctx)).subject()
-    curve = measure(subject, 1e6, SIZES, CONTEXTS).curve
+    timed = ClockedBackend(fake_limits(16, n_ctx=n_ctx)).timed()
+    curve = measure(timed, 1e6, SIZES, CONTEXTS).curve
     assert curve.contexts == contexts
     assert max(curve.sizes) <= max(1, n_ctx // 2)
 
@@ -183,18 +183,18 @@ def test_small_contexts(n_ctx: int, contexts: tuple[int, ...]) -> None:
 def test_a_backend_that_cannot_rewind() -> None:
     """Its contexts are measured upwards, a row is kept each time, and widths are not compared."""
     limits = fake_limits(16, n_ctx=512, rewind=False, branch=False, max_rows=8)
-    subject = TimedBackend(limits).subject()
-    curve = measure(subject, 1e6, SIZES, (8, 200)).curve
+    timed = ClockedBackend(limits).timed()
+    curve = measure(timed, 1e6, SIZES, (8, 200)).curve
     assert (curve.sizes, curve.contexts) == ((1, 2, 4, 8), (8, 200))
-    assert exact_classes(subject, 8, 1e6) == ()
+    assert exact_classes(timed, 8, 1e6) == ()
 
 
 def test_comparing_settings() -> None:
     """The clock is shared, and load falls on all alike."""
     clock = [0.0]
-    first = TimedBackend(clock=clock)
-    second = TimedBackend(clock=clock, factor=1.5)
-    found = compare([first.subject(), second.subject()], 1e6, (8, 64))
+    first = ClockedBackend(clock=clock)
+    second = ClockedBackend(clock=clock, factor=1.5)
+    found = compare([first.timed(), second.timed()], 1e6, (8, 64))
     assert found.contexts == (8, 64)
     assert found.steps == pytest.approx((1.0, 1.5))
     assert found.prefill == pytest.approx((1.0, 1.5))
@@ -205,7 +205,7 @@ def test_comparing_settings() -> None:
 def test_comparing_in_no_time() -> None:
     """What could be timed once only says nothing."""
     clock = [0.0]
-    subjects = [TimedBackend(clock=clock, factor=f).subject() for f in (2.0, 1.0)]
+    subjects = [ClockedBackend(clock=clock, factor=f).timed() for f in (2.0, 1.0)]
     found = compare(subjects, 20.0, (8, 64))
     assert (found.contexts, found.steps, found.apart) == ((), (1.0, 1.0), (False, False))
     assert clock[0] <= 20
@@ -267,9 +267,9 @@ class Simulated(FakeBackend):
         super().prefill(tokens)
         self.machine.work(self.factor * self._token_s * len(tokens))
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         self.machine.work(self.cost(len(tree), self.length))
-        return super().score(tree, lead)
+        return super().score(tree, pending)
 
 
 @dataclasses.dataclass
@@ -294,7 +294,7 @@ class Trial:
             for setting, factor in ((True, 1.0), (False, self.off))
         }
         subjects = {
-            setting: Subject(backend, TEXT, lambda: self.machine.now, self.machine.waits)
+            setting: TimedBackend(backend, TEXT, lambda: self.machine.now, self.machine.waits)
             for setting, backend in self.backends.items()
         }
         self.profile = measure_subjects(subjects, DEADLINE_S, lambda *_: None)
@@ -359,8 +359,8 @@ def test_a_slow_model_on_a_busy_machine() -> None:
     """A call of 2 s, 25 tokens of a prompt a second: time is kept, nothing is taken as known."""
     machine = BusyMachine(random.Random(1), "quiet", tells=True)
     backend = Simulated(machine, (2.0, 0.2, 20 / 512), 1.0)
-    subject = Subject(backend, TEXT, lambda: machine.now, machine.waits)
-    profile = measure_subjects({True: subject}, DEADLINE_S, lambda *_: None)
+    timed = TimedBackend(backend, TEXT, lambda: machine.now, machine.waits)
+    profile = measure_subjects({True: timed}, DEADLINE_S, lambda *_: None)
     assert machine.now <= 2 * DEADLINE_S
     assert profile.prices is None
     assert "it takes 3 times" in profile.doubt
@@ -370,8 +370,8 @@ def test_a_slow_model_on_a_busy_machine() -> None:
 
 def test_times_that_change_half_way_are_noise() -> None:
     """Though all sizes change alike, so that the curve has the right shape."""
-    busy = TimedBackend(load=lambda calls: 1.0 if calls < 24 else 1.5)
-    found = measure(busy.subject(), 1e6, (1, 4, 8), (8,))
+    busy = ClockedBackend(load=lambda calls: 1.0 if calls < 24 else 1.5)
+    found = measure(busy.timed(), 1e6, (1, 4, 8), (8,))
     assert found.noise == pytest.approx(1.5)
     assert found.samples == 7
 
@@ -385,9 +385,9 @@ def test_flash_attention_stays_on_in_doubt(spread: float, saved: float, on: bool
     limits = fake_limits(16, n_ctx=300)
     rng = random.Random(1)
     subjects = {
-        setting: TimedBackend(
+        setting: ClockedBackend(
             limits, clock=clock, factor=factor, load=lambda calls: rng.choice((1.0, spread))
-        ).subject()
+        ).timed()
         for setting, factor in ((True, 1.0), (False, saved))
     }
     profile = measure_subjects(subjects, 1e5, lambda *_: None)
@@ -401,15 +401,15 @@ def test_a_falling_curve_is_no_curve() -> None:
     """Whatever repetitions say: rows cannot cost less than fewer rows, nor more than one by one."""
     for bad in ({1: 3.0}, {4: 3.0}, {8: 1 / 3}, {8: 4.0}, {4: 6.0}):
 
-        class Odd(TimedBackend):
+        class Odd(ClockedBackend):
             factors = bad
 
-            def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+            def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
                 factor = self.factors.get(len(tree), 1.0)
                 self.now[0] += cost(len(tree), self.length) * (factor - 1)
-                return super().score(tree, lead)
+                return super().score(tree, pending)
 
-        assert measure(Odd().subject(), 1e6, SIZES, CONTEXTS).noise > NOISY, bad
+        assert measure(Odd().timed(), 1e6, SIZES, CONTEXTS).noise > NOISY, bad
 
 
 @pytest.mark.parametrize("curve", ["cpu2", "mi50", "flat", "unknown"])
@@ -417,20 +417,20 @@ def test_curves_of_real_machines_are_no_noise(curve: str) -> None:
     """Stairs, dips and other kernels for other sizes are what a curve is measured for."""
     model = load_curve(curve)
 
-    class Real(TimedBackend):
-        def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    class Real(ClockedBackend):
+        def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
             took = model.seconds(len(tree), self.length) - cost(len(tree), self.length)
             self.now[0] += took
-            return super().score(tree, lead)
+            return super().score(tree, pending)
 
-    assert measure(Real().subject(), 1e6, SIZES, CONTEXTS).noise == pytest.approx(1.0)
+    assert measure(Real().timed(), 1e6, SIZES, CONTEXTS).noise == pytest.approx(1.0)
 
 
-class RoundingBackend(TimedBackend):
+class RoundingBackend(ClockedBackend):
     """Rows in full groups of four round otherwise, as do all beyond a context of 40."""
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
-        logits = super().score(tree, lead).copy()
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+        logits = super().score(tree, pending).copy()
         logits[: len(tree) // 4 * 4] += np.float32(1e-3)
         if self.length >= 40 and len(tree) == 1:
             logits += np.float32(2e-3)
@@ -439,42 +439,42 @@ class RoundingBackend(TimedBackend):
 
 def test_exact_classes() -> None:
     """Widths are in a class if a text decoded in either has the same logits all along."""
-    subject = RoundingBackend().subject()
+    timed = RoundingBackend().timed()
     widths = (1, 8, 4, 2, 16, 3, 6, 5, 24)
     # 8 leaves a half group at the end of no text: the second call of 24 is cut off after 8 rows.
-    assert exact_classes(subject, 8, 1e6, widths) == ((1, 2, 3), (4, 8, 16, 24), (5,), (6,))
-    assert exact_classes(subject, 64, 1e6, widths)[:2] == ((1,), (2, 3))
-    assert subject.backend.length == 64
+    assert exact_classes(timed, 8, 1e6, widths) == ((1, 2, 3), (4, 8, 16, 24), (5,), (6,))
+    assert exact_classes(timed, 64, 1e6, widths)[:2] == ((1,), (2, 3))
+    assert timed.backend.length == 64
 
 
 def test_exact_classes_in_time() -> None:
     """What was not compared is in no class."""
-    assert exact_classes(TimedBackend().subject(), 8, 0.1, (4, 8, 1)) == ()
+    assert exact_classes(ClockedBackend().timed(), 8, 0.1, (4, 8, 1)) == ()
     # 8 calls with 4 rows take 18 s, and no width may take longer than three deadlines
-    assert exact_classes(TimedBackend().subject(), 8, 7.0, (4, 8, 1)) == ((4,),)
+    assert exact_classes(ClockedBackend().timed(), 8, 7.0, (4, 8, 1)) == ((4,),)
 
 
 def test_exact_branches() -> None:
     """A width is exact if its side branches round as a chain does, wherever they are tried."""
 
-    class Branching(TimedBackend):
+    class Branching(ClockedBackend):
         """From 6 rows on side branches round otherwise, with 8 rows only at one place."""
 
-        def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
-            logits = super().score(tree, lead).copy()
+        def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+            logits = super().score(tree, pending).copy()
             if len(tree) >= 6 and (len(tree) != 8 or self.length == 16):
                 logits[tree.n_main :] += np.float32(1e-3)
             return logits
 
-    subject = Branching().subject()
-    assert exact_branches(subject, 8, 1e6, (3, 4, 5, 6, 8, 12)) == {
+    timed = Branching().timed()
+    assert exact_branches(timed, 8, 1e6, (3, 4, 5, 6, 8, 12)) == {
         3: True, 4: True, 5: True, 6: False, 8: False, 12: False
     }  # fmt: skip
-    assert subject.backend.length == 8
-    assert exact_branches(Branching().subject(), 40, 1e6, (3, 8)) == {3: True, 8: True}
-    assert exact_branches(Branching().subject(), 8, 0.0, (6, 4)) == {6: False}
-    assert exact_branches(Branching().subject(), 8, 0.1, (4, 6)) == {}
-    chains = TimedBackend(fake_limits(16, branch=False)).subject()
+    assert timed.backend.length == 8
+    assert exact_branches(Branching().timed(), 40, 1e6, (3, 8)) == {3: True, 8: True}
+    assert exact_branches(Branching().timed(), 8, 0.0, (6, 4)) == {6: False}
+    assert exact_branches(Branching().timed(), 8, 0.1, (4, 6)) == {}
+    chains = ClockedBackend(fake_limits(16, branch=False)).timed()
     assert exact_branches(chains, 8, 1e6) == {}
 
 
@@ -587,8 +587,8 @@ def test_exact_classes_of_llama_cpp(tiny_model: TinyModel) -> None:
     model = LlamaModel(tiny_model(quantization="Q4_0"))
     backend = LlamaBackend(model, ContextConfig(256, threads=1, flash_attention=True))
     try:
-        assert exact_classes(Subject(backend, TEXT), 16, 60.0, (1, 2, 5, 8)) == ((1, 2, 5, 8),)
-        assert exact_branches(Subject(backend, TEXT), 16, 60.0, (3, 8)) == {3: True, 8: True}
+        assert exact_classes(TimedBackend(backend, TEXT), 16, 60.0, (1, 2, 5, 8)) == ((1, 2, 5, 8),)
+        assert exact_branches(TimedBackend(backend, TEXT), 16, 60.0, (3, 8)) == {3: True, 8: True}
     finally:
         backend.close()
         model.close()

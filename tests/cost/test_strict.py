@@ -10,8 +10,8 @@ import pytest
 
 from specgen.core.cost.model import CostModel, load_curve
 from specgen.core.cost.online import CostTracker
-from specgen.core.cost.strict import ONE_ROW, Strict, StrictPrices, strict_widths
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.cost.strict import ONE_ROW, StrictPrices, WidthClass, strict_widths
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import ContextFull
 from specgen.core.protocols import Drafter, Limits, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
@@ -23,10 +23,10 @@ from tests.support.guessers import AsksAtRandom, Oracle, RandomTree
 from tests.support.lossless import random_params
 
 CLASSES = (
-    Strict((2, 3, 4, 5, 8, 12, 16), branch=True),
-    Strict((4,), branch=True),
-    Strict((8, 12, 16), branch=False),
-    Strict((2, 3), branch=False),
+    WidthClass((2, 3, 4, 5, 8, 12, 16), branch=True),
+    WidthClass((4,), branch=True),
+    WidthClass((8, 12, 16), branch=False),
+    WidthClass((2, 3), branch=False),
     ONE_ROW,
 )
 STEEP = CostModel((1, 2), (0,), ((1.0, 2.0),))
@@ -39,7 +39,7 @@ class Rounding(FakeBackend):
         exact: widths that round alike; with `branch` so do their side branches.
     """
 
-    def __init__(self, model: HashModel, limits: Limits, exact: Strict) -> None:
+    def __init__(self, model: HashModel, limits: Limits, exact: WidthClass) -> None:
         super().__init__(model, limits)
         self.widths: list[int] = []
         self._exact = exact
@@ -53,16 +53,18 @@ class Rounding(FakeBackend):
         """See Backend."""
         super().prefill(tokens + self.limits.n_vocab * (1000 + len(tokens)))
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See Backend."""
-        n = len(lead) + len(tree)
+        n = len(pending) + len(tree)
         self.widths.append(n)
         kernel = 0 if n in self._exact.widths else n
-        main = [token + self.limits.n_vocab * kernel for token in (*lead, *tree.tokens)]
+        main = [token + self.limits.n_vocab * kernel for token in (*pending, *tree.tokens)]
         if not self._exact.branch:
             for node in range(tree.n_main, len(tree)):
-                main[len(lead) + node] += self.limits.n_vocab * 500
-        return super().score(replace(tree, tokens=tuple(main[len(lead) :])), main[: len(lead)])
+                main[len(pending) + node] += self.limits.n_vocab * 500
+        return super().score(
+            replace(tree, tokens=tuple(main[len(pending) :])), main[: len(pending)]
+        )
 
 
 def drafters(name: str, truth: Sequence[int], n_vocab: int, seed: int) -> list[Drafter]:
@@ -77,7 +79,7 @@ def drafters(name: str, truth: Sequence[int], n_vocab: int, seed: int) -> list[D
     return made[name]
 
 
-def talk(seed: int, strict: Strict | None, name: str, truth: Sequence[int] = ()) -> list[int]:
+def talk(seed: int, strict: WidthClass | None, name: str, truth: Sequence[int] = ()) -> list[int]:
     """Two answers in one text, all at random from `seed` but for the drafter; its tokens."""
     rng = random.Random(seed)
     n_vocab = rng.randint(2, 9)
@@ -93,9 +95,9 @@ def talk(seed: int, strict: Strict | None, name: str, truth: Sequence[int] = ())
         backend,
         drafters(name, truth, n_vocab, seed),
         rng.choice((1, 5, 16)),
-        calibrator=Calibrator() if judged else None,
+        acceptance=AcceptanceModel() if judged else None,
         pricing=CostTracker(load_curve("mi50")) if judged else None,
-        pace=AsksAtRandom(seed) if rng.random() < 0.3 else None,
+        back_off=AsksAtRandom(seed) if rng.random() < 0.3 else None,
         strict=strict,
     )
     sampler = Sampler(params, n_vocab)
@@ -112,7 +114,7 @@ def talk(seed: int, strict: Strict | None, name: str, truth: Sequence[int] = ())
 
 
 @pytest.mark.parametrize("strict", CLASSES, ids=lambda strict: str(strict.widths))
-def test_text_is_the_same_with_every_drafter(strict: Strict) -> None:
+def test_text_is_the_same_with_every_drafter(strict: WidthClass) -> None:
     """Nothing shows of the drafts: not in an answer, nor in the one after it."""
     for seed in range(60):
         plain = talk(seed, strict, "none")
@@ -145,7 +147,7 @@ def test_context_is_not_cut() -> None:
 
 def test_padding() -> None:
     """A call gets the next width of its class; slack is the most that is added."""
-    strict = Strict((4, 8, 12, 16, 24, 32), branch=True)
+    strict = WidthClass((4, 8, 12, 16, 24, 32), branch=True)
     assert [strict.padded(n) for n in (1, 4, 5, 8, 9, 17, 32)] == [4, 4, 8, 8, 12, 24, 32]
     assert (strict.largest, strict.slack) == (32, 7)
     assert (ONE_ROW.padded(1), ONE_ROW.slack) == (1, 0)
@@ -191,7 +193,7 @@ def test_branches_are_exact_in_every_width_tried() -> None:
 
 def test_prices_are_those_of_padded_calls() -> None:
     """A row costs what the call costs that it is padded to; beyond the class nothing is had."""
-    prices = StrictPrices(load_curve("cpu2"), Strict((4, 8), branch=True))
+    prices = StrictPrices(load_curve("cpu2"), WidthClass((4, 8), branch=True))
     ms = [1e3 * seconds for seconds in prices.row(0)[:9]]
     assert ms == pytest.approx([15.3] * 4 + [23.0] * 4 + [float("inf")])
     assert prices.explore(0, 64) is None

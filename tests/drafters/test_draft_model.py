@@ -20,21 +20,21 @@ from specgen.core.config import EngineConfig
 from specgen.core.cost.model import MAX_ROWS, CostModel
 from specgen.core.cost.online import CostTracker
 from specgen.core.drafting.builder import Builder
-from specgen.core.drafting.effort import pays
-from specgen.core.drafting.pace import Pace
+from specgen.core.drafting.effort import worth_starting
+from specgen.core.drafting.pace import BackOff
 from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
 from specgen.core.knowledge.profile import Profile
 from specgen.core.llama.backend import LlamaModel
 from specgen.core.llama.draft_model import open_draft
-from specgen.core.memory.budget import Subject, fit, least, plan_for
+from specgen.core.memory.budget import PlanInputs, fit, least, plan_for
 from specgen.core.models.modelinfo import ModelInfo, read_headers
-from specgen.core.protocols import Candidate, Effort, Logits, Tokens
+from specgen.core.protocols import Candidate, DraftCost, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
-from specgen.drafters.draft_model import ALONE, DraftModel
+from specgen.drafters.draft_model import STANDALONE, DraftModel
 from tests.conftest import TinyModel
 from tests.support import command
 from tests.support.guessers import Oracle
@@ -57,10 +57,10 @@ class Reading(FakeBackend):
         self.n_read += len(tokens)
         super().prefill(tokens)
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See Backend."""
-        self.n_read += len(tree) + len(lead)
-        return super().score(tree, lead)
+        self.n_read += len(tree) + len(pending)
+        return super().score(tree, pending)
 
 
 def begun(backend: FakeBackend, text: Sequence[int] = TEXT, **options: Any) -> DraftModel:
@@ -190,11 +190,11 @@ def steps_of(drafter: DraftModel, seed: int) -> tuple[list[int], int]:
 @pytest.mark.parametrize("draft_seed", [0, 1])
 def test_the_text_is_the_targets(draft_seed: int) -> None:
     """Whether the draft model is the target itself or another; alone, it guesses 4 at a time."""
-    drafter = DraftModel(Reading(draft_seed), alone=True)
+    drafter = DraftModel(Reading(draft_seed), standalone=True)
     text, n_steps = steps_of(drafter, seed=0)
     assert text == likeliest(TEXT, 60)
     if draft_seed == 0:
-        assert n_steps == 60 // (ALONE + 1)
+        assert n_steps == 60 // (STANDALONE + 1)
     else:
         assert n_steps > 30
 
@@ -230,19 +230,21 @@ def best_speedup(chance: float, seconds: float, plain: float, slope: float, room
     chance=st.floats(0.05, 0.99),
     seconds=st.floats(0, 3),
     slope=st.floats(0, 2),
-    n_lead=st.integers(0, 3),
+    n_pending=st.integers(0, 3),
     room=st.integers(1, 20),
     rate=st.sampled_from([1.05, 1.5, 3.0]),
 )
 def test_it_is_asked_where_the_best_length_gains(
-    chance: float, seconds: float, slope: float, n_lead: int, room: int, rate: float
+    chance: float, seconds: float, slope: float, n_pending: int, room: int, rate: float
 ) -> None:
     """On what there is without it, with nothing to be read first; and not if that takes forever."""
-    row = [1.0] * n_lead + [1.0 + slope * i for i in range(MAX_ROWS - n_lead)]
+    row = [1.0] * n_pending + [1.0 + slope * i for i in range(MAX_ROWS - n_pending)]
     speedup = best_speedup(chance, seconds, 1.0, slope, room)
     if abs(speedup - rate) > 1e-6:
-        assert pays(Effort(seconds, chance, 0.0), row, n_lead, room, rate) == (speedup > rate)
-    assert not pays(Effort(seconds, chance, 1e6), row, n_lead, room, rate)
+        assert worth_starting(DraftCost(seconds, chance, 0.0), row, n_pending, room, rate) == (
+            speedup > rate
+        )
+    assert not worth_starting(DraftCost(seconds, chance, 1e6), row, n_pending, room, rate)
 
 
 class Dear:
@@ -251,13 +253,13 @@ class Dear:
     name = "dear"
 
     def __init__(self, seconds: float, prob: float = 0.8) -> None:
-        self._effort = Effort(seconds, prob, 0.0)
+        self._effort = DraftCost(seconds, prob, 0.0)
         self.n_asked = 0
         self._prob = prob
 
     @property
-    def effort(self) -> Effort:
-        """See CostlyDrafter."""
+    def effort(self) -> DraftCost:
+        """See ModelDrafter."""
         return self._effort
 
     def begin(self, context: Tokens) -> None:
@@ -380,7 +382,7 @@ def test_one_whose_effort_fails_is_switched_off() -> None:
 
     class Failing(Dear):
         @property
-        def effort(self) -> Effort:
+        def effort(self) -> DraftCost:
             raise RuntimeError("no idea")
 
     target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
@@ -403,7 +405,7 @@ def test_a_session_heeds_the_effort() -> None:
         drafter = Dear(seconds)
         pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1e-6, 2e-6),)))
         target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
-        session = Session(target, [drafter], 1, pricing=pricing, pace=Pace())
+        session = Session(target, [drafter], 1, pricing=pricing, back_off=BackOff())
         session.feed(TEXT)
         sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
         n_steps = len(list(session.generate(sampler, 20, lambda _: False)))
@@ -488,7 +490,7 @@ def test_a_tight_budget_with_heads_that_no_quantized_cache_stores(tmp_path: Path
     odd = replace(MADE["1b"], head=80)
     others = read_headers(odd.write(tmp_path / "d.gguf"))
     info = ModelInfo.from_headers(headers)
-    subject = Subject(headers, info, frozenset(), lambda *_: 0, draft=others)
+    subject = PlanInputs(headers, info, frozenset(), lambda *_: 0, draft=others)
     config = EngineConfig(draft_model=tmp_path / "d.gguf")
     asked = replace(config, type_k="q4_0", type_v="q4_0", flash_attention=True)
     assert plan_for(subject, asked).draft == plan_for(subject, config).draft
@@ -518,22 +520,22 @@ def test_on_a_gpu_both_take_room(tmp_path: Path) -> None:
     """The draft model's layers are offloaded, too."""
     headers = read_headers(MADE["1b"].write(tmp_path / "m.gguf"))
     info = ModelInfo.from_headers(headers)
-    subject = Subject(headers, info, frozenset(), lambda *_: 0, device=1 << 40, draft=headers)
+    subject = PlanInputs(headers, info, frozenset(), lambda *_: 0, device=1 << 40, draft=headers)
     config = EngineConfig(n_ctx=1024)
-    alone = plan_for(subject, config)
+    standalone = plan_for(subject, config)
     beside = plan_for(subject, replace(config, draft_model=tmp_path / "m.gguf"))
-    assert 1.9 * alone.device < beside.device <= 2 * alone.device
-    assert beside.total == alone.total + beside.draft
+    assert 1.9 * standalone.device < beside.device <= 2 * standalone.device
+    assert beside.total == standalone.total + beside.draft
 
 
 def test_copies_of_both_models_are_copies(tmp_path: Path) -> None:
     """Their originals are not read again, so the system may drop them."""
     headers = read_headers(MADE["1b"].write(tmp_path / "m.gguf"))
     features = frozenset({"AVX2", "REPACK"})
-    subject = Subject(headers, ModelInfo.from_headers(headers), features, lambda *_: 0)
+    subject = PlanInputs(headers, ModelInfo.from_headers(headers), features, lambda *_: 0)
     subject = replace(subject, draft=headers)
     config = EngineConfig(n_ctx=1024)
-    alone = plan_for(subject, config)
+    standalone = plan_for(subject, config)
     beside = plan_for(subject, replace(config, draft_model=tmp_path / "m.gguf"))
-    assert beside.copies == 2 * alone.copies > 0
-    assert beside.used == alone.used + beside.draft
+    assert beside.copies == 2 * standalone.copies > 0
+    assert beside.used == standalone.used + beside.draft

@@ -37,7 +37,7 @@ def places(text: Sequence[int], order: int) -> list[int]:
 def test_prompt_lookup_copies_from_the_last_occurrence(seed: int) -> None:
     """The longest n-gram's last occurrence gives the copy, a few tokens alone, 64 otherwise."""
     text = repeating_text(150, N_VOCAB if seed % 2 else 4, seed)
-    drafters = [begun(PromptLookup(alone), text[:40]) for alone in (True, False)]
+    drafters = [begun(PromptLookup(standalone), text[:40]) for standalone in (True, False)]
     for end in range(40, 150):
         known = text[:end]
         found = [(order, found) for order in (3, 2, 1) if (found := places(known, order))]
@@ -53,7 +53,7 @@ def test_prompt_lookup_copies_from_the_last_occurrence(seed: int) -> None:
 def test_copyspec_copies_from_the_first_occurrence(seed: int) -> None:
     """The first occurrence of the last three tokens gives the copy, 10 tokens of it alone."""
     text = repeating_text(150, N_VOCAB if seed % 2 else 4, seed)
-    drafters = [begun(CopySpec(alone), text[:40]) for alone in (True, False)]
+    drafters = [begun(CopySpec(standalone), text[:40]) for standalone in (True, False)]
     for end in range(40, 150):
         known = text[:end]
         copy = known[found[0] :] if (found := places(known, 3)) else []
@@ -134,7 +134,7 @@ def test_trigram_stays_within_its_table() -> None:
 def test_trigram_alone_is_four_levels_deep() -> None:
     """The paper's depth holds alone only."""
     text = [1, 2, 3] * 9
-    assert len(best_chain(begun(Trigram(alone=True), text))) == 4
+    assert len(best_chain(begun(Trigram(standalone=True), text))) == 4
     assert len(best_chain(begun(Trigram(), text))) == 100
 
 
@@ -165,8 +165,8 @@ def hits(drafter: Drafter, text: Sequence[int]) -> list[bool]:
 def test_predicted_copies_an_answer_that_is_the_prediction() -> None:
     """Every token is guessed, and after the end nothing is."""
     text = repeating_text(200, N_VOCAB, 1)
-    for alone in (True, False):
-        drafter = Predicted(text, alone=alone)
+    for standalone in (True, False):
+        drafter = Predicted(text, standalone=standalone)
         assert all(hits(drafter, text))
         assert not guesses_at_root(drafter)
         assert best_chain(begun(drafter, [5])) == text[:64]
@@ -194,8 +194,8 @@ def test_predicted_finds_moved_passages() -> None:
     """Passages far away, before or behind the pointer, are found again after three tokens."""
     text = [random.Random(3).randrange(1000) for _ in range(600)]
     answer = [*text[:100], *text[400:500], *text[100:200]]
-    for alone in (True, False):
-        missed = [i for i, hit in enumerate(hits(Predicted(text, alone), answer)) if not hit]
+    for standalone in (True, False):
+        missed = [i for i, hit in enumerate(hits(Predicted(text, standalone), answer)) if not hit]
         assert len(missed) <= 8
         assert all(i in (*range(100, 104), *range(200, 204)) for i in missed)
 
@@ -233,7 +233,7 @@ def test_predicted_prefers_the_nearest_of_equal_places() -> None:
 def test_predicted_alone_needs_a_unique_place() -> None:
     """As in the paper, an ambiguous match is not followed."""
     text = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 8, 9]
-    drafter = begun(Predicted(text, alone=True), [])
+    drafter = begun(Predicted(text, standalone=True), [])
     observe(drafter, [50, 1, 2, 3])
     assert not guesses_at_root(drafter)
     observe(drafter, [8])

@@ -88,7 +88,7 @@ def test_recycle_alone_drafts_the_likeliest_tree_by_ranks() -> None:
 
 def test_recycle_alone_stays_in_its_template() -> None:
     """With a full row at every token the fixed tree is drafted, no more and no less."""
-    drafter = begun(Recycle(alone=True), [0])
+    drafter = begun(Recycle(standalone=True), [0])
     tree = DraftTree.from_parents(range(8), range(-1, 7))
     drafter.observe([0], tree, np.tile(np.linspace(9, 0, N_VOCAB, dtype=np.float32), (8, 1)))
     states = [begun(drafter, [0]).root()]

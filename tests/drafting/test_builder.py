@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from specgen.core.drafting.acceptance import Calibrator, Guess
+from specgen.core.drafting.acceptance import AcceptanceModel, Estimate
 from specgen.core.drafting.builder import Builder
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree, Evidence
@@ -71,10 +71,10 @@ class Table:
 
 
 def build(
-    *guesses: Guesses, room: int = 8, depth: int = 9, max_leaves: int = 16, branch: bool = True
+    *guesses: Guesses, budget: int = 8, depth: int = 9, max_leaves: int = 16, branch: bool = True
 ) -> DraftTree:
     drafters = [Table(each, f"table {i}") for i, each in enumerate(guesses)]
-    return Builder(drafters, room, max_leaves=max_leaves, branch=branch).build(ROOT, 99, depth)
+    return Builder(drafters, budget, max_leaves=max_leaves, branch=branch).build(ROOT, 99, depth)
 
 
 def path_of(tree: DraftTree, node: int) -> Path:
@@ -118,11 +118,11 @@ def all_trees(paths: dict[Path, float], n: int) -> Iterator[float]:
 
 
 def best_first(
-    tables: Sequence[Guesses], room: int, depth: int, max_leaves: int
+    tables: Sequence[Guesses], budget: int, depth: int, max_leaves: int
 ) -> dict[Path, float]:
     """Take the likeliest child of a node taken, the first of equals, until nothing fits."""
     taken: dict[Path, float] = {(): 1.0}
-    while len(taken) <= room:
+    while len(taken) <= budget:
         inner = {path[:-1] for path in taken if path}
         full = len(taken) - len(inner) >= max_leaves and len(taken) > 1
         on_offer = {
@@ -147,7 +147,7 @@ def best_first(
 def test_no_tree_of_as_many_nodes_is_better(tables: list[Guesses], n: int) -> None:
     """Of all trees with n guesses, the one built has the largest sum of path probabilities."""
     paths = dict(sorted(all_paths(tables).items(), key=lambda item: -item[1])[:14])
-    tree = path_probs(build(*tables, room=n))
+    tree = path_probs(build(*tables, budget=n))
     n = min(n, len(all_paths(tables)))
     assert len(tree) == n
     assert sum(tree.values()) == max(all_trees(paths, n))
@@ -156,30 +156,30 @@ def test_no_tree_of_as_many_nodes_is_better(tables: list[Guesses], n: int) -> No
 @settings(max_examples=400)
 @given(
     tables=st.lists(GUESSES, max_size=3),
-    room=st.integers(0, 12),
+    budget=st.integers(0, 12),
     depth=st.integers(0, 5),
     max_leaves=st.integers(1, 6),
     branch=st.booleans(),
 )
 def test_the_tree_is_that_of_naive_best_first_search(
-    tables: list[Guesses], room: int, depth: int, max_leaves: int, branch: bool
+    tables: list[Guesses], budget: int, depth: int, max_leaves: int, branch: bool
 ) -> None:
     """The nodes are those that a search without any shortcut takes, and no limit is exceeded."""
-    tree = build(*tables, room=room, depth=depth, max_leaves=max_leaves, branch=branch)
-    expected = best_first(tables, room, depth, max_leaves if branch else 1)
+    tree = build(*tables, budget=budget, depth=depth, max_leaves=max_leaves, branch=branch)
+    expected = best_first(tables, budget, depth, max_leaves if branch else 1)
     assert path_probs(tree) == expected
-    assert len(tree) - 1 <= room
+    assert len(tree) - 1 <= budget
     assert max(tree.depths) <= depth
     assert len(tree.leaves) <= (max_leaves if branch else 1)
     assert branch or tree.n_main == len(tree)
 
 
-@given(tables=st.lists(GUESSES, max_size=2), room=st.integers(0, 9), max_leaves=st.integers(1, 4))
+@given(tables=st.lists(GUESSES, max_size=2), budget=st.integers(0, 9), max_leaves=st.integers(1, 4))
 def test_the_main_chain_comes_first_and_is_the_likeliest(
-    tables: list[Guesses], room: int, max_leaves: int
+    tables: list[Guesses], budget: int, max_leaves: int
 ) -> None:
     """The tree is valid, and its main chain follows the likeliest child down to a leaf."""
-    tree = build(*tables, room=room, max_leaves=max_leaves)
+    tree = build(*tables, budget=budget, max_leaves=max_leaves)
     tree.check()
     assert tree.n_main - 1 in tree.leaves
     assert (tree.tokens[0], tree.probs[0], tree.evidence[0]) == (ROOT, 1.0, ())
@@ -190,10 +190,10 @@ def test_the_main_chain_comes_first_and_is_the_likeliest(
             assert probs[path_of(tree, node)] <= probs[path_of(tree, sibling)]
 
 
-@given(tables=st.lists(GUESSES, max_size=3), room=st.integers(0, 9))
-def test_equal_guesses_give_equal_trees(tables: list[Guesses], room: int) -> None:
+@given(tables=st.lists(GUESSES, max_size=3), budget=st.integers(0, 9))
+def test_equal_guesses_give_equal_trees(tables: list[Guesses], budget: int) -> None:
     """The same drafters in the same states always give the same tree, down to the order."""
-    assert build(*tables, room=room) == build(*tables, room=room)
+    assert build(*tables, budget=budget) == build(*tables, budget=budget)
 
 
 @given(tables=st.lists(GUESSES, min_size=1, max_size=3))
@@ -223,7 +223,7 @@ def test_agreeing_drafters_make_one_node_with_the_higher_estimate() -> None:
 def test_full_leaves_leave_room_to_what_continues_them() -> None:
     """Where no leaf may be added, less likely guesses that continue a leaf take the room."""
     guesses: Guesses = {(): {0: 1.0, 1: 0.75, 2: 0.75}, (1,): {0: 0.25}}
-    tree = build(guesses, room=3, max_leaves=2)
+    tree = build(guesses, budget=3, max_leaves=2)
     assert set(path_probs(tree)) == {(0,), (1,), (1, 0)}
 
 
@@ -235,7 +235,7 @@ def test_a_token_offered_twice_is_one_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drafters", "room", "depth"),
+    ("drafters", "budget", "depth"),
     [
         ([], 5, 5),
         ([Table({})], 5, 5),
@@ -246,41 +246,43 @@ def test_a_token_offered_twice_is_one_node() -> None:
     ],
 )
 def test_nothing_to_guess_or_no_room_drafts_nothing(
-    drafters: list[Drafter], room: int, depth: int
+    drafters: list[Drafter], budget: int, depth: int
 ) -> None:
     """Without guesses, room or depth the tree is its root: plain decoding."""
-    tree = Builder(drafters, 8, max_leaves=4, branch=True).build(ROOT, room, depth)
+    tree = Builder(drafters, 8, max_leaves=4, branch=True).build(ROOT, budget, depth)
     assert tree == DraftTree.root(ROOT)
 
 
 def test_the_smaller_of_room_and_max_drafts_counts() -> None:
-    """A tree holds at most `room` and at most `max_drafts` guesses."""
+    """A tree holds at most `budget` and at most `max_drafts` guesses."""
     guesses: Guesses = {(): {0: 0.5, 1: 0.5}, (0,): {0: 0.5, 1: 0.5}, (1,): {0: 0.5, 1: 0.5}}
-    for max_drafts, room, n in ((3, 9, 3), (9, 3, 3), (9, 9, 6)):
+    for max_drafts, budget, n in ((3, 9, 3), (9, 3, 3), (9, 9, 6)):
         builder = Builder([Table(guesses)], max_drafts, max_leaves=16, branch=True)
-        assert len(builder.build(ROOT, room, 9)) == 1 + n
+        assert len(builder.build(ROOT, budget, 9)) == 1 + n
 
 
 def test_drafters_are_asked_only_below_nodes_that_may_have_children() -> None:
     """Neither the last node of a full tree nor a node at the greatest depth costs a guess."""
     guesses: Guesses = {(0,) * n: {0: 0.5} for n in range(9)}
-    for room, depth in ((3, 9), (9, 3)):
+    for budget, depth in ((3, 9), (9, 3)):
         table = Table(guesses)
-        assert len(Builder([table], room, max_leaves=1, branch=False).build(ROOT, 99, depth)) == 4
+        assert len(Builder([table], budget, max_leaves=1, branch=False).build(ROOT, 99, depth)) == 4
         assert table.asked == [(), (0,), (0, 0)]
 
 
-class Believer(Calibrator):
+class Believer(AcceptanceModel):
     """Takes every drafter's word, and notes the tokens that it was asked about."""
 
     def __init__(self) -> None:
         super().__init__()
         self.judged: list[int] = []
 
-    def guess(self, evidence: Sequence[Evidence], prior: float, token: int, run: int) -> Guess:
-        """See Calibrator."""
+    def estimate(
+        self, evidence: Sequence[Evidence], prior: float, token: int, run: int
+    ) -> Estimate:
+        """See AcceptanceModel."""
         self.judged.append(token)
-        return (prior, *super().guess(evidence, prior, token, run)[1:])
+        return (prior, *super().estimate(evidence, prior, token, run)[1:])
 
 
 def exclusive_paths(tables: Sequence[Guesses], path: Path = (), prob: float = 1.0) -> list[float]:
@@ -294,14 +296,14 @@ def exclusive_paths(tables: Sequence[Guesses], path: Path = (), prob: float = 1.
 
 
 @settings(max_examples=300)
-@given(tables=st.lists(GUESSES, max_size=3), room=st.integers(0, 12))
-@example(tables=[{(): {0: 0.5, 1: 0.5}, (0,): {0: 0.75}}], room=2)  # the second child is due
-def test_judged_siblings_share_what_there_is(tables: list[Guesses], room: int) -> None:
+@given(tables=st.lists(GUESSES, max_size=3), budget=st.integers(0, 12))
+@example(tables=[{(): {0: 0.5, 1: 0.5}, (0,): {0: 0.75}}], budget=2)  # the second child is due
+def test_judged_siblings_share_what_there_is(tables: list[Guesses], budget: int) -> None:
     """One of them at most comes true: the likeliest first, the others are left the rest."""
     drafters = [Table(table, f"table {i}") for i, table in enumerate(tables)]
-    builder = Builder(drafters, room, max_leaves=99, branch=True, calibrator=Believer())
+    builder = Builder(drafters, budget, max_leaves=99, branch=True, acceptance=Believer())
     probs = path_probs(builder.build(ROOT, 99, 99)).values()
-    assert sorted(probs, reverse=True) == sorted(exclusive_paths(tables), reverse=True)[:room]
+    assert sorted(probs, reverse=True) == sorted(exclusive_paths(tables), reverse=True)[:budget]
 
 
 @pytest.mark.parametrize(("chance", "n_judged"), [(0.9, 4), (0.2, 6)])
@@ -309,7 +311,7 @@ def test_only_guesses_with_a_chance_are_judged(chance: float, n_judged: int) -> 
     """In a sure copy no time is spent on what else might follow."""
     guesses: Guesses = {(0,) * n: {1: 0.1, 0: chance, 2: 0.1} for n in range(9)}
     judge = Believer()
-    Builder([Table(guesses)], 4, max_leaves=9, branch=True, calibrator=judge).build(ROOT, 99, 99)
+    Builder([Table(guesses)], 4, max_leaves=9, branch=True, acceptance=judge).build(ROOT, 99, 99)
     assert len(judge.judged) == n_judged
 
 
@@ -349,10 +351,10 @@ PREMIUM = 1.05  # of a draft over plain decoding
 COSTS = st.lists(st.sampled_from([0.05, 0.3, 0.6, 1.0]), min_size=1, max_size=6)
 
 
-@given(tables=st.lists(GUESSES, min_size=1, max_size=2), costs=COSTS, n_lead=st.integers(0, 2))
+@given(tables=st.lists(GUESSES, min_size=1, max_size=2), costs=COSTS, n_pending=st.integers(0, 2))
 @settings(max_examples=300, deadline=None)
 def test_the_size_is_the_one_with_most_tokens_a_second(
-    tables: list[Guesses], costs: list[float], n_lead: int
+    tables: list[Guesses], costs: list[float], n_pending: int
 ) -> None:
     """Of all sizes of the unpriced tree, by trying each; smaller ones where equal."""
     drafters = [Table(table, f"table {i}") for i, table in enumerate(tables)]
@@ -360,12 +362,14 @@ def test_the_size_is_the_one_with_most_tokens_a_second(
     whole = Builder(drafters, 16, max_leaves=99, branch=True)
     paid = Builder(drafters, 16, max_leaves=99, branch=True, pricing=price)
     rates = {}
-    for room in range(17):
-        tree = whole.build(ROOT, room, 99)
+    for budget in range(17):
+        tree = whole.build(ROOT, budget, 99)
         paths = path_probabilities(tree)
-        if len(tree) == room + 1:
-            rates[room] = sum(paths) / price.row(0)[n_lead + room] * (1.0 if room else PREMIUM)
-    tree = paid.build(ROOT, 16, 99, n_lead=n_lead)
+        if len(tree) == budget + 1:
+            rates[budget] = (
+                sum(paths) / price.row(0)[n_pending + budget] * (1.0 if budget else PREMIUM)
+            )
+    tree = paid.build(ROOT, 16, 99, n_pending=n_pending)
     assert rates[len(tree) - 1] == pytest.approx(max(rates.values()))
 
 

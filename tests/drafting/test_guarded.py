@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
-from specgen.core.drafting.guarded import MOST_CANDIDATES, Guarded, find_fault
+from specgen.core.drafting.guarded import MOST_CANDIDATES, SafeDrafter, find_fault
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
@@ -83,7 +83,7 @@ def plain(n_tokens: int) -> list[int]:
 def begun(*drafters: Drafter, judged: bool = False) -> Session:
     """A session on the model of `plain`, fed with the prompt."""
     backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB))
-    session = Session(backend, drafters, 8, calibrator=Calibrator() if judged else None)
+    session = Session(backend, drafters, 8, acceptance=AcceptanceModel() if judged else None)
     session.feed(PROMPT)
     return session
 
@@ -149,7 +149,7 @@ def test_every_lie_is_found_out(lie: Any, caplog: pytest.LogCaptureFixture) -> N
         def predict(self, state: Any) -> Sequence[Candidate]:
             return lie  # type: ignore[no-any-return]
 
-    guarded = Guarded(Liar(1, N_VOCAB, 2), N_VOCAB)
+    guarded = SafeDrafter(Liar(1, N_VOCAB, 2), N_VOCAB)
     guarded.begin(np.array(PROMPT, np.int32))
     assert guarded.predict(guarded.root()) == ()
     (line,) = warnings(caplog)
@@ -161,7 +161,7 @@ def test_every_lie_is_found_out(lie: Any, caplog: pytest.LogCaptureFixture) -> N
 def test_honest_answers_pass_as_they_are() -> None:
     """Nothing is copied or changed, be it a list or a tuple."""
     drafter = Spy()
-    guarded = Guarded(drafter, N_VOCAB)
+    guarded = SafeDrafter(drafter, N_VOCAB)
     assert guarded.name == "spy"
     guarded.begin(np.array(PROMPT, np.int32))
     state = guarded.root()
@@ -221,7 +221,7 @@ def test_interrupts_pass_through(
     with pytest.raises(error):
         write(begun(spy), 20)
     assert not warnings(caplog)
-    guarded = Guarded(spy, N_VOCAB)
+    guarded = SafeDrafter(spy, N_VOCAB)
     with pytest.raises(error):
         getattr(guarded, call)(*_arguments(call))
     with pytest.raises(error):
@@ -243,8 +243,8 @@ def _arguments(call: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize("at", range(6))
 def test_a_failure_midway_leaves_a_sound_tree(call: str, at: int) -> None:
     """What was guessed before is kept, what the failing call would have said is not."""
-    spy = Guarded(Spy(call, at), N_VOCAB)
-    other = Guarded(RandomTree(2, N_VOCAB, 2), N_VOCAB)
+    spy = SafeDrafter(Spy(call, at), N_VOCAB)
+    other = SafeDrafter(RandomTree(2, N_VOCAB, 2), N_VOCAB)
     for drafter in (spy, other):
         drafter.begin(np.array(PROMPT, np.int32))
     tree = Builder([spy, other], 16, max_leaves=8, branch=True).build(0, 16, 9)
@@ -278,7 +278,7 @@ def test_the_faults_of_the_lossless_cases_come_up(caplog: pytest.LogCaptureFixtu
         faulty = Faulty(seed, N_VOCAB)
         session = begun(faulty)
         write(session, 40)
-        if isinstance(session._panel.drafters[0]._drafter, Faulty):
+        if isinstance(session._pool.drafters[0]._drafter, Faulty):
             continue
         seen.add((faulty.fails_in, faulty.fails_in == "predict" and faulty.lie is not None))
     assert seen == {(call, False) for call in CALLS} | {("predict", True)}

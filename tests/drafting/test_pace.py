@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from specgen.core.cost.model import CostModel
-from specgen.core.drafting.acceptance import Calibrator
-from specgen.core.drafting.pace import SKIPPED, Pace
+from specgen.core.drafting.acceptance import AcceptanceModel
+from specgen.core.drafting.pace import SKIPPED, BackOff
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
@@ -18,25 +18,25 @@ PLAIN_S = 0.01
 CURVE = CostModel((1, 64), (0,), ((PLAIN_S, 10 * PLAIN_S),))
 
 
-def asked(pace: Pace, n_steps: int, gain_s: float) -> list[bool]:
+def asked(back_off: BackOff, n_steps: int, gain_s: float) -> list[bool]:
     """Whether each of `n_steps` asks, where each that does gains so much."""
     steps = []
     for _ in range(n_steps):
-        steps.append(pace.asks())
+        steps.append(back_off.should_draft())
         if steps[-1]:
-            pace.settle(PLAIN_S, gain_s)
+            back_off.settle(PLAIN_S, gain_s)
     return steps
 
 
 def test_what_pays_is_asked_always() -> None:
     """And what costs nothing."""
-    assert all(asked(Pace(), 200, PLAIN_S / 100))
-    assert all(asked(Pace(), 200, 0.0))
+    assert all(asked(BackOff(), 200, PLAIN_S / 100))
+    assert all(asked(BackOff(), 200, 0.0))
 
 
 def test_what_does_not_pay_is_asked_seldom() -> None:
     """First for a while in every step, then with longer and longer breaks."""
-    steps = asked(Pace(), 400, -PLAIN_S / 50)
+    steps = asked(BackOff(), 400, -PLAIN_S / 50)
     first = steps.index(False)
     assert 10 <= first <= 30
     rest = steps[first:]
@@ -48,25 +48,25 @@ def test_what_does_not_pay_is_asked_seldom() -> None:
 def test_a_gain_is_followed_up() -> None:
     """One good draft wakes the drafters, and a new text does."""
     for is_new_text in (False, True):
-        pace = Pace()
-        asked(pace, 100, -PLAIN_S / 50)
-        while not pace.asks():
+        back_off = BackOff()
+        asked(back_off, 100, -PLAIN_S / 50)
+        while not back_off.should_draft():
             pass
         if is_new_text:
-            pace.begin()
+            back_off.begin()
         else:
-            pace.settle(PLAIN_S, 3 * PLAIN_S)
-        assert all(asked(pace, 10, -PLAIN_S / 50))
+            back_off.settle(PLAIN_S, 3 * PLAIN_S)
+        assert all(asked(back_off, 10, -PLAIN_S / 50))
 
 
-class Seldom(Pace):
+class Seldom(BackOff):
     """Asks in one step of four, whatever comes of it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.n = 0
 
-    def asks(self) -> bool:
+    def should_draft(self) -> bool:
         self.n += 1
         return self.n % 4 == 1
 
@@ -76,7 +76,9 @@ def test_drafters_miss_nothing(n_tokens: int) -> None:
     """Whenever they are asked they know the whole text, and so they do in the next turn."""
     backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
     witness = Witness()
-    session = Session(backend, [witness], 8, calibrator=Calibrator(), pricing=CURVE, pace=Seldom())
+    session = Session(
+        backend, [witness], 8, acceptance=AcceptanceModel(), pricing=CURVE, back_off=Seldom()
+    )
     session.feed([1, 2, 3])
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     for step in session.generate(sampler, n_tokens, lambda _: False):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from specgen.core.cost.model import CostModel
-from specgen.core.drafting.acceptance import Calibrator
-from specgen.core.drafting.pace import Pace
-from specgen.core.drafting.panel import ALLOWANCE, LOOK_SHARE, START, WAKE, Looks, Panel
-from specgen.core.protocols import Candidate, Effort, Logits
+from specgen.core.drafting.acceptance import AcceptanceModel
+from specgen.core.drafting.pace import BackOff
+from specgen.core.drafting.panel import ALLOWANCE, LOOK_SHARE, START, WAKE, DrafterPool, Looks
+from specgen.core.protocols import Candidate, DraftCost, Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
@@ -28,8 +28,8 @@ class Costly(Witness):
     """One whose answers take time."""
 
     @property
-    def effort(self) -> Effort:
-        return Effort(1.0, 0.5, 0.0)
+    def effort(self) -> DraftCost:
+        return DraftCost(1.0, 0.5, 0.0)
 
 
 def guess_of(*names: str) -> DraftTree:
@@ -49,20 +49,20 @@ def asked(
 
     It brings `tree`, unless one rests.
     """
-    panel = Panel(drafters, N_VOCAB)
-    panel.begin(np.array([1], np.int32))
+    pool = DrafterPool(drafters, N_VOCAB)
+    pool.begin(np.array([1], np.int32))
     text = [1]
     counts = {drafter.name: 0 for drafter in drafters}
     for _ in range(n_steps):
-        resting = panel.catch_up(text)
-        for drafter in panel.drafters:
-            counts[drafter.name] += drafter not in resting
-        shown = tree if not resting else DraftTree.root(1)
+        paused = pool.catch_up(text)
+        for drafter in pool.drafters:
+            counts[drafter.name] += drafter not in paused
+        shown = tree if not paused else DraftTree.root(1)
         text.append(1)
-        panel.observe([1], shown, np.empty((len(shown), 0), np.float32))
-        for drafter in panel.drafters:  # what really was measured
-            drafter.seconds = 0.0 if drafter in resting else seconds[drafter.name]
-        panel.settle(shown, (1,) if right else (), PLAIN_S, ROW_S)
+        pool.observe([1], shown, np.empty((len(shown), 0), np.float32))
+        for drafter in pool.drafters:  # what really was measured
+            drafter.seconds = 0.0 if drafter in paused else seconds[drafter.name]
+        pool.settle(shown, (1,) if right else (), PLAIN_S, ROW_S)
     assert all(drafter.text == text[: len(drafter.text)] for drafter in drafters)
     return counts
 
@@ -117,15 +117,15 @@ def test_one_whose_answers_take_time_goes_by_its_own_rules() -> None:
 def test_it_wakes_when_it_would_have_earned() -> None:
     """Rests are short enough that a drafter which becomes useful is found out, and stays."""
     drafters = [Witness("a"), Witness("b")]
-    panel = Panel(drafters, N_VOCAB)
-    panel.begin(np.array([1], np.int32))
+    pool = DrafterPool(drafters, N_VOCAB)
+    pool.begin(np.array([1], np.int32))
     states = []
     for step in range(400):
-        resting = panel.drafters[1] in panel.catch_up([1])
-        states.append(resting)
-        panel.drafters[1].seconds = 0.0 if resting else PLAIN_S / 25
-        useful = step >= 200 and not resting
-        panel.settle(guess_of("b") if useful else DraftTree.root(1), (1,), PLAIN_S, ROW_S)
+        paused = pool.drafters[1] in pool.catch_up([1])
+        states.append(paused)
+        pool.drafters[1].seconds = 0.0 if paused else PLAIN_S / 25
+        useful = step >= 200 and not paused
+        pool.settle(guess_of("b") if useful else DraftTree.root(1), (1,), PLAIN_S, ROW_S)
     assert states[:200].count(True) > 150
     first = states.index(False, 200)
     assert first <= 200 + 3 * WAKE / ALLOWANCE and not any(states[first:])
@@ -145,7 +145,7 @@ def test_who_rests_misses_nothing(n_turns: int) -> None:
     cheap = CostModel((1, 64), (0,), ((1e-3, 1e-2),))
     first, slow = Witness("first"), Slow("slow")
     session = Session(
-        backend, [first, slow], 8, calibrator=Calibrator(), pricing=cheap, pace=Always()
+        backend, [first, slow], 8, acceptance=AcceptanceModel(), pricing=cheap, back_off=Always()
     )
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     text = [1, 2, 3]
@@ -163,7 +163,7 @@ def test_without_a_pace_all_are_asked() -> None:
     """In a replay time is not real, and figures are the same on every machine."""
     backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
     drafters = [Witness("a"), Witness("b")]
-    session = Session(backend, drafters, 8, calibrator=Calibrator(), pricing=CURVE)
+    session = Session(backend, drafters, 8, acceptance=AcceptanceModel(), pricing=CURVE)
     session.feed([1, 2, 3])
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     assert sum(1 for _ in session.generate(sampler, 300, lambda _: False)) == 300
@@ -197,7 +197,7 @@ def test_looks_that_take_long_end() -> None:
     quick.name = "quick"
     backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
     cheap = CostModel((1, 64), (0,), ((PLAIN_S / 1000, PLAIN_S / 100),))
-    session = Session(backend, [slow, quick], 8, calibrator=Calibrator(), pricing=cheap)
+    session = Session(backend, [slow, quick], 8, acceptance=AcceptanceModel(), pricing=cheap)
     session.feed([1, 2, 3])
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     for _ in session.generate(sampler, 30, lambda _: False):
@@ -207,8 +207,8 @@ def test_looks_that_take_long_end() -> None:
     assert not any(slow.looks[5:])
 
 
-class Always(Pace):
+class Always(BackOff):
     """Asks in every step."""
 
-    def asks(self) -> bool:
+    def should_draft(self) -> bool:
         return True

@@ -21,7 +21,7 @@ import specgen.core.engine as engine_module
 import specgen.core.session as session_module
 from specgen.cli.bench.live import _drafters
 from specgen.core.config import EngineConfig
-from specgen.core.drafting.acceptance import experienced
+from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.benchmark import Arm, Plan, measure_arms
@@ -186,7 +186,7 @@ def test_cold_arms_know_nothing() -> None:
 
 
 def test_warm_arms_go_on_from_prompt_to_prompt() -> None:
-    """With one calibrator and all answers so far; anew in each repetition, or all were known."""
+    """With one acceptance model and all answers so far; anew in each repetition."""
     warm = Asked("auto")
     engine = FakeEngine()
     plan = Plan(prompts(3), [PLAIN_ARM, Arm("x warm", warm, warm=True)], 2, 12)
@@ -204,7 +204,7 @@ def test_warm_arms_go_on_from_prompt_to_prompt() -> None:
         learned = of_it[0][1].learned
         assert learned is not None
         assert learned.answers.tolist() == known
-        assert learned.calibrator.record() != experienced().record()
+        assert learned.acceptance.record() != shipped_priors().record()
         assert learned.key is None  # nothing is stored for others
     assert len({id(renewal.learned) for _, renewal, _ in mine}) == 2
     assert [renewal.learned for r, renewal, _ in pairs if r.drafter == PLAIN] == [None] * 6
@@ -353,14 +353,14 @@ def test_a_predicted_text_goes_to_several(
     name: str, predicted: str | None, expected: list[str]
 ) -> None:
     """A single drafter is measured as its paper describes it."""
-    prompt, nothing = Prompt("edit", ("abc",), predicted), Learned(experienced()).answers
+    prompt, nothing = Prompt("edit", ("abc",), predicted), Learned(shipped_priors()).answers
     found = _drafters(name, Letters(N_VOCAB), prompt, nothing)
     assert [drafter.name for drafter in found] == expected
 
 
 def test_past_answers_go_to_several() -> None:
     """To suffixes of the text, which are then looked for there."""
-    answers = Learned(experienced(), [1, 2, 3]).answers
+    answers = Learned(shipped_priors(), [1, 2, 3]).answers
     names = [
         [
             drafter.name
@@ -397,12 +397,12 @@ class Noisy(FakeBackend):
         self._rng = random.Random(seed)
         self._heat = 0.0
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See Backend."""
         self._heat += 0.0003
         noise = self._heat + self._rng.gauss(0, 0.05)
         self._clock.now += 0.01 * self.slower * math.exp(noise)
-        return super().score(tree, lead)
+        return super().score(tree, pending)
 
     def arm(self, name: str, slower: float) -> Arm:
         """Plain decoding, each call of which takes so many times as long."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from specgen.core.evaluation.chi_square import LEAST_P, Fit, _exceeds, chi_square
+from specgen.core.evaluation.chi_square import LEAST_P, ChiSquare, _exceeds, chi_square
 
 FAIR: dict[Any, float] = dict.fromkeys(range(6), 1 / 6)
 # Large cells, rare ones, and 5 % of outcomes that are not mentioned.
@@ -116,7 +116,7 @@ def test_too_many_of_the_rare() -> None:
 def test_the_impossible(probabilities: dict[Any, float]) -> None:
     """One draw that cannot be is enough, whether it was named or not."""
     draws = [*["a"] * 150, *["b"] * 149, "no"]
-    assert chi_square(draws, probabilities) == Fit(300, 2, math.inf, 0.0)
+    assert chi_square(draws, probabilities) == ChiSquare(300, 2, math.inf, 0.0)
     assert chi_square(draws[:-1], {"a": 0.5, "b": 0.5}).is_good
 
 
@@ -133,6 +133,6 @@ def test_nothing_to_tell_by() -> None:
     """No draws, or one outcome, fit anything."""
     assert chi_square([], FAIR).is_good
     assert chi_square([], {}).is_good
-    assert chi_square(["a"] * 300, {"a": 1.0}) == Fit(300, 1, 0.0, 1.0)
-    assert chi_square(["a", "b", "b"], {"a": 0.5, "b": 0.5}) == Fit(3, 1, 0.0, 1.0)
+    assert chi_square(["a"] * 300, {"a": 1.0}) == ChiSquare(300, 1, 0.0, 1.0)
+    assert chi_square(["a", "b", "b"], {"a": 0.5, "b": 0.5}) == ChiSquare(3, 1, 0.0, 1.0)
     assert chi_square(["a", "b", "b"], {}).is_good

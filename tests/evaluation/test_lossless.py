@@ -51,10 +51,10 @@ ROUNDED = 0.1  # logits by which `Rounding` rounds
 class Rounding(FakeBackend):
     """A fake model whose logits depend a little on the width of the call, but for one row."""
 
-    def score(self, tree: DraftTree, lead: Sequence[int]) -> Logits:
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See Backend."""
-        rows = super().score(tree, lead)
-        width = len(lead) + len(tree)
+        rows = super().score(tree, pending)
+        width = len(pending) + len(tree)
         if width == 1:
             return rows
         rng = np.random.default_rng([width, self.length, *tree.tokens])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from specgen.core.cost.model import load_curve
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.replay import Recording, learn, load_recordings, replay
 from specgen.core.protocols import Drafter, Tokens
@@ -51,8 +51,8 @@ def test_every_drafter_replays_the_whole_answer_twice_alike(name: str) -> None:
     """All tokens are emitted, and the same figures come out again."""
 
     def once() -> list[tuple[int, int, int]]:
-        calibrator = Calibrator() if name == "auto" else None
-        tallies = replay(RECORDING, create(name), CURVE, calibrator, 63)
+        acceptance = AcceptanceModel() if name == "auto" else None
+        tallies = replay(RECORDING, create(name), CURVE, acceptance, 63)
         return [(tally.tokens, tally.steps, tally.nodes) for tally in tallies.values()]
 
     assert once() == once()
@@ -63,7 +63,7 @@ def test_the_curve_decides_the_size_of_trees() -> None:
     """Where calls cost the same whatever their size, trees grow; where they are dear, less."""
 
     def rows(curve: str) -> float:
-        tallies = replay(RECORDING, create("auto"), load_curve(curve), Calibrator(), 63)
+        tallies = replay(RECORDING, create("auto"), load_curve(curve), AcceptanceModel(), 63)
         return tallies["task turn 1"].nodes_per_step
 
     assert rows("flat") > rows("cpu2")
@@ -186,7 +186,7 @@ def test_learning_goes_through_all_answers() -> None:
         seen.append(answers.tolist())
         return create("auto")
 
-    learned = learn(recordings, make, CURVE, 16, Calibrator())
+    learned = learn(recordings, make, CURVE, 16, AcceptanceModel())
     assert seen == [[], [], [1, 2, 6, 6], [1, 2, 6, 6, 4]]
     assert learned.answers.tolist() == [1, 2, 6, 6, 4, 7, 8, 9]
 

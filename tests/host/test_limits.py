@@ -12,7 +12,7 @@ import pytest
 
 from specgen.core.host import limits as host
 from specgen.core.host.limits import available_memory_bytes, load, longest_wait_s, thread_waits
-from specgen.core.host.process_memory import own_bytes
+from specgen.core.host.process_memory import anonymous_bytes
 
 
 def test_what_the_process_has_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_what_the_process_has_counts_as_available(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(host, "own_bytes", lambda: None)
     without = available_memory_bytes()
     if before is not None and without is not None:
-        assert before - without == pytest.approx(own_bytes(), abs=512 << 20)
+        assert before - without == pytest.approx(anonymous_bytes(), abs=512 << 20)
 
 
 def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 from specgen.core.host import process_memory as resident
 from specgen.core.host.process_memory import (
     Mapping,
+    anonymous_bytes,
     drop_code,
     mappings,
-    own_bytes,
     peak_bytes,
     reset_peak,
     resident_bytes,
@@ -83,7 +83,7 @@ def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     reset_peak()
     peak = peak_bytes()
     assert peak == 0 if sys.platform == "win32" else peak > MIB
-    assert resident_bytes() is own_bytes() is None
+    assert resident_bytes() is anonymous_bytes() is None
     assert drop_code() == 0
 
 
@@ -100,19 +100,19 @@ def test_what_is_in_files_is_told_apart(tmp_path: Path) -> None:
     """A mapped file counts as far as it was read; a block counts as our own."""
     path = tmp_path / "file"
     path.write_bytes(bytes(TAKEN))
-    own, all_of_it = own_bytes() or 0, resident_bytes() or 0
+    own, all_of_it = anonymous_bytes() or 0, resident_bytes() or 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert file_bytes(path) == 0
         assert sum(mapped[:: mmap.PAGESIZE]) == 0
         assert file_bytes(path) == TAKEN
-        assert (own_bytes() or 0) - own < TAKEN / 2
+        assert (anonymous_bytes() or 0) - own < TAKEN / 2
         assert (resident_bytes() or 0) - all_of_it > 0.9 * TAKEN
         drop_code()
         assert file_bytes(path) == TAKEN  # no program
     # Not bytes: they may come from memory that was freed before, and is resident still.
     with mmap.mmap(-1, TAKEN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         block.write(bytes(TAKEN))
-        assert (own_bytes() or 0) - own > 0.9 * TAKEN
+        assert (anonymous_bytes() or 0) - own > 0.9 * TAKEN
 
 
 @needs_proc

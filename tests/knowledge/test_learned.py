@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from specgen.core.drafting.acceptance import Calibrator, experienced
+from specgen.core.drafting.acceptance import AcceptanceModel, shipped_priors
 from specgen.core.engine import Engine
-from specgen.core.knowledge.learned import MOST_ANSWERS, Learned, recall
+from specgen.core.knowledge.learned import MOST_ANSWERS, Learned, load_learned
 from specgen.core.knowledge.store import cache_folder
 from specgen.core.protocols import Drafter
 from tests.support.command import forget_home, generate, run
@@ -33,47 +33,47 @@ def model(tmp_path: Path) -> Path:
 def teach(learned: Learned, evidence: str, right: bool, times: int = 20) -> None:
     """Let some guesses come true, or not."""
     for _ in range(times):
-        guess = learned.calibrator.guess([(evidence,)], 0.3, 1, 0)
-        learned.calibrator.learn(guess, right)
+        guess = learned.acceptance.estimate([(evidence,)], 0.3, 1, 0)
+        learned.acceptance.learn(guess, right)
 
 
 def chance(learned: Learned, evidence: str) -> float:
     """What a guess on some evidence is thought to be worth at the beginning of a text."""
-    learned.calibrator.begin()
-    return learned.calibrator.guess([(evidence,)], 0.3, 3, 0)[0]
+    learned.acceptance.begin()
+    return learned.acceptance.estimate([(evidence,)], 0.3, 3, 0)[0]
 
 
 def test_a_new_model_begins_with_experience(model: Path) -> None:
     """And with no answers."""
-    learned = recall(model)
-    assert learned.calibrator.record() == experienced().record()
+    learned = load_learned(model)
+    assert learned.acceptance.record() == shipped_priors().record()
     assert learned.answers.tolist() == []
 
 
 def test_what_is_kept_is_recalled(model: Path, tmp_path: Path) -> None:
     """By the weights, not by the name of the file; other weights know nothing of it."""
-    learned = recall(model)
+    learned = load_learned(model)
     before = chance(learned, "x")
     teach(learned, "x", True)
     learned.add([5, 6])
     learned.add([7])
     learned.keep()
     moved = model.rename(tmp_path / "other.gguf")
-    again = recall(moved)
+    again = load_learned(moved)
     assert again.answers.tolist() == [5, 6, 7]
     assert chance(again, "x") == pytest.approx(chance(learned, "x"), abs=0.01)
     assert chance(again, "x") > before + 0.1
     model.write_bytes(b"other weights")
-    assert recall(model).answers.tolist() == []
+    assert load_learned(model).answers.tolist() == []
 
 
 def test_only_the_last_answers_are_kept(model: Path) -> None:
     """The oldest tokens go first."""
-    learned = recall(model)
+    learned = load_learned(model)
     learned.add(range(MOST_ANSWERS))
     learned.add([1, 2, 3])
     learned.keep()
-    answers = recall(model).answers.tolist()
+    answers = load_learned(model).answers.tolist()
     assert len(answers) == MOST_ANSWERS
     assert answers[0] == 3
     assert answers[-3:] == [1, 2, 3]
@@ -81,16 +81,16 @@ def test_only_the_last_answers_are_kept(model: Path) -> None:
 
 def test_keeping_twice_adds_each_answer_once(model: Path) -> None:
     """A chat keeps after every answer."""
-    learned = recall(model)
+    learned = load_learned(model)
     for token in (1, 2):
         learned.add([token])
         learned.keep()
-    assert recall(model).answers.tolist() == [1, 2]
+    assert load_learned(model).answers.tolist() == [1, 2]
 
 
 def test_runs_at_the_same_time_both_count(model: Path) -> None:
     """The second to end adds to what the first one kept."""
-    first, second = recall(model), recall(model)
+    first, second = load_learned(model), load_learned(model)
     teach(first, "x", True, 40)
     teach(second, "y", False, 40)
     first.add([1])
@@ -99,7 +99,7 @@ def test_runs_at_the_same_time_both_count(model: Path) -> None:
     second.keep()
     second.add([3])
     second.keep()
-    both = recall(model)
+    both = load_learned(model)
     assert both.answers.tolist() == [1, 2, 3]
     assert chance(both, "x") > 0.5
     assert chance(both, "y") < 0.15
@@ -107,7 +107,7 @@ def test_runs_at_the_same_time_both_count(model: Path) -> None:
 
 def _run(model: Path, number: int) -> None:
     for i in range(EACH):
-        learned = recall(model)
+        learned = load_learned(model)
         teach(learned, f"evidence {number}", True, 5)
         learned.add([number * EACH + i])
         learned.keep()
@@ -122,7 +122,7 @@ def test_processes_lose_nothing(model: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * N_PROCESSES
-    learned = recall(model)
+    learned = load_learned(model)
     assert sorted(learned.answers.tolist()) == list(range(N_PROCESSES * EACH))
     assert all(chance(learned, f"evidence {n}") > 0.5 for n in range(N_PROCESSES))
 
@@ -131,37 +131,41 @@ def test_processes_lose_nothing(model: Path) -> None:
     "change",
     [
         *({"answers": [1, -2]}, {"answers": ["a"]}, {"answers": [1 << 31]}, {"answers": "ab"}),
-        *({"answers": [1] * (MOST_ANSWERS + 1)}, {"calibrator": {}}, {"calibrator": []}),
+        *(
+            {"answers": [1] * (MOST_ANSWERS + 1)},
+            {"acceptance": {}},
+            {"acceptance": []},
+        ),
         *({"age": value} for value in (None, math.inf, math.nan, -1, 1.5, True, 10**400, "1")),
-        {"calibrator": {"buckets": [[[["a"], 0], 10**400, 10**400]], "weights": []}},
-        {"calibrator": {"buckets": [], "weights": [[["a"], [1e308, 1e308]]]}},
+        {"acceptance": {"buckets": [[[["a"], 0], 10**400, 10**400]], "weights": []}},
+        {"acceptance": {"buckets": [], "weights": [[["a"], [1e308, 1e308]]]}},
     ],
 )
 def test_a_damaged_file_is_set_aside(
     model: Path, change: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a warning, and everything starts anew."""
-    learned = recall(model)
+    learned = load_learned(model)
     learned.add([1])
     learned.keep()
     (path,) = cache_folder().glob("specgen-learned-*.json")
     record = json.loads(path.read_bytes())
     record["value"].update(change)
     path.write_text(json.dumps(record))
-    assert recall(model).answers.tolist() == []
+    assert load_learned(model).answers.tolist() == []
     assert "is set aside" in caplog.text
     assert Path(f"{path}.bad").exists()
 
 
-def test_a_calibrator_alone_is_no_record() -> None:
+def test_an_acceptance_model_alone_is_no_record() -> None:
     """All parts must be there."""
     with pytest.raises(ValueError, match="nothing learnt"):
-        Learned.from_record({"calibrator": Calibrator().record()})
+        Learned.from_record({"acceptance": AcceptanceModel().record()})
 
 
 def test_a_file_as_old_as_can_be_is_kept_on(model: Path) -> None:
     """How often it was kept is not counted any further."""
-    learned = recall(model)
+    learned = load_learned(model)
     learned.add([1])
     learned.keep()
     (path,) = cache_folder().glob("specgen-learned-*.json")
@@ -169,10 +173,10 @@ def test_a_file_as_old_as_can_be_is_kept_on(model: Path) -> None:
     record["value"]["age"] = 1 << 40
     path.write_text(json.dumps(record))
     for token in (2, 3):
-        learned = recall(model)
+        learned = load_learned(model)
         learned.add([token])
         learned.keep()
-    assert recall(model).answers.tolist() == [1, 2, 3]
+    assert load_learned(model).answers.tolist() == [1, 2, 3]
 
 
 @pytest.mark.llama
@@ -210,14 +214,14 @@ def test_generate_learns_unless_told_not_to(endless: Path) -> None:
     plain = generate(endless, *options, "--no-learn")
     assert not cache_folder().exists()
     first = generate(endless, *options)
-    assert len(recall(endless).answers) == 12
+    assert len(load_learned(endless).answers) == 12
     second = generate(endless, *options)
-    assert len(recall(endless).answers) == 24
+    assert len(load_learned(endless).answers) == 24
     assert plain.out == first.out == second.out != ""
     assert generate(endless, *options, "--drafter", "suffix").out == plain.out
-    assert len(recall(endless).answers) == 24  # a single drafter drafts as its paper says
+    assert len(load_learned(endless).answers) == 24  # a single drafter drafts as its paper says
     assert run("cache", "clear").code == 0
-    assert len(recall(endless).answers) == 0
+    assert len(load_learned(endless).answers) == 0
 
 
 @pytest.mark.llama

@@ -117,11 +117,11 @@ def tree_errors(model: LlamaModel, n_context: int, seed: int) -> float:
     worst = 0.0
     for n_nodes in (1, 2, 3, 4, 5, 8, 11, 16):
         tree = random_tree(rng, n_nodes, n_vocab, root=7)
-        lead = [rng.randrange(5, n_vocab) for _ in range(rng.randint(0, 3))]
-        logits = backend.score(tree, lead).copy()
+        pending = [rng.randrange(5, n_vocab) for _ in range(rng.randint(0, 3))]
+        logits = backend.score(tree, pending).copy()
         backend.commit(0)
         for node in range(len(tree)):
-            expected = one_by_one(reference, [*lead, *path_to(tree, node)])
+            expected = one_by_one(reference, [*pending, *path_to(tree, node)])
             worst = max(worst, float(np.abs(logits[node] - expected).max()))
     backend.close()
     reference.close()
@@ -175,9 +175,9 @@ def test_after_500_random_steps_the_cache_is_that_of_a_fresh_prefill(model: Llam
     text = [7]
     sides = rewinds = 0
     for _ in range(500):
-        *lead, root = text[backend.length :]
+        *pending, root = text[backend.length :]
         tree = random_tree(rng, rng.randint(1, 12), n_vocab, root)
-        backend.score(tree, lead)
+        backend.score(tree, pending)
         node = rng.randrange(len(tree))
         accepted = path_to(tree, node)[1:]
         on_main = 0
@@ -185,7 +185,7 @@ def test_after_500_random_steps_the_cache_is_that_of_a_fresh_prefill(model: Llam
             if tree.tokens[on_main + 1] != accepted[on_main]:
                 break
             on_main += 1
-        backend.commit(len(lead) + 1 + on_main)
+        backend.commit(len(pending) + 1 + on_main)
         sides += on_main < len(accepted)
         text += [*accepted, rng.randrange(5, n_vocab)]
         if len(text) > 300 or rng.random() < 0.1:

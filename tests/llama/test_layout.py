@@ -36,13 +36,13 @@ def visible(rows: Layout, row: int) -> set[int]:
     }
 
 
-@given(tree=TREES, lead=LEADS, start=st.integers(0, 50))
+@given(tree=TREES, pending=LEADS, start=st.integers(0, 50))
 def test_a_row_sees_the_lead_and_its_ancestors(
-    tree: DraftTree, lead: list[int], start: int
+    tree: DraftTree, pending: list[int], start: int
 ) -> None:
     """A node's first id shows it the whole lead, its ancestors and itself, and nothing else."""
-    rows = lay_out(tree, lead, start)
-    n = len(lead)
+    rows = lay_out(tree, pending, start)
+    n = len(pending)
     for row in range(n):
         assert visible(rows, row) == set(range(row + 1))
     for node in range(len(tree)):
@@ -50,31 +50,31 @@ def test_a_row_sees_the_lead_and_its_ancestors(
         assert visible(rows, n + node) == {*range(n), *seen}
 
 
-@given(tree=TREES, lead=LEADS, start=st.integers(0, 50))
+@given(tree=TREES, pending=LEADS, start=st.integers(0, 50))
 def test_tokens_and_positions_are_the_places_in_the_text(
-    tree: DraftTree, lead: list[int], start: int
+    tree: DraftTree, pending: list[int], start: int
 ) -> None:
     """The lead comes first, one position a row; each node comes one position after its parent."""
-    rows = lay_out(tree, lead, start)
-    n = len(lead)
-    assert rows.tokens == (*lead, *tree.tokens)
+    rows = lay_out(tree, pending, start)
+    n = len(pending)
+    assert rows.tokens == (*pending, *tree.tokens)
     assert rows.positions[: n + 1] == tuple(range(start, start + n + 1))
     for node in range(1, len(tree)):
         assert rows.positions[n + node] == rows.positions[n + tree.parents[node]] + 1
 
 
-@given(tree=TREES, lead=LEADS)
-def test_a_row_carries_the_ids_of_the_leaves_below_it(tree: DraftTree, lead: list[int]) -> None:
+@given(tree=TREES, pending=LEADS)
+def test_a_row_carries_the_ids_of_the_leaves_below_it(tree: DraftTree, pending: list[int]) -> None:
     """Each leaf has one id of its own, 0 and up; a node has those below it, the lead has all."""
-    rows = lay_out(tree, lead, 0)
-    ids = rows.sequences[len(lead) :]
+    rows = lay_out(tree, pending, 0)
+    ids = rows.sequences[len(pending) :]
     of_leaf = {leaf: ids[leaf][0] for leaf in tree.leaves}
     assert sorted(of_leaf.values()) == list(range(len(tree.leaves)))
     assert rows.n_sequences == len(tree.leaves)
     for node in range(len(tree)):
         below = [of_leaf[leaf] for leaf in tree.leaves if node in ancestors(tree, leaf)]
         assert ids[node] == tuple(sorted(below))
-    assert all(row == tuple(range(rows.n_sequences)) for row in rows.sequences[: len(lead)])
+    assert all(row == tuple(range(rows.n_sequences)) for row in rows.sequences[: len(pending)])
 
 
 @given(tree=TREES)
@@ -84,14 +84,14 @@ def test_the_main_chain_owns_sequence_0(tree: DraftTree) -> None:
     assert all(rows.sequences[node][0] == 0 for node in range(tree.n_main))
 
 
-@given(tree=CHAINS, lead=LEADS, start=st.integers(0, 50))
+@given(tree=CHAINS, pending=LEADS, start=st.integers(0, 50))
 def test_a_chain_is_one_sequence_of_successive_positions(
-    tree: DraftTree, lead: list[int], start: int
+    tree: DraftTree, pending: list[int], start: int
 ) -> None:
     """A chain takes sequence 0 alone, and each row one position."""
-    rows = lay_out(tree, lead, start)
-    n = len(lead) + len(tree)
-    assert rows == Layout((*lead, *tree.tokens), tuple(range(start, start + n)), ((0,),) * n, 1)
+    rows = lay_out(tree, pending, start)
+    n = len(pending) + len(tree)
+    assert rows == Layout((*pending, *tree.tokens), tuple(range(start, start + n)), ((0,),) * n, 1)
 
 
 @given(trees=st.lists(st.tuples(TREES, LEADS, st.booleans()), min_size=1, max_size=4))
@@ -100,8 +100,8 @@ def test_a_batch_holds_the_layout_and_nothing_of_earlier_ones(
 ) -> None:
     """What llama_decode reads, of whichever layouts came before."""
     batch = Batch(library().api, max_rows=16, max_leaves=13)
-    for tree, lead, outputs in trees:
-        rows = lay_out(tree, lead, 5)
+    for tree, pending, outputs in trees:
+        rows = lay_out(tree, pending, 5)
         filled = batch.fill(rows, outputs)
         n = len(rows.tokens)
         assert filled.n_tokens == n

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from specgen.core.config import EngineConfig
-from specgen.core.cost.strict import Strict
+from specgen.core.cost.strict import WidthClass
 from specgen.core.errors import MemoryBudgetError, UsageError
 from specgen.core.host.limits import _cgroup_memory
-from specgen.core.memory.budget import Subject, fit, full_speed, least, parse_budget, plan_for
+from specgen.core.memory.budget import PlanInputs, fit, full_speed, least, parse_budget, plan_for
 from specgen.core.memory.plan import BASELINE
 from specgen.core.models.modelinfo import ModelInfo, read_headers
 from tests.conftest import TinyModel
@@ -22,7 +22,7 @@ MIB = 1 << 20
 WANTED = EngineConfig(flash_attention=True)
 
 
-PADDED = Strict((301,), branch=False)  # calls of one row have 300 rows of padding
+PADDED = WidthClass((301,), branch=False)  # calls of one row have 300 rows of padding
 
 
 def tables(n_ctx: int, few: bool) -> int:
@@ -31,27 +31,27 @@ def tables(n_ctx: int, few: bool) -> int:
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> PlanInputs:
     """A model of 1B by its header."""
     headers = read_headers(MADE["1b"].write(tmp_path_factory.mktemp("budget") / "1b.gguf"))
-    return Subject(headers, ModelInfo.from_headers(headers), frozenset(), tables)
+    return PlanInputs(headers, ModelInfo.from_headers(headers), frozenset(), tables)
 
 
-def test_enough_memory_changes_nothing(subject: Subject) -> None:
+def test_enough_memory_changes_nothing(inputs: PlanInputs) -> None:
     """What fits as asked is left as it is."""
-    found = fit(subject, WANTED, 10**12)
+    found = fit(inputs, WANTED, 10**12)
     assert (found.config, found.concessions) == (WANTED, ())
-    assert found.plan == plan_for(subject, WANTED)
+    assert found.plan == plan_for(inputs, WANTED)
 
 
-def test_every_budget_is_kept(subject: Subject) -> None:
+def test_every_budget_is_kept(inputs: PlanInputs) -> None:
     """From the least that works to what was asked for; more memory is used, up to a tenth."""
-    low, high = least(subject, WANTED).total, plan_for(subject, WANTED).total
+    low, high = least(inputs, WANTED).total, plan_for(inputs, WANTED).total
     before = None
     for step in range(101):
         budget = low + (high - low) * step // 100
-        found = fit(subject, WANTED, budget)
-        assert found.plan == plan_for(subject, found.config)
+        found = fit(inputs, WANTED, budget)
+        assert found.plan == plan_for(inputs, found.config)
         assert found.plan.total <= budget
         assert bool(found.concessions) == (found.config != WANTED)
         if before:
@@ -61,64 +61,64 @@ def test_every_budget_is_kept(subject: Subject) -> None:
     assert before.config == WANTED
 
 
-def test_a_byte_less_than_the_least_is_refused(subject: Subject) -> None:
+def test_a_byte_less_than_the_least_is_refused(inputs: PlanInputs) -> None:
     """With what would fit, in one line."""
-    low = least(subject, WANTED).total
+    low = least(inputs, WANTED).total
     with pytest.raises(MemoryBudgetError, match="needs") as failure:
-        fit(subject, WANTED, low - 1)
+        fit(inputs, WANTED, low - 1)
     assert f"--memory-budget {-(-low // MIB)}M" in failure.value.hint
     assert failure.value.exit_code == 4
-    assert fit(subject, WANTED, -(-low // MIB) * MIB).plan.total <= -(-low // MIB) * MIB
+    assert fit(inputs, WANTED, -(-low // MIB) * MIB).plan.total <= -(-low // MIB) * MIB
 
 
-def test_nothing_is_given_up_in_vain(subject: Subject) -> None:
+def test_nothing_is_given_up_in_vain(inputs: PlanInputs) -> None:
     """Each concession is needed: without any one of them the budget would be crossed."""
-    low, high = least(subject, WANTED).total, plan_for(subject, WANTED).total
+    low, high = least(inputs, WANTED).total, plan_for(inputs, WANTED).total
     for step in range(1, 40):
         budget = low + (high - low) * step // 40
-        config = fit(subject, WANTED, budget).config
+        config = fit(inputs, WANTED, budget).config
         for name in ("chunk", "max_drafts", "type_k", "few_drafters", "lean"):
             wanted = getattr(WANTED, name)
             if getattr(config, name) != wanted:
                 better = replace(config, **{name: wanted})
-                assert plan_for(subject, better).total > budget, (budget, name)
+                assert plan_for(inputs, better).total > budget, (budget, name)
 
 
-def test_a_context_that_was_asked_for_is_kept(subject: Subject) -> None:
+def test_a_context_that_was_asked_for_is_kept(inputs: PlanInputs) -> None:
     """-c is a promise; without it the context shrinks."""
     asked = replace(WANTED, n_ctx=1024)
-    assert fit(subject, asked, least(subject, asked).total).config.n_ctx == 1024
-    shrunk = fit(subject, WANTED, least(subject, WANTED).total).config
+    assert fit(inputs, asked, least(inputs, asked).total).config.n_ctx == 1024
+    shrunk = fit(inputs, WANTED, least(inputs, WANTED).total).config
     assert shrunk.n_ctx == 512
 
 
-def test_strict_keeps_what_rounding_depends_on(subject: Subject) -> None:
+def test_strict_keeps_what_rounding_depends_on(inputs: PlanInputs) -> None:
     """The calls of a prompt, and the type of the cache."""
     strict = replace(WANTED, strict=True)
-    config = fit(subject, strict, least(subject, strict).total).config
+    config = fit(inputs, strict, least(inputs, strict).total).config
     assert (config.chunk, config.cache_types) == (WANTED.chunk, ("f16", "f16"))
 
 
-def test_a_cache_that_rounds_comes_last(subject: Subject) -> None:
+def test_a_cache_that_rounds_comes_last(inputs: PlanInputs) -> None:
     """Where the context is open, all else is given up before the text may change."""
-    low, high = least(subject, WANTED).total, plan_for(subject, WANTED).total
+    low, high = least(inputs, WANTED).total, plan_for(inputs, WANTED).total
     for step in range(40):
-        config = fit(subject, WANTED, low + (high - low) * step // 40).config
+        config = fit(inputs, WANTED, low + (high - low) * step // 40).config
         if config.type_k:
             assert config.max_drafts == 0
-    assert fit(subject, WANTED, low).config.cache_types == ("q4_0", "q4_0")
+    assert fit(inputs, WANTED, low).config.cache_types == ("q4_0", "q4_0")
 
 
-def test_without_flash_attention_the_cache_keeps_its_type(subject: Subject) -> None:
+def test_without_flash_attention_the_cache_keeps_its_type(inputs: PlanInputs) -> None:
     """llama.cpp has no quantized cache there."""
     off = EngineConfig(flash_attention=False)
-    assert fit(subject, off, least(subject, off).total).config.type_v is None
+    assert fit(inputs, off, least(inputs, off).total).config.type_v is None
 
 
-def test_full_speed_needs_less_than_all(subject: Subject) -> None:
+def test_full_speed_needs_less_than_all(inputs: PlanInputs) -> None:
     """Only the context is less."""
-    low, high = least(subject, WANTED).total, plan_for(subject, WANTED).total
-    assert low < full_speed(subject, WANTED).total < high
+    low, high = least(inputs, WANTED).total, plan_for(inputs, WANTED).total
+    assert low < full_speed(inputs, WANTED).total < high
 
 
 @pytest.mark.parametrize(
@@ -205,17 +205,17 @@ def test_originals_of_copies_do_not_count_where_the_system_may_drop_them(tmp_pat
     """By default a model fits whose file and copies are more than there is; a size is kept."""
     headers = read_headers(MADE["7b"].write(tmp_path / "m.gguf"))
     features = frozenset({"AVX2", "REPACK"})
-    subject = Subject(headers, ModelInfo.from_headers(headers), features, tables)
+    inputs = PlanInputs(headers, ModelInfo.from_headers(headers), features, tables)
     config = replace(WANTED, n_ctx=512)
-    plan = plan_for(subject, config)
+    plan = plan_for(inputs, config)
     assert plan.copies > plan.weights / 2
     budget = plan.total - plan.copies
-    found = fit(subject, config, budget, may_drop=True)
+    found = fit(inputs, config, budget, may_drop=True)
     assert (found.config, found.ceiling) == (config, plan.total)
     with pytest.raises(MemoryBudgetError, match="and the memory budget is"):
-        fit(subject, config, budget)
+        fit(inputs, config, budget)
     with pytest.raises(MemoryBudgetError, match="85% of what is available") as failure:
-        fit(subject, config, plan.used // 2, may_drop=True)
+        fit(inputs, config, plan.used // 2, may_drop=True)
     assert "--memory-budget" not in failure.value.hint
 
 
@@ -239,13 +239,13 @@ LADDER = (
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_order_of_what_is_given_up(subject: Subject, strict: bool) -> None:
+def test_the_order_of_what_is_given_up(inputs: PlanInputs, strict: bool) -> None:
     """As the budget falls: step by step, what is missed least first, and none is left out."""
     wanted = replace(WANTED, strict=strict)
-    low, told = least(subject, wanted).total, list[str]()
-    found = fit(subject, wanted, None)
+    low, told = least(inputs, wanted).total, list[str]()
+    found = fit(inputs, wanted, None)
     while found.plan.total > low:
-        found = fit(subject, wanted, found.plan.total - 1)
+        found = fit(inputs, wanted, found.plan.total - 1)
         told += [name for name in found.concessions if name not in told]
     rounds = ("prompts", "cache")
     assert told == [step for step in LADDER if not (strict and step.startswith(rounds))]
@@ -261,54 +261,54 @@ def test_the_order_of_what_is_given_up(subject: Subject, strict: bool) -> None:
     ],
 )
 def test_a_cache_that_was_asked_for_is_kept(
-    subject: Subject, given: dict[str, str], kept: tuple[str, str]
+    inputs: PlanInputs, given: dict[str, str], kept: tuple[str, str]
 ) -> None:
     """-ctk and -ctv are promises; the other one may be less."""
     asked = replace(WANTED, **given)  # type: ignore[arg-type]
-    assert fit(subject, asked, least(subject, asked).total).config.cache_types == kept
+    assert fit(inputs, asked, least(inputs, asked).total).config.cache_types == kept
 
 
-def test_a_cache_that_rounds_has_flash_attention(subject: Subject) -> None:
+def test_a_cache_that_rounds_has_flash_attention(inputs: PlanInputs) -> None:
     """llama.cpp has none without, and so the choice is not left to it any more."""
     auto = EngineConfig()
-    assert fit(subject, auto, None).config.flash_attention is None
-    config = fit(subject, auto, least(subject, auto).total).config
+    assert fit(inputs, auto, None).config.flash_attention is None
+    config = fit(inputs, auto, least(inputs, auto).total).config
     assert (config.cache_types, config.flash_attention) == (("q4_0", "q4_0"), True)
 
 
-def test_full_speed_gives_up_context_and_code_alone(subject: Subject) -> None:
+def test_full_speed_gives_up_context_and_code_alone(inputs: PlanInputs) -> None:
     """The calls of prompts and the drafts are as asked for."""
-    expected = plan_for(subject, replace(WANTED, lean=True, n_ctx=512))
-    assert full_speed(subject, WANTED) == expected
+    expected = plan_for(inputs, replace(WANTED, lean=True, n_ctx=512))
+    assert full_speed(inputs, WANTED) == expected
 
 
-def test_tables_are_those_of_the_drafters_there_are(subject: Subject) -> None:
+def test_tables_are_those_of_the_drafters_there_are(inputs: PlanInputs) -> None:
     """All of them, a few, or none where nothing is drafted; by the context without padding."""
-    padded = replace(subject, strict=PADDED)
+    padded = replace(inputs, strict=PADDED)
     config = replace(WANTED, n_ctx=1024)
     assert plan_for(padded, config).drafters == tables(1024, few=False)
     assert plan_for(padded, replace(config, few_drafters=True)).drafters == tables(1024, few=True)
     assert plan_for(padded, replace(config, max_drafts=0)).drafters == 0
 
 
-def test_padding_takes_cells(subject: Subject) -> None:
+def test_padding_takes_cells(inputs: PlanInputs) -> None:
     """Strict decoding has a longer cache than the text."""
     config = replace(WANTED, n_ctx=1024)
-    without, padded = plan_for(subject, config), plan_for(replace(subject, strict=PADDED), config)
+    without, padded = plan_for(inputs, config), plan_for(replace(inputs, strict=PADDED), config)
     assert padded.kv * 1024 == without.kv * 1536  # 1,324 padded to a multiple of 256
     assert padded.cells * 1024 == without.cells * 1536
 
 
-def test_a_command_takes_more_than_generate(subject: Subject) -> None:
+def test_a_command_takes_more_than_generate(inputs: PlanInputs) -> None:
     """Its bytes are in the total, once."""
-    more = replace(subject, interface=12_345)
-    assert plan_for(more, WANTED).total == plan_for(subject, WANTED).total + 12_345
+    more = replace(inputs, interface=12_345)
+    assert plan_for(more, WANTED).total == plan_for(inputs, WANTED).total + 12_345
 
 
 def test_a_recurrent_state_is_there_with_its_snapshots(tmp_path: Path) -> None:
     """Once for the text and once for each of 8 older ones; such a model has no branches."""
     headers = read_headers(MADE["hybrid"].write(tmp_path / "m.gguf"))
-    hybrid = Subject(headers, ModelInfo.from_headers(headers), frozenset(), tables)
+    hybrid = PlanInputs(headers, ModelInfo.from_headers(headers), frozenset(), tables)
     planned = plan_for(hybrid, replace(WANTED, n_ctx=512))
     assert planned.state == 5 * (3 - 1) * 2048 * 4 * (1 + 8)
 
@@ -316,7 +316,7 @@ def test_a_recurrent_state_is_there_with_its_snapshots(tmp_path: Path) -> None:
 def test_a_window_is_kept_for_one_sequence(tiny_model: TinyModel) -> None:
     """Where not all cells are kept there are no branches: 32 cells and a call, padded to 256."""
     headers = read_headers(tiny_model("gemma3"))
-    windowed = Subject(headers, ModelInfo.from_headers(headers), frozenset(), tables)
+    windowed = PlanInputs(headers, ModelInfo.from_headers(headers), frozenset(), tables)
     config = replace(WANTED, n_ctx=2048, chunk=32)
     full = plan_for(windowed, config).kv
     planned = plan_for(windowed, replace(config, swa_full=False)).kv
@@ -345,38 +345,38 @@ def test_heads_that_no_quantized_cache_can_store(tmp_path: Path) -> None:
     """Of 80 numbers, which are no whole blocks of 32: the cache keeps its type."""
     made = replace(MADE["1b"], n_embd=2560, head=80)
     headers = read_headers(made.write(tmp_path / "m.gguf"))
-    subject = Subject(headers, ModelInfo.from_headers(headers), frozenset(), tables)
-    low = least(subject, WANTED)
-    found = fit(subject, WANTED, low.total)
+    inputs = PlanInputs(headers, ModelInfo.from_headers(headers), frozenset(), tables)
+    low = least(inputs, WANTED)
+    found = fit(inputs, WANTED, low.total)
     assert (found.config.cache_types, found.config.max_drafts) == (("f16", "f16"), 0)
     with pytest.raises(MemoryBudgetError, match="at least"):
-        fit(subject, WANTED, low.total - 1)
+        fit(inputs, WANTED, low.total - 1)
 
 
-def test_flash_attention_that_is_slower_comes_on_for_memory(subject: Subject) -> None:
+def test_flash_attention_that_is_slower_comes_on_for_memory(inputs: PlanInputs) -> None:
     """It was left to what was measured, and is no promise; --flash-attn off is one."""
-    auto, slower = EngineConfig(), replace(subject, flash_attention=False)
-    assert plan_for(slower, auto) == plan_for(subject, replace(auto, flash_attention=False))
-    assert least(slower, auto) == least(subject, auto)
+    auto, slower = EngineConfig(), replace(inputs, flash_attention=False)
+    assert plan_for(slower, auto) == plan_for(inputs, replace(auto, flash_attention=False))
+    assert least(slower, auto) == least(inputs, auto)
     found = fit(slower, auto, plan_for(slower, auto).total - 1)
     assert found.config.flash_attention in (None, True)
-    tight = fit(slower, auto, plan_for(subject, auto).total - 1)
+    tight = fit(slower, auto, plan_for(inputs, auto).total - 1)
     assert tight.config.flash_attention is True
     assert any("slower here" in concession for concession in tight.concessions)
     strict = replace(auto, strict=True)
     assert fit(slower, strict, least(slower, strict).total).config.flash_attention is None
 
 
-def test_strict_calls_have_the_rows_of_their_class(subject: Subject) -> None:
+def test_strict_calls_have_the_rows_of_their_class(inputs: PlanInputs) -> None:
     """Without drafts as well: the least width of the class."""
     plain = replace(WANTED, n_ctx=1024, max_drafts=0)
-    a_row = plan_for(subject, plain).outputs
-    strict = replace(subject, strict=Strict((8, 16), branch=False))
+    a_row = plan_for(inputs, plain).outputs
+    strict = replace(inputs, strict=WidthClass((8, 16), branch=False))
     assert plan_for(strict, plain).outputs == 8 * a_row
 
 
 def test_a_process_is_as_large_as_it_was_when_it_started(tiny_model: TinyModel) -> None:
     """However small the model: code is dropped after it was there."""
     headers = read_headers(tiny_model())
-    subject = Subject(headers, ModelInfo.from_headers(headers), frozenset(), lambda n, few: 0)
-    assert least(subject, WANTED).total == BASELINE
+    inputs = PlanInputs(headers, ModelInfo.from_headers(headers), frozenset(), lambda n, few: 0)
+    assert least(inputs, WANTED).total == BASELINE

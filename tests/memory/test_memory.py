@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from specgen.core.cost.model import load_curve
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
 from specgen.core.errors import UsageError
 from specgen.core.knowledge.learned import MOST_ANSWERS
@@ -52,13 +52,13 @@ def written(names: str, n_tokens: int, *, past: bool) -> Iterator[tuple[int, int
     tokens = text.tolist()
     answers = (rng.zipf(1.3, MOST_ANSWERS) % REAL_VOCAB).astype(np.int32)
     drafters = with_past(create(names), answers if past else answers[:0])
-    calibrator = Calibrator()
+    acceptance = AcceptanceModel()
     builder = Builder(
         drafters,
         16,
         max_leaves=16,
         branch=True,
-        calibrator=calibrator,
+        acceptance=acceptance,
         pricing=load_curve("flat"),
     )
     for drafter in drafters:
@@ -74,12 +74,12 @@ def written(names: str, n_tokens: int, *, past: bool) -> Iterator[tuple[int, int
         if n % 16 == 0:
             builder.learn(tokens[n : n + 1])
         if (n + 1) % (n_tokens // 4) == 0:
-            yield n + 1, size_of([drafters, calibrator])
+            yield n + 1, size_of([drafters, acceptance])
 
 
 @pytest.mark.long
 def test_memory_is_bounded_and_constant() -> None:
-    """All drafters and the calibrator, over 30,000 tokens: under 64 MiB, and no more at the end."""
+    """All drafters and the acceptance model over 30,000 tokens: under 64 MiB, to the end."""
     used = {n: n_bytes / MIB for n, n_bytes in written("auto", 30_000, past=True)}
     assert used[30_000] < 64
     assert used[30_000] < used[22_500] + 4  # what is kept by key is not full yet

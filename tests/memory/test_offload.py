@@ -10,7 +10,7 @@ import pytest
 from specgen.core.config import EngineConfig
 from specgen.core.errors import MemoryBudgetError
 from specgen.core.llama.library import LogBridge
-from specgen.core.memory.budget import SHARE, Subject, fit, plan_for
+from specgen.core.memory.budget import SHARE, PlanInputs, fit, plan_for
 from specgen.core.memory.offload import split
 from specgen.core.memory.plan import BASELINE
 from specgen.core.models.header import TensorInfo
@@ -52,54 +52,54 @@ def test_embeddings_that_are_the_output_are_in_both() -> None:
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def inputs(tmp_path: Path) -> PlanInputs:
     """A 7B of Q4_0 beside a GPU with room for all of it."""
     headers = read_headers(MADE["7b"].write(tmp_path / "m.gguf"))
     info = ModelInfo.from_headers(headers)
-    return Subject(headers, info, frozenset(), lambda n_ctx, few: 0, device=ROOM)
+    return PlanInputs(headers, info, frozenset(), lambda n_ctx, few: 0, device=ROOM)
 
 
 WANTED = EngineConfig(n_ctx=4096, flash_attention=True)
 
 
-def test_what_goes_is_not_on_the_host(subject: Subject) -> None:
+def test_what_goes_is_not_on_the_host(inputs: PlanInputs) -> None:
     """All layers by default: the GPU has the cache; what the host needs most is to read them."""
-    without = plan_for(replace(subject, device=None), WANTED)
-    everything = plan_for(subject, WANTED)
+    without = plan_for(replace(inputs, device=None), WANTED)
+    everything = plan_for(inputs, WANTED)
     assert without.device == everything.kv == 0
-    file_bytes = subject.headers[0].file_bytes
+    file_bytes = inputs.headers[0].file_bytes
     assert everything.total == file_bytes + everything.vocabulary + BASELINE
-    some = plan_for(subject, replace(WANTED, gpu_layers=17))
+    some = plan_for(inputs, replace(WANTED, gpu_layers=17))
     assert some.kv == without.kv // 2
     assert everything.total <= some.total < without.total
 
 
-def test_weights_that_stay_are_on_the_host(subject: Subject) -> None:
+def test_weights_that_stay_are_on_the_host(inputs: PlanInputs) -> None:
     """Where the context takes more than they took while they were read."""
     long = replace(WANTED, n_ctx=8192, gpu_layers=9)
     a_layer = (4 * 4096 * 4096 + 3 * 4096 * 11_008) // 32 * 18
-    expected = subject.headers[0].file_bytes - 8 * a_layer
-    assert plan_for(subject, long).weights == pytest.approx(expected, abs=10 << 20)
+    expected = inputs.headers[0].file_bytes - 8 * a_layer
+    assert plan_for(inputs, long).weights == pytest.approx(expected, abs=10 << 20)
 
 
-def test_as_many_layers_as_there_is_room_for(subject: Subject) -> None:
+def test_as_many_layers_as_there_is_room_for(inputs: PlanInputs) -> None:
     """One more would not fit; it is told."""
     for room in (200 << 20, 1 << 30, 3 << 30, 5 << 30):
-        found = fit(replace(subject, device=room), WANTED, None)
+        found = fit(replace(inputs, device=room), WANTED, None)
         n = found.config.gpu_layers
         assert n is not None
         assert found.concessions == (f"only {n} layers on the GPU, which has no room for more",)
         assert found.plan.device <= SHARE * room
-        one_more = plan_for(subject, replace(WANTED, gpu_layers=n + 1))
+        one_more = plan_for(inputs, replace(WANTED, gpu_layers=n + 1))
         assert one_more.device > SHARE * room
-    assert fit(subject, WANTED, None).config == WANTED
+    assert fit(inputs, WANTED, None).config == WANTED
 
 
-def test_layers_that_were_asked_for_are_a_promise(subject: Subject) -> None:
+def test_layers_that_were_asked_for_are_a_promise(inputs: PlanInputs) -> None:
     """Kept, or refused with what would fit."""
     asked = replace(WANTED, gpu_layers=20)
-    assert fit(subject, asked, None).config == asked
-    small = replace(subject, device=1 << 30)
+    assert fit(inputs, asked, None).config == asked
+    small = replace(inputs, device=1 << 30)
     with pytest.raises(MemoryBudgetError, match="20 layers need") as failure:
         fit(small, asked, None)
     fitting = int(failure.value.hint.split()[2])
@@ -107,31 +107,31 @@ def test_layers_that_were_asked_for_are_a_promise(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("layers", [0, 17, None])
-def test_nothing_is_copied_beside_a_gpu(subject: Subject, layers: int | None) -> None:
+def test_nothing_is_copied_beside_a_gpu(inputs: PlanInputs, layers: int | None) -> None:
     """Not even of what the CPU multiplies: long prompts are, on the GPU."""
-    copying = replace(subject, features=frozenset({"AVX2", "REPACK"}))
+    copying = replace(inputs, features=frozenset({"AVX2", "REPACK"}))
     assert plan_for(replace(copying, device=None), WANTED).copies > 0
     assert plan_for(copying, replace(WANTED, gpu_layers=layers)).copies == 0
 
 
-def test_a_gpu_computes_prompts_even_without_layers(subject: Subject) -> None:
+def test_a_gpu_computes_prompts_even_without_layers(inputs: PlanInputs) -> None:
     """So its buffer is there, and nothing else; the host has the mask and embeddings twice."""
-    without = plan_for(replace(subject, device=None), WANTED)
-    none = plan_for(subject, replace(WANTED, gpu_layers=0))
+    without = plan_for(replace(inputs, device=None), WANTED)
+    none = plan_for(inputs, replace(WANTED, gpu_layers=0))
     assert none.device == without.compute
     assert none.compute == 64 * 512 + 2 * 512 * 4096 + 2 * 4 * 512 * 4096
     assert none.kv == without.kv
     assert none.weights == without.weights
 
 
-def test_what_goes_is_on_the_gpu(subject: Subject) -> None:
+def test_what_goes_is_on_the_gpu(inputs: PlanInputs) -> None:
     """The layers' weights and the output, the cache, and the compute buffer."""
-    without = plan_for(replace(subject, device=None), WANTED)
-    tensors = subject.headers[0].tensors
+    without = plan_for(replace(inputs, device=None), WANTED)
+    tensors = inputs.headers[0].tensors
     weights = sum(tensor.n_bytes for tensor in tensors)
     table = next(t.n_bytes for t in tensors if t.name == "token_embd.weight")
     has_output = any(t.name == "output.weight" for t in tensors)
-    assert plan_for(subject, WANTED).device == (
+    assert plan_for(inputs, WANTED).device == (
         weights - (table if has_output else 0) + without.kv + without.compute
     )
 
@@ -139,7 +139,7 @@ def test_what_goes_is_on_the_gpu(subject: Subject) -> None:
 def test_states_go_with_their_layers(tmp_path: Path) -> None:
     """As the cache does, by their share of the layers."""
     headers = read_headers(MADE["hybrid"].write(tmp_path / "m.gguf"))
-    hybrid = Subject(headers, ModelInfo.from_headers(headers), frozenset(), lambda *_: 0)
+    hybrid = PlanInputs(headers, ModelInfo.from_headers(headers), frozenset(), lambda *_: 0)
     without = plan_for(hybrid, WANTED)
     beside = replace(hybrid, device=ROOM)
     assert without.state > 0

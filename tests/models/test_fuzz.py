@@ -18,7 +18,7 @@ from specgen.core.config import EngineConfig
 from specgen.core.errors import SpecgenError
 from specgen.core.host.process_memory import peak_bytes, reset_peak, resident_bytes
 from specgen.core.llama.door import judged
-from specgen.core.memory.budget import Subject, fit
+from specgen.core.memory.budget import PlanInputs, fit
 from specgen.core.models.header import read_header
 from specgen.core.models.modelinfo import ModelInfo, read_headers
 from tests.support.command import ROOT
@@ -39,7 +39,7 @@ def plan(path: Path) -> None:
     headers = read_headers(path)
     info = judged(ModelInfo.from_headers(headers))
     info.require_runnable()
-    subject = Subject(headers, info, frozenset({"AVX2", "REPACK"}), lambda n_ctx, few: 1_000_000)
+    subject = PlanInputs(headers, info, frozenset({"AVX2", "REPACK"}), lambda n_ctx, few: 1_000_000)
     found = fit(subject, EngineConfig(swa_full=False), 300 << 20)
     assert 0 < found.plan.total <= 300 << 20
     assert min(found.plan.record().values()) >= 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from specgen.core.cost.model import CostModel, Row
-from specgen.core.drafting.pace import Pace
+from specgen.core.drafting.pace import BackOff
 from specgen.core.protocols import Candidate, Logits, Tokens
 from specgen.core.tree import DraftTree
 
@@ -199,7 +199,7 @@ class TriesSizes:
         return size or None
 
 
-class AsksAtRandom(Pace):
+class AsksAtRandom(BackOff):
     """Asks the drafters in some steps and not in others."""
 
     def __init__(self, seed: int) -> None:

@@ -22,7 +22,7 @@ from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine  # noqa: F401  # before the fork: imports take time
 from specgen.core.errors import SpecgenError
 from specgen.core.llama.door import judged
-from specgen.core.memory.budget import Subject, fit
+from specgen.core.memory.budget import PlanInputs, fit
 from specgen.core.models.modelinfo import ModelInfo, read_headers
 
 from .mutations import Model, mutated
@@ -41,7 +41,9 @@ def passes_the_plan(path: Path) -> bool:
         info = judged(ModelInfo.from_headers(headers))
         info.require_runnable()
         fit(
-            Subject(headers, info, frozenset(), lambda n_ctx, few: 1 << 20), EngineConfig(), _BUDGET
+            PlanInputs(headers, info, frozenset(), lambda n_ctx, few: 1 << 20),
+            EngineConfig(),
+            _BUDGET,
         )
     except SpecgenError:
         return False

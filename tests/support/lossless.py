@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from specgen.core.cost.model import load_curve
-from specgen.core.drafting.acceptance import Calibrator
+from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import ContextFull
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
@@ -107,9 +107,9 @@ def speculative(case: Case) -> Outcome:
         backend,
         _drafters(case),
         case.budget,
-        calibrator=Calibrator() if case.judged else None,
+        acceptance=AcceptanceModel() if case.judged else None,
         pricing=TriesSizes(curve, case.model_seed) if curve and case.explores else curve,
-        pace=AsksAtRandom(case.model_seed) if case.rests else None,
+        back_off=AsksAtRandom(case.model_seed) if case.rests else None,
     )
     stream = TextStream(Letters(case.n_vocab, case.eog), case.stops)
     sampler = Sampler(case.params, case.n_vocab)

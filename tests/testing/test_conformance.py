@@ -29,14 +29,14 @@ def draft_backend() -> FakeBackend:
 
 
 MAKERS: dict[str, Callable[[], Drafter]] = {
-    **{name: partial(spec.create, alone=False) for name, spec in REGISTRY.items()},
-    **{f"{name} alone": partial(spec.create, alone=True) for name, spec in REGISTRY.items()},
+    **{name: partial(spec.create, standalone=False) for name, spec in REGISTRY.items()},
+    **{f"{name} alone": partial(spec.create, standalone=True) for name, spec in REGISTRY.items()},
     "predicted": lambda: Predicted(PREDICTED),
-    "predicted alone": lambda: Predicted(PREDICTED, alone=True),
+    "predicted alone": lambda: Predicted(PREDICTED, standalone=True),
     "predicted nothing": lambda: Predicted([]),
     "past": lambda: Past(np.array(PREDICTED, np.int32)),
     "draft model": lambda: DraftModel(draft_backend()),
-    "draft model alone": lambda: DraftModel(draft_backend(), alone=True),
+    "draft model alone": lambda: DraftModel(draft_backend(), standalone=True),
     "past without answers": lambda: Past(np.array([], np.int32)),
 }
 
