@@ -146,12 +146,12 @@ def test_pages_may_be_larger_than_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 # In a process of its own, which then uses again what was dropped.
 _DROPPING = """
 import ctypes, json, numpy
-from specgen.core.host.process_memory import drop_code, own_bytes, resident_bytes
-before, own = resident_bytes(), own_bytes()
+from specgen.core.host.process_memory import drop_code, anonymous_bytes, resident_bytes
+before, own = resident_bytes(), anonymous_bytes()
 dropped = drop_code()
 after = resident_bytes()
 numbers = numpy.linalg.inv(numpy.eye(64) * 2.0)
-print(json.dumps([before, dropped, after, own, own_bytes(), float(numbers.trace())]))
+print(json.dumps([before, dropped, after, own, anonymous_bytes(), float(numbers.trace())]))
 """
 
 

@@ -18,10 +18,10 @@ from specgen.core.generation import Generation
 from specgen.core.memory.keeper import LOOK_EVERY, Keeper
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.text.stream import TextStream
 from specgen.core.tree import DraftTree
+from tests.support.drafting import session_of
 from tests.support.guessers import Letters, Oracle, RandomTree, TriesSizes
 
 N_VOCAB = 9
@@ -75,7 +75,7 @@ class Hog(RandomTree):
 def text_of(drafters: Sequence[RandomTree], keeper: Keeper | None) -> tuple[list[int], list[int]]:
     """The tokens of a text, and how many guesses each of its steps checked."""
     backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB, n_ctx=N_TOKENS + 50))
-    session = Session(backend, drafters, 16)
+    session = session_of(backend, drafters, 16)
     sampler = Sampler(SamplingParams(seed=4), N_VOCAB)
     stream = TextStream(Letters(N_VOCAB), ())
     generation = Generation(session, stream, [0, 1], sampler, N_TOKENS, None, keeper=keeper)
@@ -145,7 +145,7 @@ def test_what_is_given_up_is_let_go_of() -> None:
     backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB))
     drafters: list[Named] = [Named("a"), Named("b"), Named("c")]
     held = [weakref.ref(drafter) for drafter in drafters]
-    session = Session(backend, drafters, 8)
+    session = session_of(backend, drafters, 8)
     session.feed([0, 1])
     del drafters
     assert session.shrink() == "drafts of at most 4 tokens"
@@ -162,7 +162,7 @@ def test_no_larger_calls_are_tried_after_shrinking() -> None:
     """Rows that are only tried take memory, too."""
     backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB, max_rows=24))
     prices = TriesSizes(load_curve("flat"), 1)
-    session = Session(backend, [RandomTree(1, N_VOCAB, 4)], 16, pricing=prices)
+    session = session_of(backend, [RandomTree(1, N_VOCAB, 4)], 16, pricing=prices)
     session.feed([0, 1])
     while session.shrink():
         pass
@@ -174,11 +174,11 @@ def test_no_larger_calls_are_tried_after_shrinking() -> None:
 def test_room_is_what_calls_and_context_leave() -> None:
     """A drafter that is always right fills calls of 6 rows and the context, not a row more."""
     limits = fake_limits(N_VOCAB, n_ctx=60, max_rows=6)
-    plain = Session(FakeBackend(HashModel(N_VOCAB, 2, 3), limits), [], 0)
+    plain = session_of(FakeBackend(HashModel(N_VOCAB, 2, 3), limits), [], 0)
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     plain.feed([0, 1])
     list(plain.generate(sampler, 58, lambda _: False))
-    session = Session(
+    session = session_of(
         FakeBackend(HashModel(N_VOCAB, 2, 3), limits),
         [Oracle(plain.tokens, N_VOCAB, decoys=2)],
         16,
