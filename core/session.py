@@ -27,7 +27,6 @@ from .tree import DraftTree, Evidence, common_prefix
 from .verify import Verdict, verify
 
 _PADDING: Evidence = ("padding",)
-_SMALL_TREE = 4  # guesses; smaller ones save next to nothing
 _FIRST_PART = 64  # tokens of a prompt, where calls cannot be stopped,
 _QUICK_S = 0.15  # and the seconds up to which the next part is twice as long
 
@@ -158,21 +157,6 @@ class Session:
             yield step
             if step.finished:
                 return
-
-    def shrink(self) -> str | None:
-        """Give up something for memory, and say what; None if there is nothing left to give up.
-
-        First the size of trees, so that no more rows are taken than were; then drafters and
-        their tables, the first one last.
-        """
-        if self._max_drafts > _SMALL_TREE:
-            self._max_drafts //= 2
-            return f"drafts of at most {self._max_drafts} tokens"
-        drafters = self._pool.drafters
-        dropped = [drafter.name for drafter in drafters[1:] if drafter.drop()]
-        if not dropped:
-            dropped = [drafter.name for drafter in drafters[:1] if drafter.drop()]
-        return f"no drafts by {', '.join(dropped)}" if dropped else None
 
     def step(self, sampler: Sampler, limit: int, ends: Callable[[int], bool]) -> Step:
         """One target call: draft, score, verify, commit, learn. Emits 1..`limit` tokens."""

@@ -123,14 +123,8 @@ class SafeDrafter:
             self._switch_off("observe", _reason(error))
         self.seconds += perf_counter() - before
 
-    def drop(self) -> bool:
-        """Let go of the drafter and its tables; False if that was done before."""
-        had_one = not isinstance(self._drafter, _NullDrafter)
-        self._drafter = _NullDrafter()
-        return had_one
-
     def _switch_off(self, call: str, reason: str) -> None:
-        self.drop()
+        self._drafter = _NullDrafter()
         line = " ".join(reason.split())[:_LONGEST_REASON]
         _log.warning("drafter %s is switched off: %s: %s", self.name, call, line)
 
