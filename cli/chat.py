@@ -74,8 +74,9 @@ def chat(
     engine: EngineOptions,
 ) -> None:
     """Talk with a model. Without a terminal: answer stdin once, and exit."""
+    from .prepare import require_model
     from .prompt import read_prompt
-    from .run import Job, as_message, complete, open_conversation, require_model, set_up_logging
+    from .run import Job, as_message, complete, open_conversation, set_up_logging
 
     set_up_logging(verbose)
     model = chosen.alone(TYPED)

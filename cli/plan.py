@@ -76,9 +76,8 @@ def plan(
     from specgen.core.knowledge.profile import find_profile, require_profile
     from specgen.core.memory.budget import full_speed, least, plan_for
 
-    from .memory import Wanted, choose, plan_inputs
-    from .models import ensure_model
-    from .run import require_model, set_up_logging
+    from .prepare import Wanted, choose, ensure_model, plan_inputs, require_model
+    from .run import set_up_logging
 
     set_up_logging(verbose)
     max_drafts = most_drafts(drafter, draft_max, others=model_draft is not None)

@@ -221,6 +221,11 @@ class NoteHandler(logging.Handler):
             note(f"specgen: {in_one_line(record.getMessage())}")
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether people see the stream as it is written."""
+    return stream.isatty()
+
+
 def prepare_stdout() -> None:
     """Let no character stop the output that the encoding of stdout does not have.
 

@@ -102,11 +102,9 @@ def verify(
     from specgen.core.engine import Engine
     from specgen.core.evaluation.tasks import load_prompts, own_prompts
 
-    from .calibrate import ensure_profile
     from .interrupt import Interrupts
-    from .memory import Wanted, fitted
-    from .models import ensure_model
-    from .run import require_model, set_up_logging
+    from .prepare import Wanted, ensure_model, ensure_profile, fitted, require_model
+    from .run import set_up_logging
 
     set_up_logging(verbose)
     model = chosen.name

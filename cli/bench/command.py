@@ -238,7 +238,7 @@ def _measure(
     saved: SavedOptions,
     engine: MachineOptions,
 ) -> None:
-    from specgen.cli.run import require_model
+    from specgen.cli.prepare import require_model
 
     from .live import LiveJob, run_live
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specgen.cli.choices import Format
-from specgen.cli.models import ensure_model
+from specgen.cli.prepare import ensure_model
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.replay import load_recordings
