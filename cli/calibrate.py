@@ -16,9 +16,7 @@ from .choices import number
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
-from .progress import shown_progress
-from .streams import note, show
-from .tables import print_table
+from .terminal import note, print_table, set_up_logging, show, shown_progress
 from .words import Group
 
 if TYPE_CHECKING:
@@ -68,7 +66,6 @@ def calibrate(
 
     from .interrupt import Interrupts
     from .prepare import ensure_model, require_model, require_room_to_measure
-    from .run import set_up_logging
 
     set_up_logging(verbose)
     model = chosen.name
@@ -154,7 +151,8 @@ def _record(profile: Profile) -> dict[str, Any]:
 
 def _print(profile: Profile, kept: Path | None) -> None:
     """The figures as a table and a few lines."""
-    print_table(*_table(profile))
+    heads, rows = _table(profile)
+    print_table(heads, rows, right=range(len(heads)))
     show("")
     for line in _lines(profile, kept):
         show(line)

@@ -20,6 +20,7 @@ from .options import (
     TextOptions,
     Verbosity,
 )
+from .terminal import set_up_logging
 
 
 @grouped
@@ -68,7 +69,7 @@ def generate(
     """
     from .prepare import require_model
     from .prompt import read_prompt
-    from .run import Job, as_message, as_text, complete, set_up_logging
+    from .run import Job, as_message, as_text, complete
 
     set_up_logging(verbose)
     model, argument = chosen.and_prompt(prompt_argument)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,7 +19,7 @@ from specgen.core.models.catalogue import (
 
 from .grouping import grouped
 from .model_choice import ModelChoice
-from .streams import clean, is_terminal, note, show, write
+from .terminal import note, print_table, show, write
 
 if TYPE_CHECKING:
     pass
@@ -77,7 +75,7 @@ def list_models(
         )
         for model in models
     ]
-    _print_table(heads, table)
+    print_table(heads, table)
 
 
 @grouped
@@ -108,7 +106,7 @@ def info(
         _print_json(model_card.record(card, header))
         return
     lines = model_card.rows(card)
-    _print_table((), [*lines, *(model_card.metadata_rows(header) if metadata else [])])
+    print_table((), [*lines, *(model_card.metadata_rows(header) if metadata else [])])
 
 
 def _no_template(path: Path) -> NoReturn:
@@ -167,32 +165,6 @@ def _file_records(folder: Path) -> list[dict[str, Any]]:
 def _state(model: dict[str, Any]) -> str:
     state = "installed" if model["installed"] else "not installed"
     return f"{state}, default" if model["default"] else state
-
-
-def _print_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A rich table on a terminal, else columns two spaces apart."""
-    lines = [list(map(clean, line)) for line in lines]
-    if is_terminal(sys.stdout):
-        _print_rich(heads, lines)
-        return
-    table = [heads, *lines] if heads else list(lines)
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    for line in table:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        show("  ".join(cells).rstrip())
-
-
-def _print_rich(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=bool(heads), box=None, padding=(0, 2, 0, 0))
-    for i in range(len(lines[0])):
-        table.add_column(heads[i].lower() if heads else "", overflow="fold")
-    for label, *cells in lines:
-        table.add_row(Text(label, style="bold"), *(Text(cell) for cell in cells))
-    Console().print(table)
 
 
 def _print_json(value: Any) -> None:

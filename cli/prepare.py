@@ -38,8 +38,7 @@ from specgen.drafters.sizes import table_bytes
 
 from .interrupt import Interrupts
 from .model_card import size_text
-from .progress import shown_progress
-from .streams import clean, is_terminal, note
+from .terminal import clean, is_terminal, note, shown_progress
 
 _log = logging.getLogger("specgen.memory")
 

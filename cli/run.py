@@ -30,7 +30,7 @@ from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, end_text, stats_line, write_json
 from .prepare import Wanted, ensure_model, ensure_profile, fitted
 from .prompt import read_file
-from .streams import NoteHandler, Writer, note
+from .terminal import Writer, note
 
 if TYPE_CHECKING:
     from specgen.core.text.conversation import Conversation
@@ -218,13 +218,3 @@ def _stream(
         show(generation.rest())
         return error
     return None
-
-
-def set_up_logging(verbosity: int) -> None:
-    """Log to stderr: 0 warnings, 1 what specgen does, 2 llama.cpp's log too."""
-    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    logger = logging.getLogger("specgen")
-    logger.handlers[:] = [NoteHandler()]
-    logger.setLevel(level)
-    # Errors of llama.cpp reach the user in our own message, which quotes them.
-    logging.getLogger("specgen.llama").setLevel(level if verbosity > 1 else logging.CRITICAL)

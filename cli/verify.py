@@ -22,9 +22,7 @@ from .choices import OnOffAuto, number
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
-from .progress import shown_progress
-from .streams import show
-from .tables import print_table
+from .terminal import print_table, set_up_logging, show, shown_progress
 
 if TYPE_CHECKING:
     from specgen.core.engine import Engine
@@ -104,7 +102,6 @@ def verify(
 
     from .interrupt import Interrupts
     from .prepare import Wanted, ensure_model, ensure_profile, fitted, require_model
-    from .run import set_up_logging
 
     set_up_logging(verbose)
     model = chosen.name
@@ -298,7 +295,7 @@ def _print(
         "largest gap",
     )
     names = dict.fromkeys(finding.setting for finding in findings)
-    print_table(heads, [_row(name, findings, bound) for name in names], left=(0,))
+    print_table(heads, [_row(name, findings, bound) for name in names], right=range(1, len(heads)))
     show("")
     different = [finding for finding in findings if finding.difference]
     for finding in different[:_SHOWN]:

@@ -12,6 +12,7 @@ from specgen.cli.choices import Format
 from specgen.cli.grouping import grouped
 from specgen.cli.model_choice import ModelChoice
 from specgen.cli.options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
+from specgen.cli.terminal import set_up_logging
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, create
@@ -196,8 +197,6 @@ def bench(
 
     Each prompt is answered plainly and with drafters, in turns. Nothing is carried to the next.
     """
-    from specgen.cli.run import set_up_logging
-
     set_up_logging(verbose)
     model = chosen.name
     names = list(dict.fromkeys(name.strip() for name in drafter.split(",")))

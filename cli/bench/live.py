@@ -14,8 +14,7 @@ from specgen.cli.choices import Format
 from specgen.cli.files import check_place, write_whole
 from specgen.cli.interrupt import Interrupts
 from specgen.cli.prepare import Wanted, ensure_model, ensure_profile, fitted
-from specgen.cli.progress import shown_progress
-from specgen.cli.streams import note
+from specgen.cli.terminal import note, shown_progress
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull

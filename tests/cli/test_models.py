@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from specgen.cli import models, prepare
+from specgen.cli import models, prepare, terminal
 from specgen.cli.prepare import ensure_model
 from specgen.core.errors import ModelError, SpecgenError, UsageError
 from specgen.core.models import catalogue
@@ -215,7 +215,7 @@ def test_tables_and_bars_on_a_terminal(
 ) -> None:
     """On a terminal, the same facts come as rich tables and progress bars."""
     path = write_model(tmp_path / "[red]tiny.gguf")
-    for module in (models, prepare):
+    for module in (terminal, prepare):
         monkeypatch.setattr(module, "is_terminal", lambda stream: True)
     assert "[red]tiny.gguf" in run("info", str(path)).out.replace("\n", "")
     assert "smollm2-135m" in run("list").out
