@@ -121,21 +121,6 @@ class ReplayOptions:
             rich_help_panel=_REPLAY,
         ),
     ] = None
-    learn_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R/M",
-            help="First learn, as earlier runs would have, from the conversations whose question_id"
-            " leaves R when divided by M. What is learnt from others is dropped.",
-            rich_help_panel=_REPLAY,
-        ),
-    ] = None
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R/M", help="Measure those conversations only.", rich_help_panel=_REPLAY
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +199,7 @@ def bench(
         _refuse("with --replay", live, engine, saved)
         from .replay import run_replay
 
-        curve = replay.curve or "cpu2"
-        run_replay(model, replay.replay, names, curve, replay.learn_on, replay.only, output)
+        run_replay(model, replay.replay, names, replay.curve or "cpu2", output)
     else:
         _refuse("without --replay", replay)
         _measure(model, names, output, live, saved, engine)

@@ -406,7 +406,6 @@ def test_what_cannot_be_drawn_is_printed(
     ("words", "said"),
     [
         (("--curve", "flat"), "--curve does nothing without --replay"),
-        (("--only", "1/2"), "--only does nothing without --replay"),
         (("--replay", "x", "--warm"), "--warm does nothing with --replay"),
         (("--replay", "x", "--plot", "a.svg"), "--plot does nothing with --replay"),
         (("--load", "x", "-t", "1"), "--threads does nothing with --load"),
