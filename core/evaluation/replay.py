@@ -20,7 +20,6 @@ from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.speculator import Speculator
 from specgen.core.errors import UsageError
-from specgen.core.knowledge.learned import Learned
 from specgen.core.protocols import Drafter, Limits, Logits, Tokens
 from specgen.core.records import items, member, parse_record
 from specgen.core.records import text as as_text
@@ -38,12 +37,10 @@ class Recording:
     Attributes:
         task: the group that it belongs to.
         turns: pairs of prompt tokens and answer tokens.
-        question: a number; conversations with the same one may hold the same text.
     """
 
     task: str
     turns: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-    question: int = 0
 
 
 @dataclass(slots=True)
@@ -161,34 +158,6 @@ def replay(
     return {group: tally for group, tally in tallies.items() if tally.steps}
 
 
-def learn(
-    recordings: Sequence[Recording],
-    make: Callable[[Tokens], Sequence[Drafter]],
-    curve: CostModel,
-    max_drafts: int,
-    acceptance: AcceptanceModel,
-) -> Learned:
-    """What runs that gave the recorded answers would have left behind, one after the other.
-
-    Of the same question all answers are given before any is remembered, or it would look as if
-    past answers were always right.
-
-    Args:
-        make: new drafters, told the past answers.
-        acceptance: what is known at the start; it goes on learning.
-    """
-    learned = Learned(acceptance)
-    for question in sorted({recording.question for recording in recordings}):
-        alike = [recording for recording in recordings if recording.question == question]
-        for recording in alike:
-            drafters = make(learned.answers)
-            replay(recording, drafters, curve, learned.acceptance, max_drafts)
-        for recording in alike:
-            for _, answer in recording.turns:
-                learned.add(answer)
-    return learned
-
-
 def _rows(step: Step, n_cached: int, n_text: int) -> int:
     """Rows of a step: the tree, and the pending tokens ahead of its root."""
     return len(step.tree) + n_text - n_cached - 1
@@ -197,8 +166,8 @@ def _rows(step: Step, n_cached: int, n_text: int) -> int:
 def load_recordings(path: Path, tokenize: Callable[[str], list[int]]) -> list[Recording]:
     """Conversations of a file: JSON lines with `turns` and `answers`, or a plain text.
 
-    A line may also have `task` and `question_id`, by default its number. Of a plain text the
-    first 64 tokens are the prompt. Raises UsageError with the line at fault.
+    A line may also have `task`. Of a plain text the first 64 tokens are the prompt. Raises
+    UsageError with the line at fault.
     """
     try:
         text = decode_text(path.read_bytes(), f"the recording {path}").replace("\r\n", "\n")
@@ -224,9 +193,8 @@ def _recording(
             (tuple(tokenize(f"\n\n{as_text(turn, 'a turn')}\n\n")), tuple(tokenize(answer)))
             for turn, answer in zip(asked, [as_text(a, "an answer") for a in answers], strict=True)
         )
-        question = int(record.get("question_id", number))
-        return Recording(str(record.get("task", "text")), turns, question)
-    except (ValueError, TypeError, OverflowError) as error:
+        return Recording(str(record.get("task", "text")), turns)
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"{path}, line {number} is no recorded conversation: {error}",
             "each line needs `turns` and `answers`, lists of the same length",
