@@ -25,7 +25,8 @@ from specgen.core.knowledge.learned import Learned
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.text.stream import TextStream
-from specgen.drafters import AUTO, create, with_past
+from specgen.drafters import AUTO, create
+from specgen.drafters.ensemble import ensemble
 
 CURVE = "mi50"
 MAX_DRAFTS = 16
@@ -58,7 +59,7 @@ def _answers(engine: Engine, turns: list[str], learned: Learned) -> list[list[in
         acceptance=learned.acceptance,
         pricing=load_curve(CURVE),
     )
-    drafters = with_past(create(AUTO), learned.answers)
+    drafters = ensemble(AUTO, answers=learned.answers)
     session = Session(engine.backend, Speculator(builder, drafters))
     engine.backend.rewind(0)
     conversation = engine.conversation()

@@ -23,7 +23,8 @@ from specgen.core.evaluation.replay import Recording, Tally, load_recordings, re
 from specgen.core.knowledge.learned import Learned
 from specgen.core.llama.backend import open_vocab
 from specgen.core.protocols import Drafter, Tokens
-from specgen.drafters import AUTO, create, with_past
+from specgen.drafters import AUTO
+from specgen.drafters.ensemble import ensemble
 
 MAX_DRAFTS = 63
 NOTHING = np.empty(0, np.int32)  # no past answers
@@ -87,7 +88,7 @@ def learn(
 
 
 def _drafters(answers: Tokens) -> Sequence[Drafter]:
-    return with_past(create(AUTO), answers)
+    return ensemble(AUTO, answers=answers)
 
 
 def _add(

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from specgen.cli.prepare import Wanted, ensure_model, fitted
+from specgen.cli.prepare import ensure_model
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.evaluation.benchmark import Arm, Plan, measure_arms
@@ -26,7 +26,9 @@ from specgen.core.evaluation.tasks import Prompt, own_prompts
 from specgen.core.knowledge.profile import find_profile
 from specgen.core.memory.budget import FittedConfig
 from specgen.core.protocols import Drafter, Tokens
-from specgen.drafters import AUTO, create, fewer
+from specgen.drafters import AUTO
+from specgen.drafters.ensemble import ensemble
+from specgen.opening import Wanted, fitted
 
 N_PREDICT = 128
 MIB = 1 << 20
@@ -41,10 +43,10 @@ class Side:
 
     def answer(self, prompt: Prompt) -> Iterator[float]:
         """Seconds a token of each turn's answer."""
-        names = fewer(AUTO) if self.fit.config.few_drafters else AUTO
+        config = self.fit.config
 
         def drafters(prompt: Prompt, answers: Tokens) -> Sequence[Drafter]:
-            return create(names) if self.fit.config.max_drafts else ()
+            return ensemble(AUTO, few=config.few_drafters) if config.max_drafts else ()
 
         plan = Plan([prompt], [Arm(AUTO, drafters)], 1, N_PREDICT)
         for run in measure_arms(self.engine, plan):

@@ -63,9 +63,10 @@ def calibrate(
     """
     from specgen.core.knowledge.profile import keep_profile
     from specgen.core.knowledge.profiling import measure_profile
+    from specgen.opening import require_room_to_measure
 
     from .interrupt import Interrupts
-    from .prepare import ensure_model, require_model, require_room_to_measure
+    from .prepare import ensure_model, require_model
 
     set_up_logging(verbose)
     model = chosen.name

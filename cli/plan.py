@@ -74,8 +74,9 @@ def plan(
     """Show what memory `generate` takes, and what is given up to fit a budget. Loads nothing."""
     from specgen.core.knowledge.profile import find_profile, require_profile
     from specgen.core.memory.budget import full_speed, least, plan_for
+    from specgen.opening import Wanted, choose, plan_inputs
 
-    from .prepare import Wanted, choose, ensure_model, plan_inputs, require_model
+    from .prepare import ensure_model, require_model
 
     set_up_logging(verbose)
     max_drafts = most_drafts(drafter, draft_max, others=model_draft is not None)

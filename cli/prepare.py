@@ -5,36 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from specgen.core.config import EngineConfig
-from specgen.core.cost.model import MAX_ROWS
-from specgen.core.errors import MemoryBudgetError
-from specgen.core.host.limits import available_memory_bytes
-from specgen.core.host.paths import path_text
 from specgen.core.host.process_memory import reset_peak, trim_heap
 from specgen.core.knowledge.profile import Profile, find_profile, keep_profile
 from specgen.core.knowledge.profiling import (
     measure_profile,
-    measured_context,
-    settings_to_measure,
 )
 from specgen.core.llama.door import require_runnable
-from specgen.core.llama.draft_model import require_undo
-from specgen.core.llama.library import free_device_memory, library, system_info
-from specgen.core.memory.budget import SHARE, FittedConfig, PlanInputs, fit, parse_budget, plan_for
-from specgen.core.memory.plan import memory_text
-from specgen.core.memory.repacked import cpu_features
 from specgen.core.models.catalogue import NAMES, CatalogueEntry, model_folder, resolve
-from specgen.core.models.header import Header
-from specgen.core.models.modelinfo import ModelInfo, read_headers
 from specgen.core.models.pull import Progress, pull
 from specgen.core.stop import ShouldStop, never
-from specgen.drafters import NONE, fewer
-from specgen.drafters.sizes import table_bytes
+from specgen.opening import require_room_to_measure
 
 from .interrupt import Interrupts
 from .model_card import size_text
@@ -125,113 +110,6 @@ def require_model(model: str | None, draft: str | None = None, *, hint: str = NA
     for found in models:
         if isinstance(found, Path):
             require_runnable(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be run, as far as its memory goes.
-
-    Attributes:
-        path: of the model.
-        drafters: their names.
-        budget: as it was given, or None.
-        past: whether what earlier runs left is used and kept.
-        interface: bytes that the command takes beyond what `generate` does.
-    """
-
-    path: Path
-    config: EngineConfig
-    drafters: str
-    budget: str | None
-    past: bool = True
-    interface: int = 0
-
-
-def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
-    """What a plan needs to know of the model, this machine and the drafters. Raises ModelError."""
-    headers = read_headers(wanted.path)
-    info = ModelInfo.from_headers(headers)
-    few, draft = fewer(wanted.drafters), wanted.config.draft
-    return PlanInputs(
-        headers=headers,
-        info=info,
-        features=cpu_features(system_info()),
-        tables=lambda n_ctx, is_few: table_bytes(
-            few if is_few else wanted.drafters,
-            info.n_vocab,
-            n_ctx,
-            past=wanted.past and not is_few,
-        ),
-        strict=profile.strict if profile and wanted.config.strict else None,
-        flash_attention=profile.flash_attention if profile else None,
-        interface=wanted.interface + library().driver_bytes,
-        device=free_device_memory(),
-        draft=() if draft is None else _draft_headers(draft),
-    )
-
-
-def _draft_headers(path: Path) -> Sequence[Header]:
-    """Of a draft model. Raises ModelError, and UsageError for one that cannot draft."""
-    headers = read_headers(path)
-    info = ModelInfo.from_headers(headers)
-    require_undo(path, is_stateful=info.is_recurrent or info.is_hybrid)
-    return headers
-
-
-def budget_bytes(text: str | None) -> int | None:
-    """The budget asked for, or a part of what is available; None where that is not known.
-
-    Raises MemoryBudgetError.
-    """
-    available = available_memory_bytes()
-    if text is not None:
-        return parse_budget(text, available)
-    return None if available is None else int(SHARE * available)
-
-
-def choose(wanted: Wanted, inputs: PlanInputs) -> tuple[int | None, FittedConfig]:
-    """The bytes that are allowed, or None, and the configuration that fits them.
-
-    Raises MemoryBudgetError, ModelError or UsageError.
-    """
-    limit = budget_bytes(wanted.budget)
-    return limit, fit(inputs, wanted.config, limit, may_drop=wanted.budget is None)
-
-
-def fitted(wanted: Wanted, profile: Profile | None) -> FittedConfig:
-    """The configuration, changed where it must be to fit; each change is told as a warning.
-
-    Raises MemoryBudgetError, ModelError or UsageError.
-    """
-    limit, found = choose(wanted, plan_inputs(wanted, profile))
-    if found.concessions:
-        reason = "to fit the memory" if limit is None else f"to stay within {memory_text(limit)}"
-        _log.warning("%s: %s", reason, ", ".join(found.concessions))
-    return found
-
-
-def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None) -> None:
-    """Raise MemoryBudgetError if measuring the model would take more than the budget.
-
-    It opens a context with flash attention and one without, of a length that it chooses itself.
-    """
-    wanted = Wanted(path, config, NONE, budget)
-    inputs = plan_inputs(wanted, None)
-    n_ctx = measured_context(config, inputs.info.n_ctx_train)
-    largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS, draft_model=None)
-    plans = [
-        plan_for(inputs, replace(largest, flash_attention=setting))
-        for setting in settings_to_measure(config)
-    ]
-    total = plans[0].total + sum(plan.context for plan in plans[1:])
-    limit = budget_bytes(budget)
-    if limit is not None and total > limit:
-        raise MemoryBudgetError(
-            f"{path_text(path.name)} must be measured once, which takes {memory_text(total)}, and"
-            f" the memory budget is {memory_text(limit)}",
-            f"run `specgen calibrate {path_text(path)}` with the same options where there is more,"
-            " or use a smaller -c",
-        )
 
 
 def ensure_profile(

@@ -14,21 +14,18 @@ from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
 from specgen.core.host.paths import path_text
-from specgen.core.knowledge.learned import load_learned
 from specgen.core.knowledge.profile import Profile, find_profile
 from specgen.core.logprobs import RecordingSampler
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stop import Interrupted
 from specgen.core.text import sandbox
 from specgen.core.text.encoding import without_mark
-from specgen.drafters import create, fewer, with_past
-from specgen.drafters.draft_model import DraftModel
-from specgen.drafters.predicted import Predicted
+from specgen.opening import Wanted, open_engine
 
 from .interrupt import Interrupts
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, end_text, stats_line, write_json
-from .prepare import Wanted, ensure_model, ensure_profile, fitted
+from .prepare import ensure_model, ensure_profile
 from .prompt import read_file
 from .terminal import Writer, note
 
@@ -95,32 +92,8 @@ class Job:
             name = draft.name
             _log.warning("whether %s pays is not known: `specgen calibrate %s` tells", name, path)
         wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
-        fit = fitted(wanted, profile)
-        engine = self._engine(path, fit.config, profile, interrupts)
-        engine.planned = fit.plan
-        return engine
-
-    def _engine(
-        self, path: Path, config: EngineConfig, profile: Profile | None, interrupts: Interrupts
-    ) -> Engine:
         text = read_file(self.predicted, "predicted output") if self.predicted else None
-        engine = Engine(path, (), config, profile=profile, should_stop=interrupts.came)
-        if not config.max_drafts:  # their tables would be of no use
-            return engine
-        names = fewer(self.drafters) if config.few_drafters else self.drafters
-        drafters = tuple(create(names))
-        if text is not None:
-            tokens = engine.vocab.tokenize(text, add_bos=False, special=False)
-            drafters = (Predicted(tokens), *drafters)
-        if engine.draft and config.draft:
-            drafters = (*drafters, DraftModel(engine.draft, label=config.draft.name))
-        # A single one drafts as its paper says; and learning takes memory.
-        if not self.learn or len(drafters) < 2 or config.few_drafters:
-            engine.renew(drafters)
-        else:
-            learned = load_learned(path)
-            engine.renew(with_past(drafters, learned.answers), learned)
-        return engine
+        return open_engine(wanted, profile, predicted=text, should_stop=interrupts.came)
 
 
 Prompt = Callable[[Engine], list[int]]

@@ -101,9 +101,10 @@ def verify(
     """
     from specgen.core.engine import Engine
     from specgen.core.evaluation.tasks import load_prompts, own_prompts
+    from specgen.opening import Wanted, fitted
 
     from .interrupt import Interrupts
-    from .prepare import Wanted, ensure_model, ensure_profile, fitted, require_model
+    from .prepare import ensure_model, ensure_profile, require_model
 
     set_up_logging(verbose)
     model = chosen.name

@@ -1,59 +1,96 @@
-"""Drafters, one algorithm a file, and the names they are chosen by."""
+"""Drafters, one algorithm a file, and the names they are chosen by.
+
+Other packages add theirs by an entry point of the group `specgen.drafters`; see docs/drafters.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from specgen.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from specgen.core.protocols import Drafter, Tokens
+    from specgen.core.protocols import Drafter
+
+GROUP: Final = "specgen.drafters"  # the group of entry points that other packages use
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A drafter by the module here and the class in it, so that it is imported when chosen."""
+    """A drafter by its module and the class in it, so that it is imported when chosen."""
 
     module: str
     name: str
     summary: str
 
+    def load(self) -> Any:
+        """The class: called with `standalone`, it gives a Drafter. Raises UsageError."""
+        try:
+            return getattr(import_module(self.module, __name__), self.name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"the drafter {self.module}:{self.name} cannot be loaded: {error}",
+                "install its package again, or choose another drafter",
+            ) from error
+
     def create(self, standalone: bool) -> Drafter:
         """A new drafter that knows no text yet; `standalone` as its paper describes it."""
-        drafter: Drafter = getattr(import_module(f".{self.module}", __name__), self.name)(
-            standalone
-        )
+        drafter: Drafter = self.load()(standalone)
         return drafter
 
+    def table_bytes(self, n_vocab: int, n_ctx: int) -> int:
+        """Bytes of its tables once a context of `n_ctx` tokens is full; 0 where it says nothing."""
+        tell = getattr(self.load(), "table_bytes", None)
+        return 0 if tell is None else int(tell(n_vocab, n_ctx))
 
-NONE = "none"
+
+NONE: Final = "none"
 
 REGISTRY: dict[str, Spec] = {
-    NONE: Spec("none", "NoDrafter", "plain decoding, drafts nothing"),
+    NONE: Spec(".none", "NoDrafter", "plain decoding, drafts nothing"),
     "prompt-lookup": Spec(
-        "prompt_lookup",
+        ".prompt_lookup",
         "PromptLookup",
         "copies on from the last occurrence of the last tokens",
     ),
     "copyspec": Spec(
-        "copyspec",
+        ".copyspec",
         "CopySpec",
         "copies on from the first occurrence of the last three tokens",
     ),
-    "suffix": Spec("suffix", "Suffix", "what followed the longest endings of the text before"),
-    "trigram": Spec("trigram", "Trigram", "what lately followed the last two tokens"),
-    "recycle": Spec("recycle", "Recycle", "the target's own runners-up after the same tokens"),
+    "suffix": Spec(".suffix", "Suffix", "what followed the longest endings of the text before"),
+    "trigram": Spec(".trigram", "Trigram", "what lately followed the last two tokens"),
+    "recycle": Spec(".recycle", "Recycle", "the target's own runners-up after the same tokens"),
 }
 
-# Several at once, judged by how often they were right and by what checking their guesses costs.
-# In the order in which a step's time is spent on them.
-AUTO = "auto"
-AUTO_DRAFTERS = ("suffix", "prompt-lookup", "recycle", "copyspec", "trigram")
+# Several at once, weighed by how often they were right and by what checking their drafts costs.
+# Where several name the same token, the first of them has it.
+AUTO: Final = "auto"
+AUTO_DRAFTERS: Final = ("suffix", "prompt-lookup", "recycle", "copyspec", "trigram")
 
-DEFAULT_DRAFTER = AUTO
+DEFAULT_DRAFTER: Final = AUTO
+
+
+def find(name: str) -> Spec:
+    """The drafter of a name: one of ours, or of another package. Raises UsageError."""
+    spec = REGISTRY.get(name) or _installed().get(name)
+    if spec is None:
+        known = ", ".join([AUTO, *REGISTRY, *_installed()])
+        raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
+    return spec
+
+
+def _installed() -> dict[str, Spec]:
+    """Drafters of other packages, by the names of their entry points."""
+    from importlib.metadata import entry_points
+
+    return {
+        point.name: Spec(point.module, point.attr, f"of {point.module}")
+        for point in entry_points(group=GROUP)
+    }
 
 
 def create(names: str) -> list[Drafter]:
@@ -61,22 +98,21 @@ def create(names: str) -> list[Drafter]:
 
     A single one works as its paper describes it; several feed the builder.
 
-    Raises UsageError for a name that is not in the registry.
+    Raises UsageError for a name that nobody has.
     """
     chosen = names_of(names)
-    return [REGISTRY[name].create(standalone=len(chosen) == 1) for name in chosen]
+    return [find(name).create(standalone=len(chosen) == 1) for name in chosen]
 
 
 def names_of(names: str) -> tuple[str, ...]:
     """The drafters that a comma-separated list means, each once; "auto" in it means several.
 
-    Raises UsageError for a name that is not in the registry, and for "none" beside others.
+    Raises UsageError for a name that nobody has, and for "none" beside others.
     """
     chosen: list[str] = []
     for name in map(str.strip, names.split(",")):
-        if name != AUTO and name not in REGISTRY:
-            known = ", ".join([AUTO, *REGISTRY])
-            raise UsageError(f"there is no drafter named '{name}'", f"choose from: {known}")
+        if name != AUTO:
+            find(name)
         chosen += AUTO_DRAFTERS if name == AUTO else (name,)
     if NONE in chosen and set(chosen) != {NONE}:
         raise UsageError(
@@ -91,23 +127,8 @@ def together(lists: Iterable[str]) -> str:
     return ",".join(name for name in chosen if name != NONE) or NONE
 
 
-def fewer(names: str) -> str:
-    """Of "auto", the drafters that gain most for their memory; others are kept as asked for."""
-    return ",".join(AUTO_DRAFTERS[:2]) if names.strip() == AUTO else names
-
-
-def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ...]:
-    """`drafters`, and where several have `suffix` among them, one that searches past `answers`."""
-    names = [drafter.name for drafter in drafters]
-    if len(names) < 2 or "suffix" not in names or not len(answers):
-        return tuple(drafters)
-    from .past import Past
-
-    return (*drafters, Past(answers))
-
-
 def most_drafts(names: str, asked: int, *, others: bool = False) -> int:
-    """Most guesses of a tree by the drafters of `names`, where `asked` are allowed.
+    """Most draft tokens of a tree by the drafters of `names`, where `asked` are allowed.
 
     `others` is whether somebody else drafts, too. Raises UsageError for an unknown name.
     """

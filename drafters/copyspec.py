@@ -51,6 +51,11 @@ class CopySpec:
         self._text = array("i")
         self._index = NgramIndex(self._text, GAMMA, first=True)
 
+    @staticmethod
+    def table_bytes(n_vocab: int, n_ctx: int) -> int:
+        """Bytes of its tables once a context of `n_ctx` tokens is full."""
+        return 50_000 + 16 * n_ctx
+
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
         added = tokens_added(self._text, context)

@@ -59,6 +59,11 @@ class PromptLookup:
             NgramIndex(self._text, order, first=False) for order in range(MAX_ORDER, 0, -1)
         ]
 
+    @staticmethod
+    def table_bytes(n_vocab: int, n_ctx: int) -> int:
+        """Bytes of its tables once a context of `n_ctx` tokens is full."""
+        return 50_000 + 16 * n_ctx
+
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
         added = tokens_added(self._text, context)

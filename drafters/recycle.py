@@ -35,6 +35,12 @@ TEXT_ROWS: Final = 1 << 14  # for each of the two kinds of keys
 ENTRY: Final = np.dtype([("token", np.int32), ("prob", np.float32)])
 
 _NAME: Final = "recycle"
+
+_ROW: Final = 8 * K  # bytes that are kept of a token
+_PAGE: Final = 4096  # bytes of a page of memory
+_TOKENS_PER_PAGE: Final = (
+    5  # tokens of text for each page of rows that it touches; 8 to 15 were seen
+)
 _LEAST = 0.005  # guesses less likely than this are not worth offering
 _BLOCK = 64  # logits whose maximum stands for them; see `top_k_rows`
 _LOW: Final = (1 << 32) - 1
@@ -88,6 +94,15 @@ class Recycle:
         self._text = _TextRows()
         self._pair_text = _TextRows()
         self._n_tokens = 0
+
+    @staticmethod
+    def table_bytes(n_vocab: int, n_ctx: int) -> int:
+        """Bytes of its tables once a context of `n_ctx` tokens is full.
+
+        Rows by token lie in pages that are touched one by one; text and pairs are dictionaries.
+        """
+        rows = min(_ROW * n_vocab, _PAGE * n_ctx // _TOKENS_PER_PAGE)
+        return rows + 320 * min(TEXT_ROWS, n_ctx) + (120 + _ROW) * min(PAIRS // 2, 4 * n_ctx)
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""

@@ -84,6 +84,15 @@ class Suffix:
             ring.frombytes(bytes(ring.itemsize * len(ring)))
         self._ring = 2 * self._ring + 1
 
+    @staticmethod
+    def table_bytes(n_vocab: int, n_ctx: int) -> int:
+        """Bytes of its tables once a context of `n_ctx` tokens is full.
+
+        Rings double, and for a moment there are two of them.
+        """
+        ring = min(CAPACITY, 1 << max(10, (n_ctx - 1).bit_length()))
+        return 1_800_000 + 52 * ring
+
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
         self._index(context)

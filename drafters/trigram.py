@@ -51,6 +51,11 @@ class Trigram:
         self._depth = DEPTH if standalone else 0
         self._forget()
 
+    @staticmethod
+    def table_bytes(n_vocab: int, n_ctx: int) -> int:
+        """Bytes of its tables once a context of `n_ctx` tokens is full."""
+        return min(9_000_000, 150_000 + 60 * n_ctx)
+
     def _forget(self) -> None:
         self._now = 0  # tokens of text so far
         self._last_pair = -1

@@ -13,7 +13,7 @@ from pathlib import Path
 from specgen.cli.choices import Format
 from specgen.cli.files import check_place, write_whole
 from specgen.cli.interrupt import Interrupts
-from specgen.cli.prepare import Wanted, ensure_model, ensure_profile, fitted
+from specgen.cli.prepare import ensure_model, ensure_profile
 from specgen.cli.terminal import note, shown_progress
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
@@ -29,9 +29,10 @@ from specgen.core.knowledge.profile import Profile
 from specgen.core.memory.budget import FittedConfig
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.stop import Interrupted
-from specgen.drafters import AUTO, create, fewer, together, with_past
+from specgen.drafters import AUTO, create, names_of, together
 from specgen.drafters.draft_model import DraftModel
-from specgen.drafters.predicted import Predicted
+from specgen.drafters.ensemble import ensemble
+from specgen.opening import Wanted, fitted
 
 from .plot import check_plot, plot
 from .report import LEAST, write
@@ -192,8 +193,7 @@ def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:
         yield Arm(f"{PLAIN} strict", lambda prompt, answers: (), strict=True)
     for name in job.names if config.max_drafts else ():
         label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
-        few = config.few_drafters
-        make = partial(_drafters, fewer(name) if few else name, engine.vocab, past=not few)
+        make = partial(_drafters, name, engine.vocab, few=config.few_drafters)
         yield Arm(label, make, strict=strict)
         if len(create(name)) < 2:  # a single one learns nothing that is kept
             continue
@@ -215,18 +215,14 @@ def _drafters(
     answers: Tokens,
     *,
     draft: Backend | None = None,
-    past: bool = True,
+    few: bool = False,
 ) -> Sequence[Drafter]:
     """Drafters as `generate` has them. A single one is compared as its paper describes it."""
-    drafters = tuple(create(name))
-    if len(drafters) < 2:
-        return drafters
-    if prompt.predicted is not None:
-        predicted = vocab.tokenize(prompt.predicted, add_bos=False, special=False)
-        drafters = (Predicted(predicted), *drafters)
-    if draft:
-        drafters = (*drafters, DraftModel(draft))
-    return with_past(drafters, answers) if past else drafters
+    if len(names_of(name)) < 2:
+        return create(name)
+    text = prompt.predicted
+    predicted = None if text is None else vocab.tokenize(text, add_bos=False, special=False)
+    return ensemble(name, predicted=predicted, draft=draft, answers=answers, few=few)
 
 
 def _save(results: Results, path: Path) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from specgen.cli.bench import live as bench_live
-from specgen.cli.prepare import fitted
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.evaluation.benchmark import measure_arms
@@ -25,6 +24,7 @@ from specgen.core.evaluation.summary import ALL
 from specgen.core.evaluation.tasks import Prompt
 from specgen.core.knowledge.profile import Profile
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
+from specgen.opening import fitted
 from tests.support.command import Outcome, run
 from tests.support.made_up import CURVE, benchmark, results
 from tests.support.made_up import run as made_up_run

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from specgen.cli import prepare
-from specgen.cli.prepare import Wanted, budget_bytes, fitted, plan_inputs, require_room_to_measure
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import MemoryBudgetError
@@ -17,7 +16,8 @@ from specgen.core.knowledge.profile import Profile
 from specgen.core.memory.budget import plan_for
 from specgen.core.memory.plan import MemoryPlan, memory_text
 from specgen.core.models.modelinfo import read_model
-from specgen.drafters.sizes import table_bytes
+from specgen.drafters.ensemble import table_bytes
+from specgen.opening import Wanted, budget_bytes, fitted, plan_inputs, require_room_to_measure
 from tests.conftest import TinyModel
 from tests.support.command import generate, record_of, run
 from tests.support.headers import MADE

@@ -12,8 +12,9 @@ import pytest
 from specgen.core.errors import UsageError
 from specgen.core.protocols import Drafter, Tokens
 from specgen.core.testing.conformance import repeating_text
-from specgen.drafters import create, fewer, most_drafts, names_of, together, with_past
+from specgen.drafters import most_drafts, names_of, together
 from specgen.drafters.copyspec import CopySpec
+from specgen.drafters.ensemble import ensemble, fewer
 from specgen.drafters.evidence import chance_bucket, length_bucket
 from specgen.drafters.ngrams import NgramIndex
 from specgen.drafters.past import Past
@@ -341,7 +342,7 @@ def test_past_stands_beside_suffix_alone() -> None:
     answers = np.array([1, 2, 3], np.int32)
 
     def names(chosen: str, known: Tokens) -> list[str]:
-        return [drafter.name for drafter in with_past(create(chosen), known)]
+        return [drafter.name for drafter in ensemble(chosen, answers=known)]
 
     assert names("suffix,copyspec", answers) == ["suffix", "copyspec", "past"]
     assert names("suffix,copyspec", answers[:0]) == ["suffix", "copyspec"]

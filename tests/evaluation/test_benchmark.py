@@ -34,7 +34,8 @@ from specgen.core.protocols import Drafter, Logits, Tokens
 from specgen.core.sampling import SamplingParams
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
-from specgen.drafters import create, with_past
+from specgen.drafters import create
+from specgen.drafters.ensemble import ensemble
 from tests.support.guessers import Letters
 from tests.support.made_up import CARD, CURVE, benchmark, results, run
 
@@ -92,7 +93,7 @@ class Asked:
 
     def __call__(self, prompt: Prompt, answers: Tokens) -> Sequence[Drafter]:
         self.answers.append(answers.tolist())
-        return with_past(create(self._name), answers)
+        return ensemble(self._name, answers=answers)
 
 
 def arm(name: str, drafter: str = PLAIN, **options: bool) -> Arm:

@@ -18,8 +18,8 @@ from specgen.core.errors import UsageError
 from specgen.core.knowledge.learned import MOST_ANSWERS
 from specgen.core.testing.fakes import fake_limits
 from specgen.core.verify import Verdict
-from specgen.drafters import create, with_past
-from specgen.drafters.sizes import table_bytes
+from specgen.drafters import create
+from specgen.drafters.ensemble import ensemble, table_bytes
 from specgen.drafters.suffix import Suffix
 from tests.support.drafting import begun, observe
 
@@ -53,7 +53,7 @@ def written(names: str, n_tokens: int, *, past: bool) -> Iterator[tuple[int, int
         text[start : start + 300] = text[start - 900 : start - 600]
     tokens = text.tolist()
     answers = (rng.zipf(1.3, MOST_ANSWERS) % REAL_VOCAB).astype(np.int32)
-    drafters = with_past(create(names), answers if past else answers[:0])
+    drafters = ensemble(names, answers=answers if past else answers[:0])
     acceptance = AcceptanceModel()
     limits = fake_limits(REAL_VOCAB, n_ctx=n_tokens + 64)
     builder = Builder(limits, 16, acceptance=acceptance, pricing=load_curve("flat"))

@@ -1,0 +1,78 @@
+"""Who drafts for a text, and the memory that their tables take: decided here, for all commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from . import AUTO, AUTO_DRAFTERS, find, names_of
+
+if TYPE_CHECKING:
+    from specgen.core.protocols import Backend, Drafter, Tokens
+
+_ACCEPTANCE: Final = 1_800_000  # bytes of the acceptance model's counts
+_PAST: Final = 3_700_000  # bytes of an index of past answers
+_LEARNT: Final = 7_000_000  # bytes of answers and counts while they are read, merged and written
+
+
+def ensemble(
+    names: str,
+    *,
+    predicted: Sequence[int] | None = None,
+    draft: Backend | None = None,
+    draft_name: str = "",
+    answers: Tokens | None = None,
+    few: bool = False,
+) -> tuple[Drafter, ...]:
+    """New drafters for one text.
+
+    A single one works as its paper describes it; several feed the builder, and then one of them
+    may search past answers.
+
+    Args:
+        names: as for `create`.
+        predicted: tokens that the answer is expected to have.
+        draft: a context of a model that drafts.
+        draft_name: what that model is called in statistics.
+        answers: (n,) tokens of past answers.
+        few: leave out what gains least for its memory.
+
+    Raises UsageError for an unknown name.
+    """
+    chosen = names_of(fewer(names) if few else names)
+    standalone = len(chosen) == 1 and predicted is None and draft is None
+    drafters = [find(name).create(standalone) for name in chosen]
+    if predicted is not None:
+        from .predicted import Predicted
+
+        drafters.insert(0, Predicted(predicted))
+    if draft is not None:
+        from .draft_model import DraftModel
+
+        drafters.append(DraftModel(draft, label=draft_name))
+    searched = len(drafters) > 1 and any(each.name == "suffix" for each in drafters)
+    if searched and not few and answers is not None and len(answers):
+        from .past import Past
+
+        drafters.append(Past(answers))
+    return tuple(drafters)
+
+
+def fewer(names: str) -> str:
+    """Of "auto", the drafters that gain most for their memory; others are kept as asked for."""
+    return ",".join(AUTO_DRAFTERS[:2]) if names.strip() == AUTO else names
+
+
+def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool, few: bool = False) -> int:
+    """Bytes of the tables of drafters, once a context of `n_ctx` tokens is full.
+
+    `names` and `few` are as for `ensemble`; `past` is whether what earlier runs left is used and
+    kept. Raises UsageError for an unknown name.
+    """
+    chosen = names_of(fewer(names) if few else names)
+    total = sum(find(name).table_bytes(n_vocab, n_ctx) for name in chosen)
+    if len(chosen) > 1:
+        total += _ACCEPTANCE
+        if past and not few:
+            total += _LEARNT + (_PAST if "suffix" in chosen else 0)
+    return total
