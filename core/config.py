@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .cost.strict import WidthClass
 
 # Longest context that is taken unasked: its cache costs memory whether it is used or not.
 DEFAULT_CONTEXT = 8192
@@ -21,6 +25,7 @@ DRAFT_ROWS = 4
 _MOST_ROWS = 64
 _PENDING = 4
 _MOST_LEAVES = 32
+_SNAPSHOTS = 8  # states that are kept, so that as many tokens can be taken back
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +99,106 @@ class EngineConfig:
                 f"use -c {n_ctx_train} or less",
             )
         return self.n_ctx
+
+
+class ModelKind(Protocol):
+    """What a context depends on of a model: a header says it, and so does a loaded model."""
+
+    @property
+    def n_ctx_train(self) -> int: ...
+
+    @property
+    def sliding_window(self) -> int: ...
+
+    @property
+    def is_recurrent(self) -> bool: ...
+
+    @property
+    def is_hybrid(self) -> bool: ...
+
+
+_LIMITS: Final = {  # least and most
+    "n_ctx": (1, 1 << 31),
+    "chunk": (1, 1 << 31),
+    "max_rows": (1, 1 << 31),
+    "max_leaves": (1, 256),  # LLAMA_MAX_SEQ
+    "snapshots": (0, 1 << 16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ContextConfig:
+    """How a context of llama.cpp is set up; its memory is planned from the same values.
+
+    Attributes:
+        n_ctx: tokens that the text may have; llama.cpp rounds up to a multiple of 256.
+        threads: CPU threads; None takes host.default_threads().
+        max_rows: rows of one `score` call; each costs n_vocab * 4 bytes of logits.
+        max_leaves: leaves of a tree, each a sequence.
+        chunk: tokens of one prefill call.
+        flash_attention: None leaves it to llama.cpp.
+        swa_full: keep all cells of sliding-window layers, which trees and rewinding need.
+        snapshots: older states that hybrid and recurrent models keep to roll back, where they can.
+        type_k, type_v: of keys and of values in the cache, such as "q8_0".
+
+    Raises UsageError for a value that is out of bounds.
+    """
+
+    n_ctx: int
+    threads: int | None = None
+    max_rows: int = 64
+    max_leaves: int = 32
+    chunk: int = 512
+    flash_attention: bool | None = None
+    swa_full: bool = True
+    snapshots: int = 8
+    type_k: str = DEFAULT_CACHE_TYPE
+    type_v: str = DEFAULT_CACHE_TYPE
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the largest call: llama.cpp wants two more than it keeps snapshots."""
+        return max(self.chunk, self.max_rows, self.snapshots + 2)
+
+    def for_draft_model(self, n_ctx_train: int) -> ContextConfig:
+        """The context of a model that drafts: a chain at a time, as much of the text as it can."""
+        return replace(
+            self,
+            n_ctx=min(self.n_ctx, n_ctx_train),
+            max_rows=DRAFT_ROWS,
+            max_leaves=1,
+            swa_full=True,
+            snapshots=0,
+            type_k=DEFAULT_CACHE_TYPE,
+            type_v=DEFAULT_CACHE_TYPE,
+        )
+
+
+def context_of(
+    config: EngineConfig, model: ModelKind, strict: WidthClass | None = None
+) -> ContextConfig:
+    """The context that `config` asks for with a model, whose calls are padded to `strict` widths.
+
+    Raises UsageError for more tokens than the model was trained for.
+    """
+    is_stateful = model.is_recurrent or model.is_hybrid
+    has_window = bool(model.sliding_window) and not config.swa_full
+    type_k, type_v = config.cache_types
+    return ContextConfig(
+        n_ctx=config.context(model.n_ctx_train) + (strict.slack if strict else 0),
+        threads=config.threads,
+        max_rows=max(config.max_rows, strict.widths[0] if strict else 1),
+        max_leaves=1 if is_stateful or has_window else config.max_leaves,
+        chunk=config.chunk,
+        flash_attention=config.flash_attention,
+        swa_full=config.swa_full,
+        snapshots=_SNAPSHOTS if is_stateful else 0,
+        type_k=type_k,
+        type_v=type_v,
+    )

@@ -16,16 +16,15 @@ from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.schedule import BackOff
 from specgen.core.drafting.speculator import Speculator
-from specgen.core.host.limits import default_threads
 from specgen.core.knowledge.learned import Learned
 from specgen.core.knowledge.profile import Profile, find_profile, require_profile
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.draft_model import open_draft
 from specgen.core.llama.library import library
 from specgen.core.memory.plan import MemoryPlan
 from specgen.core.text.stream import TextStream
 
-from .config import EngineConfig
+from .config import ContextConfig, EngineConfig, context_of
 from .errors import UsageError
 from .generation import Generation
 from .protocols import Drafter
@@ -82,11 +81,10 @@ class Engine:
             library().log.device_bytes = 0
             self.model = LlamaModel(path, config.gpu_layers, should_stop)
             self._open.callback(self.model.close)
-            self.backend = LlamaBackend(
-                self.model, _context_config(self.model, config, self.strict), should_stop
-            )
+            context = context_of(config, self.model, self.strict)
+            self.backend = LlamaBackend(self.model, context, should_stop)
             self._open.callback(self.backend.close)
-            self.draft = self._open_draft(config)
+            self.draft = self._open_draft(config, context)
             self.device_bytes = library().log.device_bytes
             _require_branches(self.model, self.backend, config, self.strict)
         except BaseException:
@@ -101,13 +99,17 @@ class Engine:
             _log.warning("no two widths of calls round alike here: --strict means one row a call")
         _log.info("%s", _describe(self.model, self.backend, config, self.strict))
 
-    def _open_draft(self, config: EngineConfig) -> LlamaBackend | None:
+    def _open_draft(self, config: EngineConfig, context: ContextConfig) -> LlamaBackend | None:
         """The draft model that the configuration asks for."""
         if config.draft is None:
             return None
-        n_ctx = self.backend.limits.n_ctx
         return open_draft(
-            config.draft, self.model, n_ctx, config, self._open, should_stop=self._should_stop
+            config.draft,
+            self.model,
+            context,
+            config.gpu_layers,
+            self._open,
+            should_stop=self._should_stop,
         )
 
     def __enter__(self) -> Engine:
@@ -240,21 +242,6 @@ class Engine:
 def _strict(profile: Profile | None, config: EngineConfig) -> WidthClass:
     """What calls are padded to. Raises UsageError where the model was not measured."""
     return require_profile(profile).strict.within(config.max_rows)
-
-
-def _context_config(
-    model: LlamaModel, config: EngineConfig, strict: WidthClass | None
-) -> ContextConfig:
-    return ContextConfig(
-        n_ctx=config.context(model.n_ctx_train) + (strict.slack if strict else 0),
-        threads=config.threads or default_threads(),
-        max_rows=max(config.max_rows, strict.widths[0] if strict else 1),
-        max_leaves=config.max_leaves,
-        chunk=config.chunk,
-        flash_attention=config.flash_attention,
-        swa_full=config.swa_full,
-        cache_types=config.cache_types,
-    )
 
 
 def _require_branches(

@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 import specgen.core.session as session_module
+from specgen.core.config import ContextConfig
 from specgen.core.errors import BackendError
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.logprobs import RecordingSampler, TokenLogprobs
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specgen.core.config import ContextConfig
 from specgen.core.host.limits import default_threads
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.logprobs import RecordingSampler, TokenLogprobs
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams

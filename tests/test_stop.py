@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from specgen.core import session as session_module
-from specgen.core.config import EngineConfig
+from specgen.core.config import ContextConfig, EngineConfig
 from specgen.core.cost.measure import TimedBackend, measure
 from specgen.core.cost.strict import WidthClass
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError
 from specgen.core.knowledge.profiling import measure_profile
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.library import library
 from specgen.core.protocols import Tokens
 from specgen.core.stop import Interrupted, heed

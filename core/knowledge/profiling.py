@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from specgen.core.config import DEFAULT_CONTEXT, EngineConfig
+from specgen.core.config import DEFAULT_CONTEXT, ContextConfig, EngineConfig
 from specgen.core.cost.comparison import compare
 from specgen.core.cost.measure import CONTEXTS, NOISY, Measurement, TimedBackend, measure
 from specgen.core.cost.model import MAX_ROWS
@@ -22,7 +22,7 @@ from specgen.core.cost.rounding import (
 )
 from specgen.core.errors import BackendError
 from specgen.core.host.limits import Waits, default_threads, thread_waits, usable_cpus
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.memory.plan import needs_flash_attention
 from specgen.core.stop import ShouldStop, never
 
@@ -206,10 +206,12 @@ def measured_context(config: EngineConfig, n_ctx_train: int) -> int:
 
 
 def _context_config(model: LlamaModel, config: EngineConfig, setting: bool) -> ContextConfig:
+    type_k, type_v = config.cache_types
     return ContextConfig(
         n_ctx=measured_context(config, model.n_ctx_train),
-        threads=config.threads or default_threads(),
+        threads=config.threads,
         flash_attention=setting,
         swa_full=config.swa_full,
-        cache_types=config.cache_types,
+        type_k=type_k,
+        type_v=type_v,
     )

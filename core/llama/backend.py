@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specgen.core.config import DEFAULT_CACHE_TYPE
+from specgen.core.config import ContextConfig
 from specgen.core.errors import BackendError, ContextFull, ModelError
+from specgen.core.host.limits import default_threads
 from specgen.core.host.paths import path_text
 from specgen.core.models.modelinfo import read_headers
 from specgen.core.models.types import type_id
@@ -106,33 +106,6 @@ def _load(path: Path, params: Any, should_stop: ShouldStop = never) -> Any:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ContextConfig:
-    """How to set up a context.
-
-    Attributes:
-        n_ctx: tokens that the text may have.
-        threads: CPU threads.
-        max_rows: rows of one `score` call; each costs n_vocab * 4 bytes of logits.
-        max_leaves: leaves of a tree.
-        chunk: tokens of one prefill call.
-        flash_attention: None leaves it to llama.cpp.
-        swa_full: keep all cells of sliding-window layers, which trees and rewinding need.
-        snapshots: states that hybrid and recurrent models keep to roll back, where they can.
-        cache_types: of keys and of values, such as "q8_0".
-    """
-
-    n_ctx: int
-    threads: int
-    max_rows: int = 64
-    max_leaves: int = 32
-    chunk: int = 512
-    flash_attention: bool | None = None
-    swa_full: bool = True
-    snapshots: int = 8
-    cache_types: tuple[str, str] = (DEFAULT_CACHE_TYPE, DEFAULT_CACHE_TYPE)
-
-
 class LlamaBackend:
     """One llama.cpp context (see protocols.Backend).
 
@@ -170,16 +143,15 @@ class LlamaBackend:
         can_branch = not self._stateful and not self._window
         params = self._api.llama_context_default_params()
         params.n_ctx = config.n_ctx
-        # Two more rows than snapshots, or llama.cpp aborts when it splits a batch.
-        params.n_batch = params.n_ubatch = max(config.chunk, config.max_rows, config.snapshots + 2)
+        params.n_batch = params.n_ubatch = config.batch_rows  # or it aborts on splitting a batch
         params.n_seq_max = config.max_leaves if can_branch else 1
         params.n_outputs_max = max(config.max_rows, params.n_seq_max)
         params.n_rs_seq = config.snapshots if self._stateful else 0
-        params.n_threads = params.n_threads_batch = config.threads
+        params.n_threads = params.n_threads_batch = config.threads or default_threads()
         if config.flash_attention is not None:
             params.flash_attn_type = int(config.flash_attention)
         params.swa_full = config.swa_full
-        params.type_k, params.type_v = map(type_id, config.cache_types)
+        params.type_k, params.type_v = type_id(config.type_k), type_id(config.type_v)
         params.kv_unified = True
         return params
 

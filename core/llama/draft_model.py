@@ -6,13 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from specgen.core.config import DRAFT_ROWS, EngineConfig
+from specgen.core.config import ContextConfig
 from specgen.core.errors import UsageError
-from specgen.core.host.limits import default_threads
 from specgen.core.host.paths import path_text
 from specgen.core.stop import ShouldStop, never
 
-from .backend import ContextConfig, LlamaBackend, LlamaModel
+from .backend import LlamaBackend, LlamaModel
 
 _DIFFERENT: Final = 0.01  # of the tokens that may differ: names of control tokens, say
 
@@ -20,19 +19,19 @@ _DIFFERENT: Final = 0.01  # of the tokens that may differ: names of control toke
 def open_draft(
     path: Path,
     target: LlamaModel,
-    n_ctx: int,
-    config: EngineConfig,
+    context: ContextConfig,
+    gpu_layers: int | None,
     stack: ExitStack,
     *,
     should_stop: ShouldStop = never,
 ) -> LlamaBackend:
-    """A context of the model in `path`, with as much of `n_ctx` tokens as it was trained for.
+    """A context of the model in `path` beside the `context` of the one that it drafts for.
 
     `stack` closes it. Raises ModelError, BackendError or Interrupted, and UsageError for a model
     that cannot draft for `target`. (Whatever it drafts, the text is the target's: a check spares
     time.)
     """
-    model = LlamaModel(path, config.gpu_layers, should_stop)
+    model = LlamaModel(path, gpu_layers, should_stop)
     stack.callback(model.close)
     require_undo(path, is_stateful=model.is_recurrent or model.is_hybrid)
     share = target.vocab.different_share(model.vocab)
@@ -42,18 +41,7 @@ def open_draft(
             " model",
             "use a smaller model of the same family",
         )
-    backend = LlamaBackend(
-        model,
-        ContextConfig(
-            n_ctx=min(n_ctx, model.n_ctx_train),
-            threads=config.threads or default_threads(),
-            max_rows=DRAFT_ROWS,
-            max_leaves=1,
-            chunk=config.chunk,
-            flash_attention=config.flash_attention,
-        ),
-        should_stop,
-    )
+    backend = LlamaBackend(model, context.for_draft_model(model.n_ctx_train), should_stop)
     stack.callback(backend.close)
     return backend
 

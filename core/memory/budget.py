@@ -14,18 +14,17 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from specgen.core.config import DEFAULT_CACHE_TYPE, DRAFT_ROWS, EngineConfig
+from specgen.core.config import EngineConfig, context_of
 from specgen.core.cost.strict import WidthClass
 from specgen.core.errors import MemoryBudgetError, UsageError
 from specgen.core.host.paths import path_text
 from specgen.core.models.header import Header
 from specgen.core.models.modelinfo import ModelInfo
 
-from .plan import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
+from .plan import MIB, MemoryPlan, cannot_store, memory_text, plan_memory
 
 SHARE: Final = 0.85  # of what is available, that is taken unless a budget is given
 
-_SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
 _LEAST_CONTEXT: Final = 512
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]  # in words, and as fields of an EngineConfig
@@ -76,47 +75,22 @@ class FittedConfig:
 
 def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
     """The memory that `config` takes. Raises ModelError or UsageError."""
-    info = inputs.info
-    stateful = info.is_recurrent or info.is_hybrid
-    window = 0 if config.swa_full else info.sliding_window
-    chunk = max(config.chunk, config.max_rows, _SNAPSHOTS + 2)
-    n_ctx, strict = config.context(info.n_ctx_train), inputs.strict
-    shape = Shape(
-        n_ctx=n_ctx + (strict.slack if strict else 0),
-        chunk=chunk,
-        max_rows=max(config.max_rows, strict.widths[0] if strict else 1),
-        max_leaves=1 if stateful or window else config.max_leaves,
-        type_k=config.cache_types[0],
-        type_v=config.cache_types[1],
-        flash_attention=_flash_attention(inputs, config),
-        swa_full=config.swa_full,
-        snapshots=_SNAPSHOTS if stateful else 0,
+    asked = replace(config, flash_attention=_flash_attention(inputs, config))
+    context = context_of(asked, inputs.info, inputs.strict)
+    n_ctx, gpu_layers = config.context(inputs.info.n_ctx_train), _gpu_layers(inputs, config)
+    plan = plan_memory(
+        inputs.headers,
+        context,
+        inputs.features,
         drafters=inputs.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
         interface=inputs.interface,
-        gpu_layers=_gpu_layers(inputs, config),
+        gpu_layers=gpu_layers,
     )
-    plan = plan_memory(inputs.headers, shape, inputs.features)
     if config.draft is None:
         return plan
-    return plan.beside(_draft_plan(inputs, shape))
-
-
-def _draft_plan(inputs: PlanInputs, shape: Shape) -> MemoryPlan:
-    """The memory of the draft model, which has a context like that of the model (see draft.py)."""
-    info = ModelInfo.from_headers(inputs.draft)
-    shape = replace(
-        shape,
-        n_ctx=min(shape.n_ctx, info.n_ctx_train),
-        max_rows=DRAFT_ROWS,
-        max_leaves=1,
-        swa_full=True,
-        type_k=DEFAULT_CACHE_TYPE,
-        type_v=DEFAULT_CACHE_TYPE,
-        snapshots=0,
-        drafters=0,
-        interface=0,
-    )
-    return plan_memory(inputs.draft, shape, inputs.features)
+    n_ctx_train = ModelInfo.from_headers(inputs.draft).n_ctx_train
+    draft = context.for_draft_model(n_ctx_train)
+    return plan.beside(plan_memory(inputs.draft, draft, inputs.features, gpu_layers=gpu_layers))
 
 
 def _flash_attention(inputs: PlanInputs, config: EngineConfig) -> bool:

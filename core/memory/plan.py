@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Final
 
-from specgen.core.config import DEFAULT_CACHE_TYPE
+from specgen.core.config import ContextConfig
 from specgen.core.errors import UsageError
 from specgen.core.models.header import Header
 from specgen.core.models.types import BLOCKS, type_id
@@ -41,85 +41,6 @@ _INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
 
 # Python, NumPy, specgen with its command line, and llama.cpp's libraries.
 BASELINE: Final = 54 << 20
-
-_MOST: Final = MappingProxyType(
-    {
-        "n_ctx": 1 << 31,
-        "chunk": 1 << 31,
-        "max_rows": 1 << 31,
-        "max_leaves": 256,  # LLAMA_MAX_SEQ
-        "snapshots": 1 << 16,
-        "drafters": 1 << 50,
-        "interface": 1 << 50,
-        "gpu_layers": 1 << 31,
-    }
-)
-
-_FROM_ZERO: Final = ("snapshots", "drafters", "interface", "gpu_layers")  # others from 1
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The settings that memory depends on. Raises UsageError where there can be no such ones.
-
-    Attributes:
-        n_ctx: tokens that the text may have; llama.cpp rounds up to a multiple of 256.
-        chunk: rows of the largest call, of a prompt.
-        max_rows: rows of logits of one call. llama.cpp reserves addresses for as many as it is
-            told; memory is what calls have used.
-        max_leaves: sequences, one for each leaf of a tree.
-        type_k, type_v: of keys and of values, one of CACHE_TYPES.
-        flash_attention: whether scores of a whole chunk are never stored.
-        swa_full: keep all cells of layers with a sliding window.
-        snapshots: older states that recurrent layers keep, where llama.cpp can.
-        drafters: bytes of the drafters' tables.
-        interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
-        gpu_layers: layers on a GPU, the output counted as one; None where there is no GPU.
-    """
-
-    n_ctx: int
-    chunk: int = 512
-    max_rows: int = 64
-    max_leaves: int = 32
-    type_k: str = DEFAULT_CACHE_TYPE
-    type_v: str = DEFAULT_CACHE_TYPE
-    flash_attention: bool = True
-    swa_full: bool = True
-    snapshots: int = 0
-    drafters: int = 0
-    interface: int = 0
-    gpu_layers: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            least = 0 if name in _FROM_ZERO else 1
-            value = getattr(self, name) or 0
-            if not least <= value <= most:
-                raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
-        for kind in (self.type_k, self.type_v):
-            if kind not in CACHE_TYPES:
-                raise UsageError(
-                    f"the cache cannot be of type {kind!r}", f"use one of {', '.join(CACHE_TYPES)}"
-                )
-        if needs_flash_attention(self.type_v) and not self.flash_attention:
-            message = f"values of type {self.type_v} need flash attention"
-            raise UsageError(message, "use --flash-attn on, or values of type f16")
-
-    @property
-    def cells(self) -> int:
-        """Of a cache that keeps the whole text."""
-        return _pad(self.n_ctx)
-
-    @property
-    def rows(self) -> int:
-        """Of the largest call that fits the context."""
-        return min(self.chunk, self.cells)
-
-    def window_cells(self, window: int) -> int:
-        """Of a cache of layers with a sliding window."""
-        if self.swa_full:
-            return self.cells
-        return _pad(min(self.cells, window * self.max_leaves + self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +113,39 @@ class MemoryPlan:
         return asdict(self) | {"total": self.total}
 
 
-def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str]) -> MemoryPlan:
+def plan_memory(
+    headers: Sequence[Header],
+    context: ContextConfig,
+    features: frozenset[str],
+    *,
+    drafters: int = 0,
+    interface: int = 0,
+    gpu_layers: int | None = None,
+) -> MemoryPlan:
     """What generating with the model in one file, or in all its parts, takes.
 
-    `features` are the CPU's, as from `repack.cpu_features`. Raises ModelError where the header
-    lacks what a model must have, UsageError where its heads do not fit the cache's type.
+    Where `context` leaves flash attention to llama.cpp, it is taken to be on.
+
+    Args:
+        headers: of the files.
+        context: how the context is set up.
+        features: of the CPU, as from `repacked.cpu_features`.
+        drafters: bytes of the drafters' tables.
+        interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
+        gpu_layers: layers on a GPU, the output counted as one; None where there is no GPU.
+
+    Raises ModelError where the header lacks what a model must have, UsageError where the cache
+    cannot be of the type that is asked for.
 
     Not counted: indexers of sparse attention, projectors and adapters.
     """
+    _check_types(context)
+    shape = _Shape(context)
     layers = read_layers(headers)
     tensors = [tensor for header in headers for tensor in header.tensors]
     file_bytes = sum(header.file_bytes for header in headers)
-    has_gpu = shape.gpu_layers is not None
-    placed = split(tensors, layers.n_layer, shape.gpu_layers or 0)
+    has_gpu = gpu_layers is not None
+    placed = split(tensors, layers.n_layer, gpu_layers or 0)
     kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
     kv_away, state_away = int(placed.share * kv), int(placed.share * state)
     plan = MemoryPlan(
@@ -216,10 +157,10 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
         state=state - state_away,
         compute=_inputs(layers, shape) if has_gpu else compute,
         work=_work(layers, shape),
-        outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
+        outputs=_FLOAT * layers.n_vocab * max(context.max_rows, context.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
-        drafters=shape.drafters,
-        baseline=BASELINE + shape.interface,
+        drafters=drafters,
+        baseline=BASELINE + interface,
         # Long prompts are computed there even where no layer is.
         device=sum(tensor.n_bytes for tensor in placed.device) + kv_away + state_away + compute
         if has_gpu
@@ -230,7 +171,47 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
     return replace(plan, weights=plan.weights + max(0, loading - plan.total))
 
 
-def _kv(layers: Layers, shape: Shape) -> int:
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes that follow from how a context is set up."""
+
+    context: ContextConfig
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether scores of a whole chunk are never stored."""
+        return self.context.flash_attention is not False
+
+    @property
+    def cells(self) -> int:
+        """Of a cache that keeps the whole text."""
+        return _pad(self.context.n_ctx)
+
+    @property
+    def rows(self) -> int:
+        """Of the largest call that fits the context."""
+        return min(self.context.batch_rows, self.cells)
+
+    def window_cells(self, window: int) -> int:
+        """Of a cache of layers with a sliding window."""
+        if self.context.swa_full:
+            return self.cells
+        return _pad(min(self.cells, window * self.context.max_leaves + self.rows))
+
+
+def _check_types(context: ContextConfig) -> None:
+    """Raise UsageError where llama.cpp has no cache of such types."""
+    for kind in (context.type_k, context.type_v):
+        if kind not in CACHE_TYPES:
+            raise UsageError(
+                f"the cache cannot be of type {kind!r}", f"use one of {', '.join(CACHE_TYPES)}"
+            )
+    if needs_flash_attention(context.type_v) and context.flash_attention is False:
+        message = f"values of type {context.type_v} need flash attention"
+        raise UsageError(message, "use --flash-attn on, or values of type f16")
+
+
+def _kv(layers: Layers, shape: _Shape) -> int:
     """Keys and values of all cells. Without flash attention, values are as wide everywhere."""
     widest = max((layer.heads * layer.value for layer in layers.cached), default=0)
     total = 0
@@ -240,8 +221,8 @@ def _kv(layers: Layers, shape: Shape) -> int:
         if values and not shape.flash_attention:
             values = widest
         cells = shape.window_cells(layers.window) if layer.is_sliding else shape.cells
-        total += cells * _stored(layer.heads * layer.key, shape.type_k)
-        total += cells * _stored(values, shape.type_v)
+        total += cells * _stored(layer.heads * layer.key, shape.context.type_k)
+        total += cells * _stored(values, shape.context.type_v)
     return total
 
 
@@ -256,8 +237,8 @@ def needs_flash_attention(type_v: str) -> bool:
     return type_v in CACHE_TYPES and CACHE_TYPES[type_v].n_values > 1
 
 
-def _check_blocks(layer: CachedLayer, shape: Shape) -> None:
-    for width, kind in ((layer.key, shape.type_k), (layer.value, shape.type_v)):
+def _check_blocks(layer: CachedLayer, shape: _Shape) -> None:
+    for width, kind in ((layer.key, shape.context.type_k), (layer.value, shape.context.type_v)):
         if not _is_whole(width, kind):
             n_values = CACHE_TYPES[kind].n_values
             message = f"heads of {width} numbers are no whole blocks of {n_values}"
@@ -273,13 +254,13 @@ def _stored(n: int, kind: str) -> int:
     return n // block.n_values * block.n_bytes
 
 
-def _cells(layers: Layers, shape: Shape) -> int:
+def _cells(layers: Layers, shape: _Shape) -> int:
     """Sliding layers have a cache of their own, with its own notes."""
-    a_cell = _CELL + _CELL_SEQUENCE * shape.max_leaves
+    a_cell = _CELL + _CELL_SEQUENCE * shape.context.max_leaves
     return a_cell * sum(_caches(layers, shape))
 
 
-def _caches(layers: Layers, shape: Shape) -> Iterable[int]:
+def _caches(layers: Layers, shape: _Shape) -> Iterable[int]:
     """Cells of each cache; a model with a window has two."""
     if layers.cached:
         yield shape.cells
@@ -287,17 +268,17 @@ def _caches(layers: Layers, shape: Shape) -> Iterable[int]:
         yield shape.window_cells(layers.window)
 
 
-def _state(layers: Layers, shape: Shape) -> int:
-    n_states = 1 + (shape.snapshots if layers.has_snapshots else 0)
-    return _FLOAT * layers.state * shape.max_leaves * n_states
+def _state(layers: Layers, shape: _Shape) -> int:
+    n_states = 1 + (shape.context.snapshots if layers.has_snapshots else 0)
+    return _FLOAT * layers.state * shape.context.max_leaves * n_states
 
 
-def _compute(layers: Layers, shape: Shape) -> int:
+def _compute(layers: Layers, shape: _Shape) -> int:
     """The inputs, and the largest of the phases that share the rest of the buffer."""
     rows = shape.rows
     mask = _mask(layers, shape)
     scores = 0 if shape.flash_attention else layers.heads * shape.cells
-    states = layers.layer_state * shape.max_leaves
+    states = layers.layer_state * shape.context.max_leaves
     widest = max(
         rows * (layers.attention + scores),
         rows * max(layers.recurrent, _feed_forward(layers)) + states,
@@ -305,13 +286,13 @@ def _compute(layers: Layers, shape: Shape) -> int:
     return _INPUTS * rows + max(mask + _FLOAT * widest, _logits(layers, shape))
 
 
-def _inputs(layers: Layers, shape: Shape) -> int:
+def _inputs(layers: Layers, shape: _Shape) -> int:
     """What the host keeps of the compute buffer beside a GPU: the mask, and embeddings twice."""
     embeddings = _FLOAT * shape.rows * layers.n_embd
     return _INPUTS * shape.rows + _mask(layers, shape) + 2 * embeddings
 
 
-def _mask(layers: Layers, shape: Shape) -> int:
+def _mask(layers: Layers, shape: _Shape) -> int:
     """Which row sees which cell."""
     a_place = _HALF if shape.flash_attention else _FLOAT
     return a_place * shape.rows * sum(_caches(layers, shape))
@@ -328,16 +309,16 @@ def _feed_forward(layers: Layers) -> int:
     return max(dense, mixed) + layers.n_embd + around
 
 
-def _work(layers: Layers, shape: Shape) -> int:
+def _work(layers: Layers, shape: _Shape) -> int:
     """Without flash attention, the scores of a whole chunk."""
     scores = 0 if shape.flash_attention else layers.heads * shape.cells
     widest = max(scores, layers.queries, layers.n_embd, layers.feed_forward)
     return _HALF * shape.rows * widest
 
 
-def _logits(layers: Layers, shape: Shape) -> int:
+def _logits(layers: Layers, shape: _Shape) -> int:
     """Rows of logits behind what the last layer left."""
-    rows = min(shape.rows, shape.max_rows)
+    rows = min(shape.rows, shape.context.max_rows)
     left = 2 * layers.n_embd * (shape.rows + 2 * rows)
     return _FLOAT * (rows * layers.n_vocab + left)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specgen.core.config import EngineConfig
+from specgen.core.config import ContextConfig, EngineConfig
 from specgen.core.cost.comparison import compare
 from specgen.core.cost.measure import NOISY, TimedBackend, measure
 from specgen.core.cost.model import load_curve
@@ -20,7 +20,7 @@ from specgen.core.cost.strict import ONE_ROW
 from specgen.core.errors import BackendError, ModelError
 from specgen.core.knowledge.profile import find_profile, fingerprint, keep_profile, profile_key
 from specgen.core.knowledge.profiling import measure_profile, measure_subjects, settings_to_measure
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.library import device_names, library_version
 from specgen.core.protocols import Limits, Logits, Tokens
 from specgen.core.stop import ShouldStop

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.core.config import EngineConfig
+from specgen.core.config import ContextConfig, EngineConfig
 from specgen.core.cost.model import MAX_ROWS, CostModel
 from specgen.core.cost.online import CostTracker
 from specgen.core.drafting.effort import worth_starting
@@ -303,10 +303,10 @@ def test_a_model_that_cannot_draft(tiny_model: TinyModel, tmp_path: Path) -> Non
     with ExitStack() as stack:
         stack.callback(target.close)
         with pytest.raises(UsageError, match="cannot draft: a recurrent model"):
-            open_draft(tiny_model("mamba"), target, 512, EngineConfig(), stack)
+            open_draft(tiny_model("mamba"), target, ContextConfig(512), None, stack)
         other = with_other_tokens(tiny_model(), tmp_path / "other.gguf")
         with pytest.raises(UsageError, match=r"cannot draft: \d+% of its tokens are not"):
-            open_draft(other, target, 512, EngineConfig(), stack)
+            open_draft(other, target, ContextConfig(512), None, stack)
 
 
 def with_other_tokens(model: Path, copy: Path) -> Path:

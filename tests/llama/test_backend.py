@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from specgen.core.config import ContextConfig
 from specgen.core.errors import BackendError, ContextFull, ModelError
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session

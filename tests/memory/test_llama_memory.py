@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.config import ContextConfig
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session

@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 import pytest
 
+from specgen.core.config import ContextConfig
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.llama.library import system_info
-from specgen.core.memory.plan import MemoryPlan, Shape, plan_memory
+from specgen.core.memory.plan import MemoryPlan, plan_memory
 from specgen.core.memory.repacked import copied_bytes, cpu_features, is_copied
 from specgen.core.models.header import TensorInfo
 from specgen.core.models.modelinfo import read_headers, read_model
@@ -24,13 +25,19 @@ from tests.support.tiny import Architecture, Quantization
 MIB = 1 << 20
 NO_FEATURES: frozenset[str] = frozenset()
 
+
+def context(n_ctx: int, **changes: Any) -> ContextConfig:
+    """A context with flash attention and no snapshots, but for `changes`."""
+    return ContextConfig(n_ctx, **({"flash_attention": True, "snapshots": 0} | changes))
+
+
 SETTINGS = (
-    Shape(n_ctx=2048),
-    Shape(n_ctx=1000, chunk=128, max_rows=16, max_leaves=4, flash_attention=False),
-    Shape(n_ctx=512, chunk=64, max_rows=1, max_leaves=1),
-    Shape(n_ctx=4096, chunk=64, max_rows=9, max_leaves=1, swa_full=False, snapshots=8),
-    Shape(n_ctx=4096, chunk=512, max_rows=64, max_leaves=1, type_k="q8_0", type_v="q5_1"),
-    Shape(n_ctx=1024, chunk=64, max_leaves=1, type_k="q4_1", flash_attention=False),
+    context(n_ctx=2048),
+    context(n_ctx=1000, chunk=128, max_rows=16, max_leaves=4, flash_attention=False),
+    context(n_ctx=512, chunk=64, max_rows=1, max_leaves=1),
+    context(n_ctx=4096, chunk=64, max_rows=9, max_leaves=1, swa_full=False, snapshots=8),
+    context(n_ctx=4096, chunk=512, max_rows=64, max_leaves=1, type_k="q8_0", type_v="q5_1"),
+    context(n_ctx=1024, chunk=64, max_leaves=1, type_k="q4_1", flash_attention=False),
 )
 each_setting = pytest.mark.parametrize("shape", SETTINGS, ids=lambda s: f"{s.n_ctx}x{s.chunk}")
 
@@ -47,9 +54,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return path
 
 
-def plan(path: Path, shape: Shape, features: frozenset[str] = NO_FEATURES) -> MemoryPlan:
+def plan(
+    path: Path, shape: ContextConfig, features: frozenset[str] = NO_FEATURES, **others: int
+) -> MemoryPlan:
     """The plan for a file."""
-    return plan_memory(read_headers(path), shape, features)
+    return plan_memory(read_headers(path), shape, features, **others)
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,15 @@ class Dry:
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
         assert self._model, log.text[-500:]
 
-    def sizes(self, shape: Shape) -> Reported:
+    def sizes(self, shape: ContextConfig) -> Reported:
         """The sizes that a context of this shape would have."""
         params = self._api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = shape.n_ctx, shape.chunk, shape.chunk
+        params.n_ctx = shape.n_ctx
+        params.n_batch = params.n_ubatch = shape.batch_rows
         params.n_outputs_max = max(shape.max_rows, shape.max_leaves)
         params.n_seq_max, params.n_rs_seq = shape.max_leaves, shape.snapshots
-        params.flash_attn_type, params.swa_full = int(shape.flash_attention), shape.swa_full
+        params.flash_attn_type = int(shape.flash_attention is not False)
+        params.swa_full = shape.swa_full
         kinds = {"f16": 1, "q4_0": 2, "q4_1": 3, "q5_1": 7, "q8_0": 8}
         params.type_k, params.type_v = kinds[shape.type_k], kinds[shape.type_v]
         params.kv_unified, params.n_threads, params.n_threads_batch = True, 1, 1
@@ -129,7 +140,7 @@ def dry(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Path], Dry]]:
         model.close()
 
 
-def compare(planned: MemoryPlan, reported: Reported, shape: Shape) -> None:
+def compare(planned: MemoryPlan, reported: Reported, shape: ContextConfig) -> None:
     """What llama.cpp lays out is exact; its compute buffer may be planned a bit too large."""
     rounding = 0.006 * max(1, reported.n_caches)
     assert planned.kv / MIB == pytest.approx(reported.kv, abs=rounding)
@@ -193,7 +204,7 @@ def test_copies(
 def test_by_hand(name: str, kv: int, state: int, made: Callable[[str], Path]) -> None:
     """Layers x (key + value) x heads x width x 2 bytes x cells; states with 8 older ones."""
     path = made(name)
-    planned = plan(path, Shape(n_ctx=2048, max_leaves=1, snapshots=8))
+    planned = plan(path, context(n_ctx=2048, max_leaves=1, snapshots=8))
     assert (planned.kv, planned.state) == (kv, state)
     assert planned.kv == 2048 * read_model(path).kv_bytes_per_token
     assert planned.weights == path.stat().st_size
@@ -239,7 +250,7 @@ def test_layers_with_a_cache(
 ) -> None:
     """Only layers that keep keys and values of their own count, each with its own heads."""
     path = header_of(tmp_path / "m.gguf", architecture, keys)
-    assert plan(path, Shape(n_ctx=1)).kv == 2 * kv_numbers
+    assert plan(path, context(n_ctx=1)).kv == 2 * kv_numbers
 
 
 @pytest.mark.parametrize(
@@ -257,7 +268,7 @@ def test_windows(architecture: str, keys: Keys, n_sliding: int, tmp_path: Path) 
     """A sliding layer keeps its window for each sequence and a chunk, or all, as asked for."""
     keys = keys | {"attention.sliding_window": 512, "attention.head_count_kv": 1}
     path = header_of(tmp_path / "m.gguf", architecture, keys)
-    shape = Shape(n_ctx=8192, chunk=100, max_leaves=2, swa_full=False)
+    shape = context(n_ctx=8192, chunk=100, max_leaves=2, swa_full=False)
     a_cell = 2 * 16 * 2
     assert plan(path, replace(shape, swa_full=True)).kv == 6 * 8192 * a_cell
     expected = (6 - n_sliding) * 8192 + n_sliding * 1280  # 2 * 512 + 100, padded
@@ -266,7 +277,7 @@ def test_windows(architecture: str, keys: Keys, n_sliding: int, tmp_path: Path) 
 
 def test_which_layers_slide(tmp_path: Path) -> None:
     """In gemma3 the sixth layer sees all, in cohere2moe the first."""
-    shape = Shape(n_ctx=8192, chunk=100, max_leaves=2, swa_full=False)
+    shape = context(n_ctx=8192, chunk=100, max_leaves=2, swa_full=False)
     keys: Keys = {"attention.sliding_window": 512, "attention.head_count_kv": [7, 1, 1, 1, 1, 3]}
     for architecture, heads in (("gemma3", 3), ("cohere2moe", 7 + 1)):
         path = header_of(tmp_path / f"{architecture}.gguf", architecture, keys)
@@ -277,15 +288,15 @@ def test_values_without_flash_attention(tmp_path: Path) -> None:
     """They are stored across, as wide in all layers as in the widest."""
     keys: Keys = {"attention.head_count_kv": [1, 2, 4, 1, 1, 1]}
     path = header_of(tmp_path / "m.gguf", "llama", keys)
-    planned = plan(path, Shape(n_ctx=256, flash_attention=False))
+    planned = plan(path, context(n_ctx=256, flash_attention=False))
     assert planned.kv == (10 + 6 * 4) * 16 * 2 * 256
 
 
 def test_rows_of_logits(made: Callable[[str], Path]) -> None:
     """As many as calls have, and one for each sequence."""
     a_row = 4 * MADE["7b"].n_vocab
-    assert plan(made("7b"), Shape(n_ctx=512, max_rows=1, max_leaves=32)).outputs == 32 * a_row
-    assert plan(made("7b"), Shape(n_ctx=512, max_rows=64, max_leaves=32)).outputs == 64 * a_row
+    assert plan(made("7b"), context(n_ctx=512, max_rows=1, max_leaves=32)).outputs == 32 * a_row
+    assert plan(made("7b"), context(n_ctx=512, max_rows=64, max_leaves=32)).outputs == 64 * a_row
 
 
 @pytest.mark.llama
@@ -296,7 +307,7 @@ def test_compute_by_context(
     """A cell of context adds a mask, and without flash attention scores, for each row."""
     model, sizes, planned = dry(made("1b")), [], []
     for n_ctx in (4096, 8192):
-        shape = Shape(n_ctx=n_ctx, max_leaves=1, flash_attention=flash_attention)
+        shape = context(n_ctx=n_ctx, max_leaves=1, flash_attention=flash_attention)
         sizes.append(model.sizes(shape).compute)
         planned.append(plan(made("1b"), shape).compute / MIB)
     assert planned[1] - planned[0] == pytest.approx(sizes[1] - sizes[0], abs=0.011)
@@ -306,7 +317,7 @@ def test_compute_by_context(
 def test_types_of_cache(kv_type: str, a_block: int, made: Callable[[str], Path]) -> None:
     """32 numbers of keys or values take so many bytes."""
     numbers = 16 * 2 * 8 * 64 * 2048
-    planned = plan(made("1b"), Shape(n_ctx=2048, type_k=kv_type, type_v=kv_type))
+    planned = plan(made("1b"), context(n_ctx=2048, type_k=kv_type, type_v=kv_type))
     assert planned.kv == numbers // 32 * a_block
 
 
@@ -314,7 +325,7 @@ def test_heads_that_are_no_whole_blocks(tmp_path: Path) -> None:
     """llama.cpp has no quantized cache for heads of 16 numbers."""
     path = header_of(tmp_path / "m.gguf", "llama", {})
     with pytest.raises(UsageError, match="16 numbers"):
-        plan(path, Shape(n_ctx=512, type_k="q8_0", type_v="q8_0"))
+        plan(path, context(n_ctx=512, type_k="q8_0", type_v="q8_0"))
 
 
 def info(name: str, kind: str, *shape: int) -> TensorInfo:
@@ -365,9 +376,9 @@ def test_features_by_llama_cpps_line() -> None:
 
 
 @each_setting
-def test_the_total_is_the_sum(shape: Shape, made: Callable[[str], Path]) -> None:
+def test_the_total_is_the_sum(shape: ContextConfig, made: Callable[[str], Path]) -> None:
     """No term is negative, and generation is all but the weights and their copies."""
-    planned = plan(made("hybrid"), replace(shape, drafters=12_345), frozenset(X86))
+    planned = plan(made("hybrid"), shape, frozenset(X86), drafters=12_345)
     terms = [getattr(planned, field.name) for field in fields(planned)]
     assert min(terms) >= 0
     assert planned.total == sum(terms) == planned.record()["total"]
@@ -377,15 +388,15 @@ def test_the_total_is_the_sum(shape: Shape, made: Callable[[str], Path]) -> None
 
 def test_what_another_context_takes(made: Callable[[str], Path]) -> None:
     """All but what there is once: the model, its vocabulary, the drafters and the process."""
-    shape = Shape(n_ctx=2048, drafters=12_345, interface=678)
-    planned = plan(made("hybrid"), shape, frozenset(X86))
+    shape = context(n_ctx=2048)
+    planned = plan(made("hybrid"), shape, frozenset(X86), drafters=12_345, interface=678)
     once = planned.weights + planned.copies + planned.vocabulary
     assert planned.context == planned.total - once - planned.drafters - planned.baseline
 
 
 def test_notes_about_cells(tiny_model: TinyModel) -> None:
     """For each cell of each cache, and for each sequence that may be in it."""
-    shape = Shape(n_ctx=2048, chunk=32, max_leaves=1, swa_full=False)
+    shape = context(n_ctx=2048, chunk=32, max_leaves=1, swa_full=False)
     one, windowed = plan(tiny_model(), shape).cells, plan(tiny_model("gemma3"), shape).cells
     assert windowed * 2048 == one * (2048 + 256)  # one of 32 cells and a call, padded
     two, three = (plan(tiny_model(), replace(shape, max_leaves=n)).cells for n in (2, 3))
@@ -394,7 +405,7 @@ def test_notes_about_cells(tiny_model: TinyModel) -> None:
 
 def test_work_without_flash_attention(made: Callable[[str], Path]) -> None:
     """Kernels want the scores of a whole call as halves: rows x heads x cells x 2 bytes."""
-    shape = Shape(n_ctx=8192, chunk=512, flash_attention=False)
+    shape = context(n_ctx=8192, chunk=512, flash_attention=False)
     assert plan(made("7b"), shape).work == 512 * 32 * 8192 * 2
     assert plan(made("7b"), replace(shape, flash_attention=True)).work == 512 * 11_008 * 2
 
@@ -421,7 +432,6 @@ LADDERS: dict[str, Sequence[Any]] = {
     "flash_attention": [True, False],
     "swa_full": [False, True],
     "snapshots": [0, 1, 8, 64],
-    "drafters": [0, 1, 1 << 30],
 }
 
 
@@ -431,7 +441,7 @@ def test_more_takes_no_less(name: str, made: Callable[[str], Path], tiny_model: 
     tiny: dict[str, Architecture] = {a: a for a in get_args(Architecture)}
     headers = read_headers(tiny_model(tiny[name]) if name in tiny else made(name))
     for setting, values in LADDERS.items():
-        shapes = [Shape(**{"n_ctx": 4096, "snapshots": 4} | {setting: value}) for value in values]
+        shapes = [context(**{"n_ctx": 4096, "snapshots": 4} | {setting: value}) for value in values]
         totals = [plan_memory(headers, shape, NO_FEATURES).total for shape in shapes]
         assert totals == sorted(totals), setting
 
@@ -446,15 +456,16 @@ def test_more_takes_no_less(name: str, made: Callable[[str], Path], tiny_model: 
         ({"max_rows": -5}, "max_rows is -5"),
         ({"max_leaves": 257}, "max_leaves is 257, and 1 to 256"),
         ({"snapshots": -1}, "snapshots is -1, and 0 to"),
-        ({"drafters": -1}, "drafters is -1"),
         ({"type_k": "q3_9"}, "'q3_9'"),
         ({"type_v": "q8_0", "flash_attention": False}, "q8_0 need flash attention"),
     ],
 )
-def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
+def test_impossible_settings(
+    wrong: dict[str, Any], message: str, made: Callable[[str], Path]
+) -> None:
     """One line that says which, and what is possible."""
     with pytest.raises(UsageError) as caught:
-        Shape(**{"n_ctx": 512} | wrong)
+        plan(made("1b"), context(**{"n_ctx": 512} | wrong))
     assert message in caught.value.message
 
 
@@ -481,7 +492,7 @@ def test_absurd_headers(keys: Keys, tmp_path: Path) -> None:
     for architecture in ("llama", "gemma3", "qwen3next", "mamba", "lfm2"):
         path = header_of(tmp_path / f"{architecture}.gguf", architecture, keys)
         try:
-            planned = plan(path, Shape(n_ctx=1 << 20, swa_full=False))
+            planned = plan(path, context(n_ctx=1 << 20, swa_full=False))
         except SpecgenError as error:
             assert "\n" not in error.message
         else:

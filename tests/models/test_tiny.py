@@ -8,7 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
+from specgen.core.config import ContextConfig
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.tree import DraftTree
 from tests.conftest import TinyModel
 from tests.support.tiny import Architecture, Quantization, write_tiny
