@@ -53,6 +53,13 @@ class Conversation:
         """The prompt that asks `text`. Nothing changes before there is an `answer` to it."""
         return self._ask([*self.turns, Message("user", text)], self._known)
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt that is answered after `messages`, whatever was said before.
+
+        Raises ModelError where the template does not take them.
+        """
+        return self._tokens(None, messages, NOTHING)[1]
+
     def again(self) -> list[int]:
         """The prompt of the last answer, which stays until another takes its place.
 
