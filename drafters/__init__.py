@@ -69,7 +69,7 @@ REGISTRY: dict[str, Spec] = {
 # Several at once, weighed by how often they were right and by what checking their drafts costs.
 # Where several name the same token, the first of them has it.
 AUTO: Final = "auto"
-AUTO_DRAFTERS: Final = ("suffix", "prompt-lookup", "recycle", "copyspec", "trigram")
+AUTO_DRAFTERS: Final = ("suffix", "prompt-lookup", "recycle")
 
 DEFAULT_DRAFTER: Final = AUTO
 

@@ -311,7 +311,7 @@ def test_names_of_drafters() -> None:
     assert fewer(" auto ") == "suffix,prompt-lookup"
     assert fewer("recycle,trigram,suffix") == "recycle,trigram,suffix"
     assert names_of("recycle, auto,recycle")[:3] == ("recycle", "suffix", "prompt-lookup")
-    assert len(names_of("auto,suffix")) == 5
+    assert len(names_of("auto,suffix")) == 3
     assert most_drafts("none", 16) == 0
     assert most_drafts("suffix", 16) == most_drafts("auto", 16) == 16
     assert names_of(together(["none", "suffix", "recycle,suffix"])) == ("suffix", "recycle")

@@ -1,0 +1,165 @@
+"""The Python API: what programs get is what the command writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import specgen
+from specgen.core.errors import ContextFull, ModelError, UsageError
+from tests.support.command import ROOT, run
+
+PROMPT = "the and was the and was"
+DRAFTER = '''
+"""A drafter of another package: after a token comes the token that came after it before."""
+
+
+class Bigram:
+    name = "bigram"
+    effort = None
+    reads_logits = False
+
+    def __init__(self, standalone=True):
+        self.follows, self.last = {}, None
+
+    def begin(self, context):
+        self.follows, self.last = {}, None
+        self._read(context.tolist())
+
+    def root(self):
+        return self.last
+
+    def predict(self, state):
+        from specgen.core.protocols import Candidate
+
+        found = self.follows.get(state)
+        return [] if found is None else [Candidate(found, (self.name, 0), 0.5)]
+
+    def advance(self, state, token):
+        return token
+
+    def observe(self, emitted, tree, logits):
+        self._read(emitted)
+
+    def _read(self, tokens):
+        for token in tokens:
+            if self.last is not None:
+                self.follows[self.last] = token
+            self.last = token
+'''
+
+
+@pytest.mark.llama
+def test_a_text_is_that_of_the_command(endless: Path) -> None:
+    """Text, tokens and reason; with drafts and without."""
+    words = ("generate", endless, "-p", PROMPT, "-n", "20", "--greedy", "--json", "--no-learn")
+    expected = run(*words).record
+    for drafter in ("auto", "none", "prompt-lookup"):
+        with specgen.load(endless, drafter=drafter, n_ctx=256) as model:
+            result = model.generate(PROMPT, max_tokens=20, temperature=0)
+        assert (result.text, result.finish_reason) == (expected["choices"][0]["text"], "length")
+        assert len(result.tokens) == 20 == result.stats.tokens
+        assert result.prompt_tokens == expected["usage"]["prompt_tokens"]
+
+
+@pytest.mark.llama
+def test_a_stream_is_the_text_in_pieces(endless: Path) -> None:
+    """A seed gives the same text again, and a stop string ends it without being part of it."""
+    with specgen.load(endless, n_ctx=256) as model:
+        whole = model.generate(PROMPT, max_tokens=20, seed=7)
+        stream = model.stream(PROMPT, max_tokens=20, seed=7)
+        assert stream.result.text == "" and stream.result.finish_reason == ""
+        pieces = list(stream)
+        assert "".join(pieces) == whole.text == stream.result.text and all(pieces)
+        middle = whole.text[len(whole.text) // 2 :][:3]
+        cut = model.generate(PROMPT, max_tokens=20, seed=7, stop=[middle])
+        assert cut.text == whole.text[: whole.text.index(middle)]
+        assert cut.finish_reason == "stop"
+
+
+@pytest.mark.llama
+def test_messages_are_answered(endless: Path) -> None:
+    """As by `generate --chat`; the next turn takes what is the same from the cache."""
+    words = ("generate", endless, "--chat", "-p", "hello", "-n", "10", "--greedy", "--json")
+    expected = run(*words, "--no-learn").record
+    with specgen.load(endless, n_ctx=512) as model:
+        messages = [{"role": "user", "content": "hello"}]
+        answer = model.chat(messages, max_tokens=10, temperature=0)
+        assert answer.text == expected["choices"][0]["text"]
+        assert answer.prompt_tokens == expected["usage"]["prompt_tokens"]
+        messages += [{"role": "assistant", "content": answer.text}, *messages]
+        again = model.chat(messages, max_tokens=10, temperature=0)
+        assert again.prompt_tokens > answer.prompt_tokens + 10
+        streamed = model.stream_chat(messages, max_tokens=10, temperature=0)
+        assert "".join(streamed) == again.text
+
+
+@pytest.mark.llama
+def test_errors_are_told_by_their_kind(endless: Path, tmp_path: Path) -> None:
+    """A value out of bounds, a file that is none, no drafter, no message, a full context."""
+    with pytest.raises(ModelError):
+        specgen.load(tmp_path / "none.gguf")
+    with pytest.raises(UsageError, match="no drafter named 'nobody'"):
+        specgen.load(endless, drafter="nobody")
+    with specgen.load(endless, n_ctx=256) as model:
+        with pytest.raises(UsageError, match="temperature"):
+            model.generate(PROMPT, temperature=-1)
+        with pytest.raises(UsageError, match="max_tokens is -2"):
+            model.generate(PROMPT, max_tokens=-2)
+        with pytest.raises(UsageError, match="a message is"):
+            model.chat([{"role": "user"}])
+        stream = model.stream(PROMPT, temperature=0)
+        with pytest.raises(ContextFull):
+            list(stream)
+        assert len(stream.result.tokens) > 200 and stream.result.finish_reason == "context"
+        assert model.generate(PROMPT, max_tokens=3).text  # it goes on
+
+
+@pytest.mark.llama
+def test_a_drafter_of_another_package(endless: Path, tmp_path: Path) -> None:
+    """It is found by its entry point, drafts, and is planned for; the text stays the same."""
+    (tmp_path / "bigrams.py").write_text(DRAFTER)
+    info = tmp_path / "bigrams-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bigrams\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[specgen.drafters]\nbigram = bigrams:Bigram\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path}
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "specgen", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    words = ("generate", str(endless), "-p", PROMPT, "-n", "60", "--greedy", "--json")
+    plain = json.loads(command(*words, "--drafter", "none").stdout)
+    for drafters in ("bigram", "bigram,prompt-lookup"):
+        done = command(*words, "--drafter", drafters)
+        assert (done.returncode, done.stderr) == (0, "")
+        record = json.loads(done.stdout)
+        assert record["choices"] == plain["choices"]
+        # Several are weighed: what is not worth its row is not drafted.
+        assert drafters != "bigram" or record["specgen"]["by_drafter"]["bigram"]["drafted"] > 0
+    planned = command("plan", str(endless), "--drafter", "bigram", "--json")
+    assert planned.returncode == 0, planned.stderr
+    unknown = command(*words, "--drafter", "trigrams")
+    assert unknown.returncode == 2 and "bigram" in unknown.stderr.splitlines()[0]
+
+
+def test_help_does_not_load_the_api() -> None:
+    """`import specgen` is light; what it has is what it says."""
+    code = "import sys, specgen; print([n for n in ('numpy', 'specgen.api') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert all(hasattr(specgen, name) for name in specgen.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = specgen.nothing
