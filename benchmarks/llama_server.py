@@ -281,7 +281,10 @@ def _sources(folder: Path) -> Path:
             ],
             folder,
         )
-        _run([_cmake(), "-E", "tar", "xzf", f"{name}.tar.gz"], folder)
+        part = folder / "part"  # an unpacking that was interrupted is not taken for a whole one
+        part.mkdir(exist_ok=True)
+        _run([_cmake(), "-E", "tar", "xzf", f"../{name}.tar.gz"], part)
+        (part / name).rename(folder / name)
     return folder / name / "vendor" / "llama.cpp"
 
 
