@@ -34,6 +34,7 @@ from specgen.cli.files import check_place, write_whole
 from specgen.cli.interrupt import Interrupts
 from specgen.cli.models import ensure_model
 from specgen.cli.progress import shown_progress
+from specgen.cli.run import set_up_logging
 from specgen.cli.streams import say_error
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
@@ -304,7 +305,7 @@ def _card(engine: Engine) -> Card:
 
 
 def _settings(options: argparse.Namespace, questions: Sequence[Question]) -> dict[str, str]:
-    built = f"{options.server}" if options.server else f"built from the sources of {sources()}"
+    built = "given with --server" if options.server else f"built from the sources of {sources()}"
     anew = "answer" if options.one_at_a_time else "round"
     tasks = len({question.asked[0] for question in questions})
     return {
@@ -317,8 +318,10 @@ def _settings(options: argparse.Namespace, questions: Sequence[Question]) -> dic
 
 def main() -> None:
     """Run, with errors as one line."""
+    options = parsed()
+    set_up_logging(0)
     try:
-        run(parsed())
+        run(options)
     except SpecgenError as error:
         say_error(error.message, error.hint)
         sys.exit(error.exit_code)
