@@ -24,7 +24,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import IO, Any, Final
 
-from specgen.cli.streams import note
+from specgen.cli.terminal import note
 from specgen.core.errors import BackendError, UsageError
 from specgen.core.host.limits import usable_cpus
 

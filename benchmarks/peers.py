@@ -28,14 +28,11 @@ from typing import Final, TypeVar
 import typer
 
 from specgen.cli.bench.format import print_report
-from specgen.cli.calibrate import ensure_profile
 from specgen.cli.choices import Format
 from specgen.cli.files import check_place, write_whole
 from specgen.cli.interrupt import Interrupts
-from specgen.cli.models import ensure_model
-from specgen.cli.progress import shown_progress
-from specgen.cli.run import set_up_logging
-from specgen.cli.streams import say_error
+from specgen.cli.prepare import ensure_model, ensure_profile
+from specgen.cli.terminal import note, say_error, set_up_logging, shown_progress
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError, ContextFull, SpecgenError, UsageError
@@ -265,6 +262,9 @@ def _warmed_up(engine: Engine, prompts: Sequence[Prompt], n_predict: int) -> lis
             f"no question and its answer fit the context of {engine.n_ctx} tokens",
             "use a larger one (--ctx) or shorter answers (--tokens)",
         )
+    left_out = sum(len(prompt.turns) for prompt in prompts) - len(questions)
+    if left_out:
+        note(f"left out, for want of context: {left_out} of the questions")
     for drafts in _SPECGEN_ARMS:
         generated(engine, drafts, questions[0].tokens, WARM_UP)
     return questions

@@ -47,7 +47,7 @@ from benchmarks.peers_report import (
 )
 from specgen.cli.bench.format import render
 from specgen.cli.choices import Format
-from specgen.core.errors import BackendError, UsageError
+from specgen.core.errors import BackendError, ContextFull, UsageError
 from specgen.core.knowledge.profile import Profile
 from tests.support.fake_llama_server import Handler, write_program
 from tests.support.made_up import CARD, CURVE
@@ -362,6 +362,20 @@ def test_a_whole_run(
     assert all(math.isfinite(a["reply"]["seconds"]) and a["reply"]["wall_s"] > 0 for a in saved)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(table) == 2 + len(arms)
+
+
+@pytest.mark.llama
+def test_answers_that_cannot_fit(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and the exit code of a full context, and no server is started."""
+    monkeypatch.setattr(sys, "argv", ["peers", *options, "--tokens=100000"])
+    with pytest.raises(SystemExit) as raised:
+        peers.main()
+    assert raised.value.code == ContextFull.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no question and its answer fit the context of" in line
+    assert not (Path(options[2].partition("=")[2]).parent / "started").exists()
 
 
 @pytest.mark.llama
