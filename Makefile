@@ -6,6 +6,7 @@
 PYTHON ?= python3
 PROMPT ?= Once upon a time, in a small village by the sea, there lived
 PYTEST_ARGS ?=
+PEERS_ARGS ?=
 BENCH_ARGS ?= --drafter auto,prompt-lookup,recycle --warm
 
 VENV := .venv
@@ -27,7 +28,7 @@ MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run dev check lint format types test test-fast gemma bench verify host docs clean
+.PHONY: help run dev check lint format types test test-fast gemma bench peers verify host docs clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | \
@@ -73,6 +74,12 @@ bench: $(DEVELOPED) ## Measure the default model into benchmarks/results: 12 qui
 	$(BIN)/specgen bench $(BENCH_ARGS) -o md --save $(RESULT).json --plot $(RESULT).svg >$(RESULT).part
 	mv $(RESULT).part $(RESULT).md
 	cat $(RESULT).md
+
+peers: $(DEVELOPED) ## Compare with llama-server, built the first time: some quiet minutes.
+	mkdir -p benchmarks/results
+	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS) --save $(RESULT)-peers.json >$(RESULT)-peers.part
+	mv $(RESULT)-peers.part $(RESULT)-peers.md
+	cat $(RESULT)-peers.md
 
 verify: $(DEVELOPED) ## Prove that drafts leave the default model's text alone.
 	$(BIN)/specgen verify

@@ -66,7 +66,7 @@ def _report(results: Results) -> Report:
     rows = summarize(results)
     records = [_record(row) for row in rows]
     return Report(
-        above=list(_card_lines(results.card)),
+        above=list(card_lines(results.card)),
         heads=_HEADS,
         spare=_SPARE,
         cells=[_cells(row) for row in rows],
@@ -140,7 +140,7 @@ def _percent(share: float | None) -> str:
     return _UNKNOWN if share is None else f"{100 * share:.0f} %"
 
 
-def _card_lines(card: Card) -> Iterator[tuple[str, str]]:
+def card_lines(card: Card) -> Iterator[tuple[str, str]]:
     """Label and value of each line."""
     contexts = dict.fromkeys(min(context, card.n_ctx) for context in _CEILINGS)
     ceilings = " and ".join(f"{_speed(card.ceiling(n))} t/s at {n:,} tokens" for n in contexts)
@@ -249,7 +249,7 @@ def _differences(a: Card, b: Card) -> Iterator[tuple[str, str, str]]:
     left_out = {"date", "ceiling"}  # the latter follows from others
     if abs(a.bandwidth / b.bandwidth - 1) <= _BANDWIDTHS_DIFFER:
         left_out.add("memory")
-    for (label, old), (_, new) in zip(_card_lines(a), _card_lines(b), strict=True):
+    for (label, old), (_, new) in zip(card_lines(a), card_lines(b), strict=True):
         if old != new and label not in left_out:
             yield label, old, new
 

@@ -74,10 +74,10 @@ class Plan:
 def answers_by_task(prompts: Sequence[Prompt], repetitions: int) -> Counter[str]:
     """How many answers each way of decoding will give, by task as runs name it."""
     turns = ((p, turn) for p in prompts for turn in range(1, len(p.turns) + 1))
-    return Counter(_task(prompt, turn) for prompt, turn in turns for _ in range(repetitions))
+    return Counter(task_name(prompt, turn) for prompt, turn in turns for _ in range(repetitions))
 
 
-def _task(prompt: Prompt, turn: int) -> str:
+def task_name(prompt: Prompt, turn: int) -> str:
     """Turns of a conversation, counted from 1, are tasks of their own."""
     return prompt.task if len(prompt.turns) == 1 else f"{prompt.task} turn {turn}"
 
@@ -117,7 +117,7 @@ def _converse(
     engine.renew(arm.drafters(prompt, answers), learned, strict=arm.strict)
     params = replace(prompt.sampling, seed=number * _SEEDS + repetition)
     sampler = Sampler(params, engine.vocab.n_vocab)
-    ask = _asking(engine)
+    ask = asking(engine)
     for turn, text in enumerate(prompt.turns, start=1):
         reset_peak()
         tokens, keep = ask(text)
@@ -131,13 +131,13 @@ def _converse(
             return
         keep(generation)
         engine.keep(generation)
-        yield _run(generation, _task(prompt, turn), (number, turn, repetition), arm.name)
+        yield _run(generation, task_name(prompt, turn), (number, turn, repetition), arm.name)
 
 
-_Ask = Callable[[str], tuple[list[int], Callable[[Generation], None]]]
+Ask = Callable[[str], tuple[list[int], Callable[[Generation], None]]]
 
 
-def _asking(engine: Engine) -> _Ask:
+def asking(engine: Engine) -> Ask:
     """Gives the tokens that ask a text, and what is to be done with the answer.
 
     A model without a chat template continues the text of the conversation so far.

@@ -126,6 +126,22 @@ def summarize(results: Results) -> list[Row]:
     return rows
 
 
+def geometric_mean(pairs: Iterable[tuple[_Asked, float, float]]) -> Ratio | None:
+    """How many times as fast the second of each pair is, where all prompts weigh the same.
+
+    A pair is what was asked, and the seconds that two ways of decoding took for equally many
+    tokens, in the order in which they were made. None where there are too few.
+    """
+    samples = _samples([(asked, (math.log(a), math.log(b))) for asked, a, b in pairs])
+    if samples is None or sum(samples.found[asked] for asked in samples.kept) < LEAST_PAIRS:
+        return None
+    kept = samples.kept.values()
+    value = math.exp(fmean(fmean(map(_compared, times)) for times in kept))
+    variance = sum(samples.variance / len(times) for times in kept) / len(kept) ** 2
+    noise = value * _within_95(samples.freedom) * math.sqrt(variance)
+    return Ratio(value, noise, sum(map(len, kept)))
+
+
 def without_ratio(answers: Mapping[str, int], repetitions: int) -> list[str]:
     """Tasks that cannot get a ratio from so many answers by task, with ALL if none can."""
     if repetitions < LEAST_REPETITIONS or sum(answers.values()) < LEAST_PAIRS:

@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 from functools import cache
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from specgen.core.evaluation.summary import (
     Ratio,
     Row,
     compare,
+    geometric_mean,
     summarize,
     without_ratio,
 )
@@ -178,6 +180,39 @@ def test_the_ratio_is_that_of_total_times() -> None:
     assert ratio(made, task="edit").value == pytest.approx(4)
     assert [ratio(made, task=task).pairs for task in (ALL, "code", "edit")] == [7, 4, 3]
     assert ratio(made).noise == pytest.approx(0, abs=1e-9)
+
+
+def test_a_geometric_mean_weighs_prompts_alike() -> None:
+    """By hand: 4 times and once as fast, whatever they took; too few have none."""
+    one, other = ("code", 0, 1), ("edit", 1, 1)
+    found = geometric_mean([(one, 4.0, 1.0), (other, 0.1, 0.1)] * 2)
+    assert found is not None
+    assert found.value == pytest.approx(2)
+    assert found.noise == pytest.approx(0, abs=1e-9)
+    assert found.pairs == 4
+    assert geometric_mean([(one, 4.0, 1.0)] * 2) is None
+    assert geometric_mean([(one, 4.0, 1.0), (other, 4.0, 1.0), (("x", 2, 1), 4.0, 1.0)]) is None
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=_label)
+def test_a_geometric_mean_states_its_noise(noise: dict[str, Any]) -> None:
+    """The truth is within it, where prompts gain differently."""
+    rng = random.Random(f"geometric {noise}")
+    speedups = (0.8, 1.0, 1.2, 1.9, 2.6)
+    truth = math.exp(fmean(math.log(speedups[prompt % 5]) for prompt in range(33)))
+    right = 0
+    for _ in range(SIMULATED):
+        made, _ = timed(rng, speedup=lambda prompt: speedups[prompt % 5], **noise)
+        plain, x = made.runs[::2], made.runs[1::2]
+        found = geometric_mean(
+            [
+                ((p.task, p.prompt, p.turn), p.seconds, d.seconds)
+                for p, d in zip(plain, x, strict=True)
+            ]
+        )
+        assert found is not None
+        right += abs(found.value - truth) <= found.noise
+    assert right >= least_right(SIMULATED)
 
 
 def test_a_drafter_that_wrote_more_is_not_slower_for_it() -> None:
