@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _STATUS: Final = Path("/proc/self/status")
 _MAPS: Final = Path("/proc/self/maps")
@@ -91,8 +91,10 @@ def drop_code() -> int:
     split. Does nothing but on Linux.
     """
     dropped = 0
+    madvise = _c_function("madvise")
+    if madvise is None:
+        return 0
     with suppress(OSError, AttributeError):
-        madvise = ctypes.CDLL(None, use_errno=True).madvise
         madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         code = list(_code())
         piece = max(_PIECE, sum(mapping.size for mapping in code) // _MOST_PIECES)
@@ -129,8 +131,16 @@ def _code() -> Iterator[Mapping]:
 
 def trim_heap() -> None:
     """Let the system have what was freed, as far as the C library can."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    if trim := _c_function("malloc_trim"):
+        trim(0)
+
+
+def _c_function(name: str) -> Any | None:
+    """A function of the C library, or None: Windows has no such names, macOS not all of them."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError, TypeError):  # TypeError: on Windows a library needs a name
+        return None
 
 
 def mappings() -> Iterator[Mapping]:
