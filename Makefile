@@ -98,8 +98,13 @@ $(BIN)/python:
 	@$(PYTHON) -c '$(MIN_PYTHON)'
 	$(PYTHON) -m venv $(VENV)
 
+# An archive of the sources does not keep these links.
+LINKS := specgen/cli specgen/core specgen/drafters
+$(LINKS):
+	ln -s ../$(@F) $@
+
 # Stamps: done again when the dependencies may have changed.
-$(INSTALLED): pyproject.toml $(wildcard kernels/*) | $(BIN)/python
+$(INSTALLED): pyproject.toml setup.py $(wildcard kernels/*) | $(BIN)/python $(LINKS)
 	@echo "Installing. The first time, llama.cpp is compiled, which takes some minutes."
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 	PYTHONWARNINGS=ignore $(PIP) install --quiet $(FRESH) --no-binary llama-cpp-python --editable .

@@ -6,6 +6,8 @@ matplotlib draws it; it is imported only here, and only when it is asked for.
 from __future__ import annotations
 
 import html
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -90,7 +92,8 @@ def check_plot(path: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError(
-            "plots need matplotlib, which is not installed", 'run pip install "specgen[plot]"'
+            "plots need matplotlib, which is not installed",
+            f"run {subprocess.list2cmdline([sys.executable])} -m pip install matplotlib",
         ) from None
 
 

@@ -43,7 +43,8 @@ def reset_peak() -> None:
 
 def trim_heap() -> None:
     """Let the system have what was freed, as far as the C library can."""
-    with suppress(OSError, AttributeError):
+    # TypeError: on Windows a library needs a name. AttributeError: glibc alone has the function.
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -56,6 +56,7 @@ _FIRST = 4  # words of such a table before these: two of the compiler's, two for
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 _CONTEXT = 7  # words of a buffer type before the address of its object
 
+_LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
 _VERSION = 1  # of the compiled functions' arguments
 
 
@@ -127,17 +128,16 @@ def calls() -> Calls:
 
 @cache
 def _compiled() -> Any:
-    spec = find_spec("specgen.core.llama._kernels")
-    if spec is None or spec.origin is None:
+    if not _LIBRARY.exists():
         raise _Unusable("ours were not compiled when specgen was installed")
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
     try:
-        library = ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(str(_LIBRARY))
         version = library.specgen_version()
     except (OSError, AttributeError) as error:
-        raise _Unusable(f"{spec.origin} can't be used ({error}); install specgen again") from error
+        raise _Unusable(f"{_LIBRARY} can't be used ({error}); install specgen again") from error
     if version != _VERSION:
-        raise _Unusable(f"{spec.origin} is of another version; install specgen again")
+        raise _Unusable(f"{_LIBRARY} is of another version; install specgen again")
     if not hasattr(library, "specgen_install"):
         raise _Unusable("there are none of ours for this processor")
     library.specgen_layout.restype = truth

@@ -97,9 +97,11 @@ def _terminal_settings() -> Callable[[], None] | None:
     """What sets the terminal back to how it is now; None where there is none."""
     try:
         import termios
-
+    except ImportError:  # Windows
+        return None
+    try:
         number = sys.stdin.fileno()
         settings = termios.tcgetattr(number)
-    except (ImportError, OSError, ValueError, AttributeError, termios.error):
+    except (OSError, ValueError, AttributeError, termios.error):
         return None
     return lambda: termios.tcsetattr(number, termios.TCSANOW, settings)

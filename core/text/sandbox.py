@@ -143,7 +143,9 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=pipe,
         stdout=pipe,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a terminal's Ctrl-C is for us
+        # A terminal's Ctrl-C is for us; the second line is for Windows.
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
 
 

@@ -224,7 +224,8 @@ def test_matplotlib_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match="matplotlib, which is not installed") as caught:
         check_plot(tmp_path / "plot.svg")
-    assert caught.value.hint == 'run pip install "specgen[plot]"'
+    python = subprocess.list2cmdline([sys.executable])
+    assert caught.value.hint == f"run {python} -m pip install matplotlib"
     assert list(tmp_path.glob("*.svg")) == []
 
 
