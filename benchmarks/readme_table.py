@@ -2,22 +2,23 @@
 
 A row for each task: plain decoding in tokens per second, then how many times as fast each is.
 
-    python benchmarks/readme_table.py benchmarks/results/DATE.json
+    python benchmarks/readme_table.py benchmarks/results/DATE.json [DRAFTER...]
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from specgen.core.evaluation.results import PLAIN, Results, load_results
 from specgen.core.evaluation.summary import Row, summarize
 
 
-def table(results: Results) -> Iterator[str]:
-    """The lines of the table, in Markdown."""
+def table(results: Results, wanted: Sequence[str] = ()) -> Iterator[str]:
+    """The lines of the table, in Markdown, for the drafters that are wanted, or for all."""
     drafters = [name for name in results.drafters if name != PLAIN]
+    drafters = [name for name in drafters if not wanted or name in wanted]
     rows = {(row.task, row.drafter): row for row in summarize(results)}
     yield f"| task | plain, t/s | {' | '.join(drafters)} |"
     yield "|---" * (2 + len(drafters)) + "|"
@@ -33,7 +34,7 @@ def _ratio(row: Row | None) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    for line in table(load_results(Path(sys.argv[1]))):
+    for line in table(load_results(Path(sys.argv[1])), sys.argv[2:]):
         print(line)

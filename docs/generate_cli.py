@@ -5,6 +5,7 @@ It reads parameters, not rendered help, so the page does not depend on Typer's l
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer.main
 from specgen.cli.main import app
 
 PAGE = Path(__file__).with_name("cli.md")
+_COLUMNS = 110
 HEAD = """\
 # Commands
 
@@ -59,7 +61,8 @@ def _walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _section(name: str, command: Any) -> str:
-    lines = [f"## {name}", "", f"    {_usage(name, command)}", "", _paragraphs(command.help), ""]
+    about = _filled(_paragraphs(command.help))
+    lines = [f"## {name}", "", f"    {_usage(name, command)}", "", about, ""]
     lines += _table("Argument", arguments(command))
     panels: dict[str, list[Any]] = {}
     for option in options(command):
@@ -83,6 +86,12 @@ def _paragraphs(text: str | None) -> str:
     """Help text with one line a paragraph; it comes indented as in the source."""
     parts = (text or "").replace("\f", "").split("\n\n")
     return "\n\n".join(" ".join(part.split()) for part in parts)
+
+
+def _filled(text: str) -> str:
+    """Paragraphs in lines that fit an editor."""
+    parts = text.split("\n\n")
+    return "\n\n".join(textwrap.fill(part, _COLUMNS, break_on_hyphens=False) for part in parts)
 
 
 def _table(title: str, parameters: list[Any]) -> list[str]:

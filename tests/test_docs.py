@@ -14,13 +14,19 @@ from docs.generate_cli import PAGE, arguments, commands, names, options, render
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 README_MAX_LINES = 180
+MAX_COLUMNS = 110
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+)
 COMMANDS = commands()
 SHELL_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)")
 OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 OPERATORS = re.compile(r"[|&;()<>]+")
 
 each_command = pytest.mark.parametrize("name", COMMANDS)
+each_document = pytest.mark.parametrize("document", DOCUMENTS)
 
 
 def page_section(name: str) -> str:
@@ -31,9 +37,15 @@ def page_section(name: str) -> str:
     return found[1]
 
 
-def shell_words() -> Iterator[list[str]]:
-    """Each simple command of the shell examples in the README, as words."""
-    for block in SHELL_BLOCK.findall(README.read_text("utf-8")):
+def anchors(document: Path) -> set[str]:
+    """What a link may name in a document: its headings, spelled as GitHub does."""
+    headings = re.findall(r"^#+ (.*)", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def shell_words(document: str) -> Iterator[list[str]]:
+    """Each simple command of the shell examples in a document, as words."""
+    for block in SHELL_BLOCK.findall((ROOT / document).read_text("utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
@@ -46,9 +58,9 @@ def shell_words() -> Iterator[list[str]]:
                     words = []
 
 
-def specgen_examples() -> Iterator[list[str]]:
+def specgen_examples(document: str) -> Iterator[list[str]]:
     """The words after `specgen` of each example that calls it."""
-    for words in shell_words():
+    for words in shell_words(document):
         while words and re.fullmatch(r"\w+=.*", words[0]):  # FOO=bar specgen ...
             words = words[1:]
         if words and Path(words[0]).name == "specgen":
@@ -79,12 +91,13 @@ def test_page_is_up_to_date() -> None:
     assert PAGE.read_text("utf-8") == render()
 
 
-def test_readme_calls_commands_that_exist() -> None:
-    """The README's shell examples use existing commands with existing options."""
-    examples = list(specgen_examples())
-    assert examples
-    for words in examples:
+@each_document
+def test_examples_call_commands_that_exist(document: str) -> None:
+    """The documents' shell examples use existing commands with existing options."""
+    for words in specgen_examples(document):
         command = f"specgen {words[0]}" if words and not words[0].startswith("-") else "specgen"
+        if len(words) > 1 and f"{command} {words[1]}" in COMMANDS:  # specgen cache clear
+            command = f"{command} {words[1]}"
         assert command in COMMANDS, words
         known = {spelling for option in options(COMMANDS[command]) for spelling in names(option)}
         used = {word.partition("=")[0] for word in words}
@@ -92,11 +105,17 @@ def test_readme_calls_commands_that_exist() -> None:
         assert not unknown, words
 
 
-def test_readme_names_targets_that_exist() -> None:
-    """`make TARGET` in the README's examples is a target of the Makefile."""
+def test_readme_and_guide_have_examples() -> None:
+    """The checks of examples find some where a newcomer looks."""
+    assert list(specgen_examples("README.md"))
+    assert list(specgen_examples("docs/guide.md"))
+
+
+@each_document
+def test_examples_name_targets_that_exist(document: str) -> None:
+    """`make TARGET` in the documents' examples is a target of the Makefile."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    used = [words[1:] for words in shell_words() if words[0] == "make"]
-    assert used
+    used = [words[1:] for words in shell_words(document) if words[0] == "make"]
     named = {word for words in used for word in words if "=" not in word}
     assert named <= targets
 
@@ -106,9 +125,20 @@ def test_readme_is_short() -> None:
     assert len(README.read_text("utf-8").splitlines()) <= README_MAX_LINES
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@each_document
 def test_links_lead_somewhere(document: str) -> None:
-    """Relative links in the documents name files that exist."""
+    """Relative links in the documents name files that exist, and headings that they have."""
     path = ROOT / document
-    targets = LINK.findall(path.read_text("utf-8"))
-    assert not [target for target in targets if not (path.parent / target).exists()]
+    wrong = []
+    for target, heading in LINK.findall(path.read_text("utf-8")):
+        named = path.parent / target if target else path
+        if not named.exists() or (heading and heading not in anchors(named)):
+            wrong.append(f"{target}#{heading}")
+    assert not wrong
+
+
+@each_document
+def test_lines_fit_an_editor(document: str) -> None:
+    """Prose has at most 110 columns; rows of tables may be longer."""
+    lines = (ROOT / document).read_text("utf-8").splitlines()
+    assert not [line for line in lines if len(line) > MAX_COLUMNS and not line.startswith("|")]
