@@ -35,7 +35,8 @@ class Wanted:
         path: of the model.
         drafters: their names.
         budget: as it was given, or None.
-        past: whether what earlier runs left is used and kept.
+        learn: whether what earlier runs left is used and kept.
+        answers: whether that includes past answers.
         interface: bytes that the command takes beyond what `generate` does.
     """
 
@@ -43,7 +44,8 @@ class Wanted:
     config: EngineConfig
     drafters: str
     budget: str | None
-    past: bool = True
+    learn: bool = True
+    answers: bool = False
     interface: int = 0
 
 
@@ -60,7 +62,8 @@ def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
             few if is_few else wanted.drafters,
             info.n_vocab,
             n_ctx,
-            past=wanted.past and not is_few,
+            learn=wanted.learn and not is_few,
+            answers=wanted.answers and not is_few,
         ),
         strict=profile.strict if profile and wanted.config.strict else None,
         flash_attention=profile.flash_attention if profile else None,

@@ -55,6 +55,7 @@ class Job:
     draft: str | None = None  # the draft model, as `model` is given
     predicted: Path | None = None  # a file
     learn: bool = False
+    learn_answers: bool = False
     memory_budget: str | None = None
     interface: int = 0  # bytes that the command takes beyond what `generate` does
 
@@ -78,6 +79,7 @@ class Job:
             engine.model_draft,
             engine.predicted_output,
             engine.learn,
+            engine.learn_answers,
             engine.memory_budget,
         )
 
@@ -98,7 +100,15 @@ class Job:
         if draft and profile is None:
             name = draft.name
             _log.warning("whether %s pays is not known: `specgen calibrate %s` tells", name, path)
-        wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
+        wanted = Wanted(
+            path,
+            config,
+            self.drafters,
+            self.memory_budget,
+            learn=self.learn,
+            answers=self.learn_answers,
+            interface=self.interface,
+        )
         fit = fitted(wanted, profile)
         engine = self._engine(path, fit.config, profile, interrupts)
         engine.stay_within(fit.ceiling, fit.plan)
@@ -122,7 +132,7 @@ class Job:
         if not self.learn or len(drafters) < 2 or config.few_drafters:
             engine.renew(drafters)
         else:
-            learned = load_learned(path)
+            learned = load_learned(path, answers=self.learn_answers)
             engine.renew(with_past(drafters, learned.answers), learned)
         return engine
 

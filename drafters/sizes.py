@@ -18,21 +18,24 @@ _ROW: Final = 8 * K  # bytes that recycle keeps of a token
 _TOKENS_PER_PAGE: Final = 5  # of text, for each page of rows that it touches; 8 to 15 were seen
 _JUDGE: Final = 1_800_000  # counts of the acceptance model
 _PAST: Final = 3_700_000  # an index of answers
-_LEARNT: Final = 7_000_000  # answers and counts while they are read, merged and written
+_COUNTS: Final = 6_200_000  # counts of earlier runs, while they are read, merged and written
+_ANSWERS: Final = 2_000_000  # the same of past answers
 
 
-def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool) -> int:
+def table_bytes(names: str, n_vocab: int, n_ctx: int, *, learn: bool, answers: bool) -> int:
     """Bytes of the tables of drafters, once a context of `n_ctx` tokens is full.
 
-    `names` are as for `create`; `past` is whether what earlier runs left is used and
-    kept. Raises UsageError for an unknown name.
+    `names` are as for `create`; `learn` is whether what earlier runs left is used and
+    kept, `answers` whether that includes past answers. Raises UsageError for an unknown name.
     """
     chosen = names_of(names)
     total = sum(_TABLES[name](n_vocab, n_ctx) for name in chosen)
     if len(chosen) > 1:
         total += _JUDGE
-        if past:
-            total += _LEARNT + (_PAST if "suffix" in chosen else 0)
+        if learn:
+            total += _COUNTS
+        if learn and answers:
+            total += _ANSWERS + (_PAST if "suffix" in chosen else 0)
     return total
 
 
