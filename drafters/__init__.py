@@ -48,8 +48,8 @@ REGISTRY: dict[str, Spec] = {
     "recycle": Spec("recycle", "Recycle", "the target's own runners-up after the same tokens"),
 }
 
-# Several at once, judged by how often they were right and by what checking their guesses costs.
-# In the order in which a step's time is spent on them.
+# Several at once, judged by how often their draft tokens were accepted and by what checking them
+# costs. In the order in which a step's time is spent on them.
 AUTO = "auto"
 AUTO_DRAFTERS = ("suffix", "prompt-lookup", "recycle", "copyspec", "trigram")
 
@@ -92,7 +92,7 @@ def together(lists: Iterable[str]) -> str:
 
 
 def fewer(names: str) -> str:
-    """Of "auto", the drafters that gain most for their memory; others are kept as asked for."""
+    """The drafters of "auto" that gain most for their memory; other names stay as they are."""
     return ",".join(AUTO_DRAFTERS[:2]) if names.strip() == AUTO else names
 
 
@@ -107,7 +107,7 @@ def with_past(drafters: Sequence[Drafter], answers: Tokens) -> tuple[Drafter, ..
 
 
 def most_drafts(names: str, asked: int, *, others: bool = False) -> int:
-    """Most guesses of a tree by the drafters of `names`, where `asked` are allowed.
+    """The most draft tokens of a tree by the drafters of `names`, where `asked` are allowed.
 
     `others` is whether somebody else drafts, too. Raises UsageError for an unknown name.
     """

@@ -14,12 +14,13 @@ from .recycle import PAIRS, TEXT_ROWS, K
 from .suffix import CAPACITY
 
 _PAGE: Final = 4096
-_ROW: Final = 8 * K  # bytes that recycle keeps of a token
-_TOKENS_PER_PAGE: Final = 5  # of text, for each page of rows that it touches; 8 to 15 were seen
-_JUDGE: Final = 1_800_000  # counts of the acceptance model
-_PAST: Final = 3_700_000  # an index of answers
-_COUNTS: Final = 6_200_000  # counts of earlier runs, while they are read, merged and written
-_ANSWERS: Final = 2_000_000  # the same of past answers
+_ROW: Final = 8 * K  # recycle keeps so many bytes for a token
+_TOKENS_PER_PAGE: Final = 5  # so many tokens of text touch one more page of rows; 8 to 15 were seen
+_JUDGE: Final = 1_800_000  # the counts of the acceptance model take so many bytes
+_PAST: Final = 3_700_000  # an index of past answers takes so many bytes
+# Reading, merging and writing the counts of earlier runs takes so many bytes.
+_COUNTS: Final = 6_200_000
+_ANSWERS: Final = 2_000_000  # doing the same with past answers takes so many bytes
 
 
 def table_bytes(names: str, n_vocab: int, n_ctx: int, *, learn: bool, answers: bool) -> int:

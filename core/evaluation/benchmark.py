@@ -26,8 +26,8 @@ from specgen.core.sampling import Sampler
 from .results import Run
 from .tasks import Prompt
 
-_WARM_UP: Final = 8  # tokens that are generated before anything counts
-_SEEDS: Final = 1000  # more repetitions than anybody makes
+_WARM_UP: Final = 8  # so many tokens are generated before anything counts
+_SEEDS: Final = 1000  # seeds of two prompts are so far apart: more than anybody makes repetitions
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Tally:
     nodes: int = 0
     drafted_s: float = 0.0  # under the curve, as drafted
     plain_s: float = 0.0  # under the curve, one token at a time
-    accepted_by: Counter[str] = field(default_factory=Counter)  # guesses, by each that made them
+    accepted_by: Counter[str] = field(default_factory=Counter)  # draft tokens, by their drafters
 
     def add(self, other: Tally) -> None:
         """Add another group's sums."""
@@ -168,7 +168,7 @@ def learn(
     """What runs that gave the recorded answers would have left behind, one after the other.
 
     Of the same question all answers are given before any is remembered, or it would look as if
-    past answers were always right.
+    past answers were always accepted.
 
     Args:
         make: new drafters, told the past answers.

@@ -17,13 +17,15 @@ from typing import Final
 
 _STATUS: Final = Path("/proc/self/status")
 _MAPS: Final = Path("/proc/self/maps")
-_MAPPINGS: Final = Path("/proc/self/smaps")  # with what is resident, which takes longer to tell
+# Linux tells here what is resident of each mapping, which takes longer than the total.
+_MAPPINGS: Final = Path("/proc/self/smaps")
 _HEAD: Final = re.compile(
     r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>\S+) \S+ \S+ (?P<inode>\d+) *(?P<file>.*)"
 )
 
-_PIECE: Final = 32 << 10  # bytes of code that a fault may bring back
-_MOST_PIECES: Final = 1 << 12  # of 65,530 that a process may have; a GPU's libraries are large
+_PIECE: Final = 32 << 10  # a fault may bring back so many bytes of code
+# A process may have 65,530 mappings; a GPU's libraries are large, so not all are split.
+_MOST_PIECES: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from typing import Final
 
 from specgen.core.host.process_memory import resident_bytes
 
-LOOK_EVERY: Final = 16  # steps; a look takes some 20 us
-_AHEAD: Final = 4  # looks: from 16 drafts there are as many things to give up
-_SHARE: Final = 0.01  # of the budget, that stays free
+LOOK_EVERY: Final = 16  # memory is looked at every 16 steps; a look takes about 20 us
+# Growth is foreseen for so many looks: with 16 drafts there are as many things to give up.
+_AHEAD: Final = 4
+_SHARE: Final = 0.01  # this part of the budget stays free
 
 
 class Keeper:

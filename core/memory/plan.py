@@ -24,9 +24,9 @@ from .repacked import copied_bytes
 
 MIB: Final = 1 << 20
 
-_FLOAT: Final = 4  # bytes
+_FLOAT: Final = 4  # bytes of a 32-bit number
 _HALF: Final = 2
-_PADDING: Final = 256  # cells of a cache are a multiple of this
+_PADDING: Final = 256  # a cache has a multiple of so many cells
 # Those that llama.cpp's option has.
 _NAMES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 CACHE_TYPES: Final = MappingProxyType({name: BLOCKS[type_id(name)] for name in _NAMES})
@@ -37,7 +37,7 @@ _CELL: Final = 96
 _CELL_SEQUENCE: Final = 48
 _TOKEN: Final = 166
 _MERGE: Final = 184
-_INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
+_INPUTS: Final = 64  # a row takes so many bytes of input: ids of token, position, cell and output
 
 # Python, NumPy, specgen with its command line, and llama.cpp's libraries; and the same after
 # resident.drop_code.
@@ -57,7 +57,8 @@ _MOST: Final = MappingProxyType(
     }
 )
 
-_FROM_ZERO: Final = ("snapshots", "drafters", "interface", "gpu_layers")  # others from 1
+# These may be 0; all other settings begin at 1.
+_FROM_ZERO: Final = ("snapshots", "drafters", "interface", "gpu_layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +112,16 @@ class Shape:
 
     @property
     def cells(self) -> int:
-        """Of a cache that keeps the whole text."""
+        """Cells of a cache that keeps the whole text."""
         return _pad(self.n_ctx)
 
     @property
     def rows(self) -> int:
-        """Of the largest call that fits the context."""
+        """Tokens of the largest call that fits the context."""
         return min(self.chunk, self.cells)
 
     def window_cells(self, window: int) -> int:
-        """Of a cache of layers with a sliding window."""
+        """Cells of a cache of layers with a sliding window."""
         if self.swa_full:
             return self.cells
         return _pad(min(self.cells, window * self.max_leaves + self.rows))
