@@ -22,9 +22,7 @@ from .choices import OnOffAuto, number
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
-from .progress import shown_progress
-from .streams import show
-from .tables import print_table
+from .terminal import print_table, set_up_logging, show, shown_progress
 
 if TYPE_CHECKING:
     from specgen.core.engine import Engine
@@ -104,11 +102,8 @@ def verify(
     from specgen.core.engine import Engine
     from specgen.core.evaluation.tasks import load_prompts, own_prompts
 
-    from .calibrate import ensure_profile
     from .interrupt import Interrupts
-    from .memory import Wanted, fitted
-    from .models import ensure_model
-    from .run import require_model, set_up_logging
+    from .prepare import Wanted, ensure_model, ensure_profile, fitted, require_model
 
     set_up_logging(verbose)
     model = chosen.name
@@ -305,7 +300,7 @@ def _print(
         "largest gap",
     )
     names = dict.fromkeys(finding.setting for finding in findings)
-    print_table(heads, [_row(name, findings, bound) for name in names], left=(0,))
+    print_table(heads, [_row(name, findings, bound) for name in names], right=range(1, len(heads)))
     show("")
     different = [finding for finding in findings if finding.difference]
     for finding in different[:_SHOWN]:

@@ -30,12 +30,12 @@ from specgen.core.evaluation.lossless import (
 from specgen.core.knowledge.profile import Profile
 from specgen.core.protocols import Drafter, Limits, Logits
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.core.verify import Verdict, verify
 from specgen.drafters import create
 from tests.conftest import TinyModel
+from tests.support.drafting import session_of
 from tests.support.guessers import Letters, Oracle, RandomTree
 from tests.support.lossless import random_params
 
@@ -86,7 +86,7 @@ class FakeEngine:
         assert not strict
         self._backend.rewind(0)
         branch = tree is not False
-        self.session = Session(self._backend, drafters, 12, branch=branch, eog=self.vocab.eog)
+        self.session = session_of(self._backend, drafters, 12, branch=branch, eog=self.vocab.eog)
 
 
 def fake(seed: int = 0, **options: Any) -> Engine:
