@@ -30,7 +30,7 @@ _Times: TypeAlias = dict[int, list[float]]  # samples by size
 
 # Most important first: where time runs out, the rest is left to the lines between.
 SIZES: Final = (1, 4, 8, 2, 16, 12, 3, 6, 5, 7, 9, 10, 32, 24, 64)
-CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # a shorter one fills too slowly to judge
+CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # shorter ones fill too slowly to judge
 LEAST_SAMPLES: Final = 3  # sizes that matter need so many samples; with fewer nothing is known well
 # Times that vary by more cannot be trusted; on quiet machines they vary by 1.0 to 1.1.
 NOISY: Final = 1.3
@@ -39,10 +39,10 @@ _CORE: Final = 3  # the first three sizes matter most
 # Other sizes need two samples, or they are left to the lines between their neighbours.
 _PAIR: Final = 2
 _ROUNDS: Final = 7
-_DISTURBED: Final = 1.2  # kernels that change with the context make up for less
+_DISTURBED: Final = 1.2  # kernels that change with the context make less of a difference
 # What one kernel has over another at most: 1.3 was seen where sizes have none of their own.
 _KERNELS: Final = 1.4
-_LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, fewer contexts
+_LARGE: Final = 16  # larger calls take long and are rare: fewer rounds, fewer contexts
 _LARGE_ROUNDS: Final = 2
 _LEAST_PART: Final = 0.05
 # Another context is filled only if the deadline is so many times what all contexts would take.

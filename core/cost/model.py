@@ -28,7 +28,8 @@ BUCKET: Final = 64  # contexts within so many tokens share one tuple of costs
 # Names the curve that is used where nothing was measured: drafts must be sure.
 UNKNOWN: Final = "unknown"
 _MAX_CACHED: Final = 256
-_LEAST_S, _MOST_S = 1e-9, 1e6  # of a call; ratios and sums of such times are numbers
+# A call takes between these, in seconds; ratios and sums of such times are numbers.
+_LEAST_S, _MOST_S = 1e-9, 1e6
 
 
 @dataclass(frozen=True, slots=True)

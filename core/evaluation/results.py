@@ -190,7 +190,7 @@ def _by_number(value: Any, name: str) -> dict[int, int]:
     return {counted(key, name, _MOST_ROWS): whole(n, name) for key, n in found}
 
 
-_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {  # by the type of a field
+_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {  # how a field is read, by its type
     "str": text,
     "int": whole,
     "float": _amount,

@@ -35,7 +35,7 @@ LEAST_PAIRS: Final = 3  # a ratio is given from so many pairs on
 LEAST_REPETITIONS: Final = 2
 LARGEST: Final = 64  # the most rows of a call that are looked at
 
-_TO_SIGMA: Final = 1.4826  # from the median of |x| to the standard deviation of a normal x
+_TO_SIGMA: Final = 1.4826  # the standard deviation of a normal x is so many medians of |x|
 # Pairs that are farther off than this many times what 95 % are within met a burst of load.
 _FAR: Final = 2.0
 _NEIGHBOURS: Final = 4  # so many pairs on either side show what changes slowly

@@ -25,7 +25,7 @@ from .plan import MIB, MemoryPlan, Shape, cannot_store, memory_text, plan_memory
 
 SHARE: Final = 0.85  # unless a budget is given, this part of the available memory is taken
 
-_SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
+_SNAPSHOTS: Final = 8  # as many snapshots of a state are kept as ContextConfig has by default
 _LEAST_CONTEXT: Final = 512
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]  # in words, and as fields of an EngineConfig

@@ -21,8 +21,8 @@ _AGAIN: Final = "fetch or convert the file again"
 
 # Positions are 32-bit numbers with a sign, so a text has no more tokens.
 _MOST_TOKENS: Final = (1 << 31) - 1
-_MOST_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
-_MOST_EXPERTS: Final = 1024  # LLAMA_MAX_EXPERTS
+_MOST_LAYERS: Final = 512  # llama.cpp's LLAMA_MAX_LAYERS
+_MOST_EXPERTS: Final = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
 
 _ROPE_SCALING: Final = ("none", "linear", "yarn", "longrope")
 _ROTATED: Final = ("rope.dimension_count", "rope.dimension_count_swa")
