@@ -38,7 +38,8 @@ class Arm:
         name: as it is shown.
         drafters: makes new ones for a prompt, told the tokens of past answers.
         warm: whether what specgen learns from a conversation, its answers included, is there in
-            the next one, as between runs of a user. It starts anew with each repetition, or answers would only be recited.
+            the next one, as between runs of a user. It starts anew with each repetition, or
+            answers would only be recited.
         strict: whether calls are padded, see strict.Strict.
     """
 
