@@ -60,6 +60,16 @@ def _size(text: str | None) -> str | None:
     return text
 
 
+LearnAnswers = Annotated[
+    bool,
+    typer.Option(
+        "--learn-answers",
+        help="Also keep the model's last answers, in clear, and draft from them in later runs."
+        " `specgen cache clear` forgets them.",
+        rich_help_panel=_SPECULATION,
+    ),
+]
+
 MemoryBudget = Annotated[
     str | None,
     typer.Option(
@@ -354,11 +364,12 @@ class EngineOptions(MachineOptions):
         bool,
         typer.Option(
             "--learn/--no-learn",
-            help="Use and keep what runs on the model teach: which guesses were right, and its"
-            " last answers. `specgen cache clear` forgets them.",
+            help="Use and keep how often drafts on the model were accepted, not the texts."
+            " With --no-learn nothing is used or kept.",
             rich_help_panel=_SPECULATION,
         ),
     ] = True
+    learn_answers: LearnAnswers = False
     strict: Annotated[
         bool,
         typer.Option(

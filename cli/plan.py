@@ -14,7 +14,7 @@ from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 
 from .grouping import grouped
 from .model_choice import ModelChoice
-from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
+from .options import LearnAnswers, MachineOptions, MemoryBudget, ModelDraft, Verbosity
 from .terminal import print_table, set_up_logging, show
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def plan(
     learn: Annotated[
         bool, typer.Option("--learn/--no-learn", help="Whether what runs teach is used and kept.")
     ] = True,
+    learn_answers: LearnAnswers = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="For strict decoding, which pads calls.")
     ] = False,
@@ -88,7 +89,7 @@ def plan(
     profile = find_profile(path, config)
     if strict:
         require_profile(profile)
-    wanted = Wanted(path, config, drafter, memory_budget, past=learn)
+    wanted = Wanted(path, config, drafter, memory_budget, learn=learn, answers=learn_answers)
     inputs = plan_inputs(wanted, profile)
     limit, found = choose(wanted, inputs)
     n_ctx = found.config.context(inputs.info.n_ctx_train)

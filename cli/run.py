@@ -48,6 +48,7 @@ class Job:
     draft: str | None = None  # the draft model, as `model` is given
     predicted: Path | None = None  # a file
     learn: bool = False
+    learn_answers: bool = False
     memory_budget: str | None = None
     interface: int = 0  # bytes that the command takes beyond what `generate` does
 
@@ -71,6 +72,7 @@ class Job:
             engine.model_draft,
             engine.predicted_output,
             engine.learn,
+            engine.learn_answers,
             engine.memory_budget,
         )
 
@@ -91,7 +93,15 @@ class Job:
         if draft and profile is None:
             name = draft.name
             _log.warning("whether %s pays is not known: `specgen calibrate %s` tells", name, path)
-        wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
+        wanted = Wanted(
+            path,
+            config,
+            self.drafters,
+            self.memory_budget,
+            learn=self.learn,
+            answers=self.learn_answers,
+            interface=self.interface,
+        )
         text = read_file(self.predicted, "predicted output") if self.predicted else None
         return open_engine(wanted, profile, predicted=text, should_stop=interrupts.came)
 

@@ -117,7 +117,7 @@ def verify(
         path = ensure_model(model)
         config = replace(engine.config(), max_drafts=draft_max, strict=strict)
         profile = ensure_profile(path, config, None, interrupts.came)
-        config = fitted(Wanted(path, config, together(names), None, past=False), profile).config
+        config = fitted(Wanted(path, config, together(names), None, learn=False), profile).config
         with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as opened:
             settings = _settings(names, tree.choice, branch=opened.can_branch)
             # Padding takes some of the context.

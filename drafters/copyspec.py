@@ -18,8 +18,8 @@ from specgen.core.tree import DraftTree
 from .evidence import LONGEST_COPY, length_bucket
 from .ngrams import NgramIndex, match_length, tokens_added
 
-GAMMA = 3  # tokens that must match
-COPY_LENGTH = 10  # tokens copied when alone
+GAMMA = 3  # so many tokens must match
+COPY_LENGTH = 10  # a standalone drafter copies so many tokens
 
 # Rough chances by the bucket of the tokens in agreement: those matched and those copied.
 _CHANCE = (0.0, 0.0, 0.0, 0.5, 0.7, 0.85, 0.94)

@@ -1,6 +1,6 @@
 """A draft model: a smaller model writes on, and the target checks what it wrote.
 
-Its likeliest tokens are the guesses, a chain of them with their rivals beside it, so the text is
+Its likeliest tokens are the candidates, a chain of them with their rivals beside it, so the text is
 the target's for every sampler. A pass of a model takes time, unlike a look into the other
 drafters' tables. So one is made only where it is worth it (see specgen.core.drafting.effort).
 
@@ -24,16 +24,20 @@ from specgen.core.tree import DraftTree, common_prefix
 from .evidence import chance_bucket
 from .recycle import top_k_rows
 
-STANDALONE: Final = 4  # guesses in a row, when alone
+STANDALONE: Final = 4  # a standalone draft model drafts so many tokens in a row
 
-_WIDTH = 4  # guesses in a state
-_LEAST = 0.01  # guesses less likely than this are not worth offering
-_PASSES = 5  # remembered
-_BEGINNING = 32  # tokens of a text that are read to see what reading takes
-_CHANCE, _VISITS = 0.7, 4.0  # of its first guess, and what it counts for, at the beginning
-_DECAY = 0.95  # of what was seen before, for each guess
-_TRIAL = 6  # passes at the beginning of a text, to see what comes of them,
-_GOOD = 0.85  # with a first guess that is right as often as one can hope for
+_WIDTH = 4  # a state has at most so many candidates
+_LEAST = 0.01  # candidates that are less likely than this are not worth offering
+_PASSES = 5  # the times of so many passes are remembered, the latest
+_BEGINNING = 32  # so many tokens of a text are read first, to see what reading takes
+# At the beginning of a text its first draft tokens are thought to be accepted with this chance,
+# which counts as so many of them.
+_CHANCE, _VISITS = 0.7, 4.0
+_DECAY = 0.95  # with each draft token, what was seen before counts less by this factor
+# So many passes at the beginning of a text are a trial: they are made as if first draft tokens were
+# accepted with this chance, which is as high as one can hope for.
+_TRIAL = 6
+_GOOD = 0.85
 
 _State: TypeAlias = tuple[int, ...]  # tokens after the end of the text, its likeliest ones
 
@@ -45,7 +49,7 @@ class DraftModel:
 
     Args:
         backend: the draft model, which must be able to rewind; this is its only user from now on.
-        standalone: a chain of ALONE guesses, however sure the model is.
+        standalone: a chain of STANDALONE draft tokens, however sure the model is.
         label: tells its evidence from that of other draft models.
     """
 
@@ -99,13 +103,13 @@ class DraftModel:
             return ()
         if state not in self._answers:
             self._trial = max(0, self._trial - 1)
-            self._answers[state] = self._guesses(len(state), self._logits(state))
+            self._answers[state] = self._candidates(len(state), self._logits(state))
         return self._answers[state]
 
     def advance(self, state: _State, token: int) -> _State | None:
         """The model follows its own likeliest token; what comes after others is another pass."""
-        guesses = self._answers.get(state)
-        return (*state, token) if guesses and guesses[0].token == token else None
+        candidates = self._answers.get(state)
+        return (*state, token) if candidates and candidates[0].token == token else None
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """See Drafter."""
@@ -119,11 +123,11 @@ class DraftModel:
         self._answers = {}
 
     def _learn(self, emitted: Sequence[int]) -> None:
-        """How often the first guess is right, where its parent was."""
+        """Count how often the first candidate is accepted, where its parent was."""
         for i, token in enumerate(emitted):
-            if not (guesses := self._answers.get(tuple(emitted[:i]))):
+            if not (candidates := self._answers.get(tuple(emitted[:i]))):
                 break
-            self._hits = self._hits * _DECAY + (guesses[0].token == token)
+            self._hits = self._hits * _DECAY + (candidates[0].token == token)
             self._visits = self._visits * _DECAY + 1
 
     def _measure(self) -> None:
@@ -155,7 +159,7 @@ class DraftModel:
             self._seconds.append(perf_counter() - start)
         return logits
 
-    def _guesses(self, depth: int, logits: Logits) -> Sequence[Candidate]:
+    def _candidates(self, depth: int, logits: Logits) -> Sequence[Candidate]:
         width = 1 if self._standalone else _WIDTH
         return [
             Candidate(
@@ -166,7 +170,7 @@ class DraftModel:
         ]
 
     def _logits(self, state: _State) -> Logits:  # (1, n_vocab)
-        """Of the token after the text and `state`: one pass, and what it has not read yet."""
+        """The logits of the token after the text and `state`: one pass, and what is unread."""
         backend = self._backend
         wanted = [*self._text[self._agreed :], *state]
         if not wanted:  # all was read, but its logits are gone

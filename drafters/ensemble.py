@@ -10,9 +10,11 @@ from . import AUTO, AUTO_DRAFTERS, find, names_of
 if TYPE_CHECKING:
     from specgen.core.protocols import Backend, Drafter, Tokens
 
-_ACCEPTANCE: Final = 1_800_000  # bytes of the acceptance model's counts
-_PAST: Final = 3_700_000  # bytes of an index of past answers
-_LEARNT: Final = 7_000_000  # bytes of answers and counts while they are read, merged and written
+_ACCEPTANCE: Final = 1_800_000  # the counts of the acceptance model take so many bytes
+_PAST: Final = 3_700_000  # an index of past answers takes so many bytes
+# Reading, merging and writing the counts of earlier runs takes so many bytes.
+_COUNTS: Final = 6_200_000
+_ANSWERS: Final = 2_000_000  # doing the same with past answers takes so many bytes
 
 
 def ensemble(
@@ -63,16 +65,27 @@ def fewer(names: str) -> str:
     return ",".join(AUTO_DRAFTERS[:2]) if names.strip() == AUTO else names
 
 
-def table_bytes(names: str, n_vocab: int, n_ctx: int, *, past: bool, few: bool = False) -> int:
+def table_bytes(
+    names: str,
+    n_vocab: int,
+    n_ctx: int,
+    *,
+    learn: bool,
+    answers: bool = False,
+    few: bool = False,
+) -> int:
     """Bytes of the tables of drafters, once a context of `n_ctx` tokens is full.
 
-    `names` and `few` are as for `ensemble`; `past` is whether what earlier runs left is used and
-    kept. Raises UsageError for an unknown name.
+    `names` and `few` are as for `ensemble`; `learn` is whether what earlier runs left is used and
+    kept, `answers` whether that includes past answers. With `few` neither is. Raises UsageError
+    for an unknown name.
     """
     chosen = names_of(fewer(names) if few else names)
     total = sum(find(name).table_bytes(n_vocab, n_ctx) for name in chosen)
     if len(chosen) > 1:
         total += _ACCEPTANCE
-        if past and not few:
-            total += _LEARNT + (_PAST if "suffix" in chosen else 0)
+        if learn and not few:
+            total += _COUNTS
+            if answers:
+                total += _ANSWERS + (_PAST if "suffix" in chosen else 0)
     return total

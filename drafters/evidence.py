@@ -1,4 +1,4 @@
-"""What drafters say about their guesses, in few enough words to count by."""
+"""What drafters say about their candidates, in few enough words to count by."""
 
 from __future__ import annotations
 

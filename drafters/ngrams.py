@@ -13,7 +13,7 @@ import numpy as np
 from specgen.core.protocols import Tokens
 
 _FEWEST_SLOTS = 64
-_FARTHEST = 16  # tokens back to which a match is measured
+_FARTHEST = 16  # a match is measured back to so many tokens
 
 
 class NgramIndex:

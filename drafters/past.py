@@ -18,8 +18,9 @@ from specgen.core.tree import DraftTree, Evidence
 from .evidence import chance_bucket
 from .suffix import LONGEST, Suffix, after, running
 
-OCCURRENCES = 32  # looked at for one ending: habits are counted, where `suffix` asks what is new
-MOST_GUESSES = 6  # of one ending
+# So many occurrences of one ending are counted; `suffix` asks what is new, and looks at fewer.
+OCCURRENCES = 32
+MOST_CANDIDATES = 6  # one ending gives at most so many candidates
 
 
 class Past(Suffix):
@@ -54,7 +55,7 @@ class Past(Suffix):
         """Add the tokens of one ending, the most frequent first, that no longer one had."""
         n = len(followers)
         size = n.bit_length()
-        for rank, (token, count) in enumerate(Counter(followers).most_common(MOST_GUESSES)):
+        for rank, (token, count) in enumerate(Counter(followers).most_common(MOST_CANDIDATES)):
             if token not in found:
                 share = chance_bucket(count / n)
                 evidence: Evidence = (self.name, order, level, min(rank, 3), size, share)

@@ -22,20 +22,21 @@ from specgen.core.tree import DraftTree
 
 from .evidence import LONGEST_COPY, length_bucket
 
-WINDOW = 32  # tokens that an edit may drop, put in or replace without a search
+WINDOW = 32  # an edit may drop, put in or replace so many tokens without a search
 SHORTEST, LONGEST = 3, 8  # tokens that must, and that may, agree with another place
-SURE = 3  # tokens in agreement that make a track the truth
-TRACKS = 4  # followed at once
-NEIGHBOURS = 4  # places compared on each side of the pointer
+SURE = 3  # a track is the truth once so many tokens in a row agree with it
+TRACKS = 4  # at most so many tracks are followed at once
+NEIGHBOURS = 4  # so many places are compared on each side of the pointer
 
-_BITS = 21  # of a token in a packed n-gram
+_BITS = 21  # a token takes so many bits in a packed n-gram
 
 # Ways in which a track came about, and rough chances of its first token.
 _ON, _FOUND, _FOUND_AGAIN, _DROPPED, _REPLACED, _PUT_IN = range(6)
 _FIRST_CHANCE = {
     _ON: 0.6, _FOUND: 0.7, _FOUND_AGAIN: 0.4, _DROPPED: 0.3, _REPLACED: 0.35, _PUT_IN: 0.15
 }  # fmt: skip
-_CHANCE = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # by the bucket of tokens in agreement
+# The chance of the next token, by the bucket of tokens in agreement.
+_CHANCE = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 class _Track(NamedTuple):

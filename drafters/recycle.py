@@ -26,11 +26,11 @@ from specgen.core.tree import DraftTree, Evidence
 from .evidence import N_CHANCES, chance_bucket
 from .slots import Slots
 
-K: Final = 8  # tokens in a row
-PAIRS: Final = 1 << 15  # pairs of tokens that have a row, the newest
-TEMPLATE_NODES: Final = 60  # of the tree when alone
-SEED_TOKENS: Final = 1 << 14  # of a context from which text rows are made, the last
-TEXT_ROWS: Final = 1 << 14  # for each of the two kinds of keys
+K: Final = 8  # a row keeps so many tokens
+PAIRS: Final = 1 << 15  # so many pairs of tokens have a row, the newest
+TEMPLATE_NODES: Final = 60  # the tree of a standalone drafter has so many nodes
+SEED_TOKENS: Final = 1 << 14  # text rows are made from so many tokens of a context, the last
+TEXT_ROWS: Final = 1 << 14  # each of the two kinds of keys has at most so many text rows
 
 ENTRY: Final = np.dtype([("token", np.int32), ("prob", np.float32)])
 
@@ -38,11 +38,9 @@ _NAME: Final = "recycle"
 
 _ROW: Final = 8 * K  # bytes that are kept of a token
 _PAGE: Final = 4096  # bytes of a page of memory
-_TOKENS_PER_PAGE: Final = (
-    5  # tokens of text for each page of rows that it touches; 8 to 15 were seen
-)
-_LEAST = 0.005  # guesses less likely than this are not worth offering
-_BLOCK = 64  # logits whose maximum stands for them; see `top_k_rows`
+_TOKENS_PER_PAGE: Final = 5  # tokens of text that touch one more page; 8 to 15 were seen
+_LEAST = 0.005  # candidates that are less likely than this are not worth offering
+_BLOCK = 64  # the maximum of so many logits stands for them; see `top_k_rows`
 _LOW: Final = (1 << 32) - 1
 
 # What a row's probability is worth in the place where the row is used again, by length of key.

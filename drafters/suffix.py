@@ -1,6 +1,6 @@
 """Suffix matching: what followed the longest endings of the text where they occurred before?
 
-For endings of several lengths the last few occurrences are looked at. A guess is a token that
+For endings of several lengths the last few occurrences are looked at. A candidate is a token that
 followed one of them; its evidence is how long the longest such ending is, how recently and how
 often the token followed it, and what else did. One drafter for long copies and short habits.
 
@@ -26,13 +26,13 @@ from .evidence import LONGEST_COPY
 
 ORDERS = (1, 2, 3, 5, 8, 16)
 LONGEST = ORDERS[-1]
-OCCURRENCES = 6  # looked at for one ending, the latest first
-LEVELS = 2  # endings with a match that are looked at, the longest first
-SURE = 8  # tokens of an ending that is enough by itself, if one token alone followed it
-CAPACITY = 1 << 16  # most tokens remembered, the latest
-_FEWEST = 1 << 10  # tokens that there is room for from the start
-_HEADS = 1 << 16  # by the upper bits of a hash
-_BITS = 30  # of a hash: Python's integers are quickest up to there
+OCCURRENCES = 6  # so many occurrences of one ending are looked at, the latest first
+LEVELS = 2  # so many endings that have a match are looked at, the longest first
+SURE = 8  # an ending of so many tokens is enough by itself, if one token alone followed it
+CAPACITY = 1 << 16  # at most so many tokens are remembered, the latest
+_FEWEST = 1 << 10  # there is room for so many tokens from the start
+_HEADS = 1 << 16  # the upper bits of a hash tell so many lists apart
+_BITS = 30  # a hash has so many bits: Python's integers are quickest up to there
 _MASK = (1 << _BITS) - 1
 _SHIFT = _BITS - 16
 _BASE, _SPREAD = 0x2545F491, 0x1F3D5B79  # odd, with bits all over
@@ -53,7 +53,7 @@ class Suffix:
     O(1) a token and a state, but for places whose hashes have the upper half in common.
 
     Args:
-        standalone: draft as the papers do, up to 1 + 4 x match tokens of the likeliest guess.
+        standalone: draft as the papers do, up to 1 + 4 x match tokens of the likeliest path.
     """
 
     name = "suffix"
@@ -153,8 +153,8 @@ class Suffix:
             if len(found) == 1 and ORDERS[i] >= SURE:
                 break
             match = self._latest(i - 1, ends)
-        guesses = list(found.values())
-        return guesses[:1] if self._standalone else guesses
+        candidates = list(found.values())
+        return candidates[:1] if self._standalone else candidates
 
     def _longest(self, ends: tuple[int, ...]) -> _Match | None:
         """The longest ending that occurred before.

@@ -20,15 +20,15 @@ from specgen.core.tree import DraftTree
 
 from .slots import Slots
 
-SUCCESSORS = 12  # tokens remembered after a pair, the heaviest
-PAIRS = 1 << 15  # pairs remembered, the newest
-DEPTH = 4  # levels of the tree when alone
-FADE = 0.999  # of a weight per token of text
+SUCCESSORS = 12  # so many tokens are remembered after a pair, the heaviest
+PAIRS = 1 << 15  # so many pairs are remembered, the newest
+DEPTH = 4  # the tree of a standalone drafter has so many levels
+FADE = 0.999  # a weight is multiplied by this for each token of text
 
 _LOW = (1 << 32) - 1
-_WEIGHTS = (0.6, 1.05, 2.05, 4.05)  # upper ends of the weight buckets but the last
-_LEAST = 0.01  # a successor whose weight faded below it is not worth offering
-_DOUBT = 0.6  # weight given to a token that was never seen after the pair
+_WEIGHTS = (0.6, 1.05, 2.05, 4.05)  # the upper ends of the buckets of weights, but for the last one
+_LEAST = 0.01  # a successor is not offered once its weight has faded below this
+_DOUBT = 0.6  # a token that was never seen after the pair counts as such a weight
 
 # The last two tokens, packed; and the tokens drafted before.
 _State: TypeAlias = tuple[int, int]
@@ -60,8 +60,8 @@ class Trigram:
         self._now = 0  # tokens of text so far
         self._last_pair = -1
         self._slots = Slots(PAIRS)
-        # By slot: when its weights were right, and how many successors it has. Then each slot's
-        # successors, the heaviest first, and their weights.
+        # By slot: the token of the text at which its weights were set, and how many successors it
+        # has. Then each slot's successors, the heaviest first, and their weights.
         self._times = array("q")
         self._sizes = bytearray()
         self._tokens = array("i")

@@ -215,7 +215,7 @@ def load(
         strict=strict,
         draft_model=draft,
     )
-    wanted = Wanted(path, config, drafter, memory_budget, past=learn)
+    wanted = Wanted(path, config, drafter, memory_budget, learn=learn)
     return Model(open_engine(wanted, find_profile(path, config)))
 
 

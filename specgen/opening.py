@@ -41,7 +41,8 @@ class Wanted:
         path: of the model.
         drafters: their names.
         budget: as it was given, or None.
-        past: whether what earlier runs left is used and kept.
+        learn: whether what earlier runs left is used and kept.
+        answers: whether that includes past answers.
         interface: bytes that the command takes beyond what `generate` does.
     """
 
@@ -49,7 +50,8 @@ class Wanted:
     config: EngineConfig
     drafters: str
     budget: str | None
-    past: bool = True
+    learn: bool = True
+    answers: bool = False
     interface: int = 0
 
 
@@ -63,7 +65,12 @@ def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
         info=info,
         features=cpu_features(system_info()),
         tables=lambda n_ctx, few: table_bytes(
-            wanted.drafters, info.n_vocab, n_ctx, past=wanted.past, few=few
+            wanted.drafters,
+            info.n_vocab,
+            n_ctx,
+            learn=wanted.learn,
+            answers=wanted.answers,
+            few=few,
         ),
         strict=profile.strict if profile and wanted.config.strict else None,
         flash_attention=profile.flash_attention if profile else None,
@@ -169,7 +176,8 @@ def open_engine(
 def _let_draft(engine: Engine, wanted: Wanted, predicted: str | None) -> None:
     """Give the engine its drafters, and what earlier runs left for them."""
     config = engine.config
-    learned = None if config.few_drafters or not wanted.past else load_learned(engine.path)
+    learns = wanted.learn and not config.few_drafters
+    learned = load_learned(engine.path, answers=wanted.answers) if learns else None
     tokens = None
     if predicted is not None:
         tokens = engine.vocab.tokenize(predicted, add_bos=False, special=False)

@@ -109,7 +109,7 @@ def test_a_member_that_is_not_there() -> None:
 
 def learned_record() -> dict[str, Any]:
     """What some runs have left."""
-    learned = Learned(shipped_priors(), range(300), 3)
+    learned = Learned(shipped_priors(), age=3)
     for n in range(200):
         evidence = [("suffix", n % 7, 1), ("trigram", n % 3)][: 1 + n % 2]
         learned.acceptance.learn(learned.acceptance.estimate(evidence, 0.4, n, n % 5), n % 3 > 0)
@@ -118,7 +118,7 @@ def learned_record() -> dict[str, Any]:
     return record
 
 
-def use_learned(path: Path, model: Path) -> bool:
+def use_counts(path: Path, model: Path) -> bool:
     """Begin a run with what is kept, learn from it, and keep that."""
     learned = load_learned(model)
     if not path.exists():  # what every model begins with
@@ -128,9 +128,19 @@ def use_learned(path: Path, model: Path) -> bool:
         guess = acceptance.estimate([("suffix", n % 7, 1), ("trigram", n % 3)], 0.3, n, n)
         assert 0 <= guess[0] <= 1
         acceptance.learn(guess, n % 2 == 0)
+    learned.keep()
+    assert load_learned(model).record() == learned.record()
+    return True
+
+
+def use_answers(path: Path, model: Path) -> bool:
+    """Begin a run with past answers, and keep another one."""
+    learned = load_learned(model, answers=True)
+    if not path.exists():
+        return False
     learned.add([1, 2, 3])
     learned.keep()
-    assert load_learned(model).answers[-3:].tolist() == [1, 2, 3]
+    assert load_learned(model, answers=True).answers[-3:].tolist() == [1, 2, 3]
     return True
 
 
@@ -194,16 +204,18 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.llama
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["learned", "profile"])
+@pytest.mark.parametrize("kind", ["counts", "answers", "profile"])
 def test_damaged_files_of_the_cache(
     kind: str, model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is used or set aside with one warning, and the command goes on as without it."""
-    if kind == "learned":
-        store, value, use = Store("learned", 3), learned_record(), use_learned
-        key: Any = {"model": profiles.fingerprint(model)}
+    key: Any
+    value: Any
+    if kind != "profile":
+        value, use = (learned_record(), use_counts) if kind == "counts" else ([5] * 60, use_answers)
+        store, key = Store(kind, 1), {"model": profiles.fingerprint(model)}
     else:
-        store, value, use = Store("profile", 3), a_profile().record(), use_profile
+        store, value, use = Store(kind, 3), a_profile().record(), use_profile
         key = profiles.profile_key(model, EngineConfig())
         monkeypatch.setattr(profiles, "profile_key", lambda *_: key)  # it takes long to find out
     monkeypatch.setattr(
@@ -226,7 +238,10 @@ def test_damaged_files_of_the_cache(
         assert all("is set aside: " in line and len(line) < 600 for line in warnings)
         assert not warnings or Path(f"{path}.bad").read_bytes() == content
     assert 10 < n_used < N - 10
-    assert sorted(p.name for p in cache_folder().glob("*.json")) in ([path.name], [])
+    assert sorted(p.name for p in cache_folder().glob(f"specgen-{kind}-*.json")) in (
+        [path.name],
+        [],
+    )
 
 
 def use_curve(path: Path) -> None:

@@ -98,7 +98,18 @@ def _run(job: LiveJob, prompts: Sequence[Prompt], interrupts: Interrupts) -> Non
     wanted = replace(job.config, draft_model=draft)
     profile = ensure_profile(path, wanted, job.memory_budget, interrupts.came)
     names = AUTO if list(job.names) == [AUTO] else together(job.names)
-    fit = fitted(Wanted(path, wanted, names, job.memory_budget, job.warm, _REPORT), profile)
+    fit = fitted(
+        Wanted(
+            path,
+            wanted,
+            names,
+            job.memory_budget,
+            learn=job.warm,
+            answers=job.warm,
+            interface=_REPORT,
+        ),
+        profile,
+    )
     config = fit.config
     bandwidth = _bandwidth(job, fit)
     with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as engine:

@@ -13,7 +13,8 @@ from .measure import LEAST_SAMPLES, NOISY, TimedBackend, slowdown, typical
 _SIZES: Final = {1: 6, 4: 1, 8: 1, 12: 1}
 _CONTEXTS: Final = (128, 1024)
 _ROUNDS: Final = 5
-_PREFILL_SHARE: Final = 0.8  # of a deadline, for text; it stays for later
+# Filling the context with text may take this part of a deadline; the text stays for later.
+_PREFILL_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def _means(
     n_subjects: int,
     pick: Callable[[Sequence[float]], float],
 ) -> list[float]:
-    """Of each timed, the geometric mean of what `pick` takes of samples; 1.0 of none."""
+    """The geometric mean of what `pick` takes of the samples of each timed; 1.0 of none."""
     weight = sum(_SIZES[n] for _, n in turns) or 1
     return [
         math.exp(sum(_SIZES[n] * math.log(pick(t[i])) for (_, n), t in turns.items()) / weight)

@@ -30,23 +30,26 @@ _Times: TypeAlias = dict[int, list[float]]  # samples by size
 
 # Most important first: where time runs out, the rest is left to the lines between.
 SIZES: Final = (1, 4, 8, 2, 16, 12, 3, 6, 5, 7, 9, 10, 32, 24, 64)
-CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # a shorter one fills too slowly to judge
-LEAST_SAMPLES: Final = 3  # of a size that matters; with fewer nothing is known well
-NOISY: Final = 1.3  # times that are off by more cannot be trusted; quiet machines have 1.0 to 1.1
+CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)  # shorter ones fill too slowly to judge
+LEAST_SAMPLES: Final = 3  # sizes that matter need so many samples; with fewer nothing is known well
+# Times that vary by more cannot be trusted; on quiet machines they vary by 1.0 to 1.1.
+NOISY: Final = 1.3
 
-_CORE: Final = 3  # sizes that matter most
-_PAIR: Final = 2  # samples of any other size, or it is left to the lines between
+_CORE: Final = 3  # the first three sizes matter most
+# Other sizes need two samples, or they are left to the lines between their neighbours.
+_PAIR: Final = 2
 _ROUNDS: Final = 7
-_DISTURBED: Final = 1.2  # kernels that change with the context make up for less
+_DISTURBED: Final = 1.2  # kernels that change with the context make less of a difference
 # What one kernel has over another at most: 1.3 was seen where sizes have none of their own.
 _KERNELS: Final = 1.4
-_LARGE: Final = 16  # sizes above take long and are rarely used: fewer rounds, fewer contexts
+_LARGE: Final = 16  # larger calls take long and are rare: fewer rounds, fewer contexts
 _LARGE_ROUNDS: Final = 2
 _LEAST_PART: Final = 0.05
-_ENOUGH: Final = 2.0  # times what it takes to know all contexts, or no other one is filled
-_PREFILL_SHARE: Final = 0.4  # of a deadline, for text that is only there to be long
-_WARM_UP: Final = 8  # tokens whose time says nothing: weights may come from disk
-_TASTE: Final = 32  # tokens that tell how fast others will be
+# Another context is filled only if the deadline is so many times what all contexts would take.
+_ENOUGH: Final = 2.0
+_PREFILL_SHARE: Final = 0.4  # filling the context with text may take this part of a deadline
+_WARM_UP: Final = 8  # the time of the first tokens says nothing: weights may come from disk
+_TASTE: Final = 32  # the time of so many tokens tells how long others will take
 
 
 class TimedBackend:
@@ -353,7 +356,7 @@ def typical(samples: Sequence[float]) -> float:
 def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
     """T by size, from what `_time_sizes` gives; with the next call's one row, or without.
 
-    Never less than a part of the samples: load can make one row dearer than two calls.
+    Never less than a part of the samples: load can make one row more expensive than two calls.
     """
     plain_s = typical(times[1]) if with_next else 0.0
     taken = {n: typical(samples) for n, samples in times.items()}

@@ -1,7 +1,7 @@
 """What one target call costs: T(n, context), the seconds of a call with n rows.
 
-n counts every row of the call: pending tokens, root and guesses. `CostModel` is a measured table;
-T is no smooth curve, and its stairs and dips are what it is measured for.
+n counts every row of the call: pending tokens, root and draft tokens. `CostModel` is a measured
+table; T is no smooth curve, and its stairs and dips are what it is measured for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from specgen.core.records import CACHE_BYTES, items, member, number, read_record
 
 Costs: TypeAlias = tuple[float, ...]  # (MAX_ROWS,) seconds; [n - 1] is for n rows
 
-MAX_ROWS: Final = 128  # `costs` answers for calls of at most so many rows
-BUCKET: Final = 64  # tokens of context that share one tuple of costs
-UNKNOWN: Final = "unknown"  # the curve for where nothing was measured: drafts must be sure
+MAX_ROWS: Final = 128  # `costs` answers for calls of up to so many rows
+BUCKET: Final = 64  # contexts within so many tokens share one tuple of costs
+# Names the curve that is used where nothing was measured: drafts must be sure.
+UNKNOWN: Final = "unknown"
 _MAX_CACHED: Final = 256
-_LEAST_S, _MOST_S = 1e-9, 1e6  # of a call; ratios and sums of such times are numbers
+# A call takes between these, in seconds; ratios and sums of such times are numbers.
+_LEAST_S, _MOST_S = 1e-9, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _check(sizes: Sequence[int], contexts: Sequence[int], times: Sequence[Costs]
 def _at(sizes: Sequence[int], times: Sequence[float], n: int) -> float:
     """T of n rows on the lines through (sizes, times), the last of which goes on."""
     if len(sizes) == 1:
-        return times[0] * n  # nothing is known: no call is cheaper than its rows one by one
+        return times[0] * n  # nothing is known: no call takes less time than its rows one by one
     i = min(bisect_right(sizes, n) - 1, len(sizes) - 2)
     return _between(times[i], times[i + 1], (n - sizes[i]) / (sizes[i + 1] - sizes[i]))
 

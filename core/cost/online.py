@@ -6,7 +6,7 @@ for the machine, a median over few recent steps, and a correction per size and c
 over many; each is measured relative to the other. Only upward outliers happen to times, so
 medians of an even number are the lower of the two.
 
-Sizes that the table merely guesses are tried now and then, for at most a hundredth of the time.
+Sizes that nobody measured are tried now and then, for at most a hundredth of the time.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 
 from .model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, Costs, load_curve
 
-EXPLORED: Final = (4, 8, 16, 2, 32)  # in this order; between them the correction is a line
-SHARE: Final = 0.01  # of the time that exploring may cost
-_TRIES: Final = 2  # the lower of two is no outlier
+# Sizes are tried in this order; between them the correction is a line.
+EXPLORED: Final = (4, 8, 16, 2, 32)
+SHARE: Final = 0.01  # exploring may cost this part of the time
+_TRIES: Final = 2  # each size is tried twice: the lower of two times is no outlier
 _SCALE_STEPS: Final = 9
-_SIZE_STEPS: Final = 31  # several times _SCALE_STEPS, so that the scale is first to follow a load
-_REFRESH: Final = 8  # steps between two computations of the costs
-_FIRST_CONTEXT: Final = 256  # contexts below are one bucket, then each doubling is one
+# Several times _SCALE_STEPS, so that the scale is the first to follow a load.
+_SIZE_STEPS: Final = 31
+_REFRESH: Final = 8  # the costs are computed again after so many steps
+_FIRST_CONTEXT: Final = 256  # shorter contexts are one bucket, then each doubling is one
 
 _NUMBERS: Final = np.arange(1, MAX_ROWS + 1)
 
@@ -35,7 +37,7 @@ class CostTracker:
     """A cost table that learns.
 
     Args:
-        model: what to begin with; None is the dearest curve known.
+        model: what to begin with; None is the most expensive curve known.
         explore: whether to try sizes for what they cost; by default where there is no model.
     """
 
@@ -84,7 +86,7 @@ class CostTracker:
         known = self._sizes.get(key)
         if known is not None:
             self._scale.append(ratio / _low_median(known))
-        elif not self._scale:  # the first step: the table is right about its size
+        elif not self._scale:  # the first step: the table is taken to be true of its size
             self._scale.append(ratio)
         if known is None:
             known = self._sizes[key] = deque(maxlen=_SIZE_STEPS)
@@ -131,7 +133,7 @@ class CostTracker:
 
     def _spread(self, sizes: list[int], factors: list[float]) -> NDArray[np.float64]:
         """Corrections of all sizes from those of the sizes seen."""
-        # That larger calls are dearer than thought is likely to go on; that they are cheaper
+        # That larger calls take longer than thought is likely to go on; that they take less
         # may end at the next stair.
         beyond = max(1.0, factors[-1])
         return np.interp(_NUMBERS, sizes, factors, right=beyond)

@@ -20,12 +20,14 @@ from .measure import TimedBackend
 WidthClasses: TypeAlias = tuple[tuple[int, ...], ...]  # widths, rising
 Branching: TypeAlias = dict[int, bool]  # by width: whether side branches round as chains do
 
-WIDTHS: Final = (4, 8, 1, 2, 16, 12, 3, 6, 5, 7, 32, 24)  # most important first
-_BRANCHED: Final = (4, 8, 3, 16, 6, 12)  # widths that trees are tried in
-_WANTED: Final = 4  # widths, for which the deadline may be late by _GRACE times itself
+# Widths that are compared, the most important first.
+WIDTHS: Final = (4, 8, 1, 2, 16, 12, 3, 6, 5, 7, 32, 24)
+_BRANCHED: Final = (4, 8, 3, 16, 6, 12)  # trees are tried in these widths
+_WANTED: Final = 4  # for the first four widths the deadline may be late by _GRACE times itself
 _GRACE: Final = 2.0
-_TOKENS: Final = 32  # decoded in every width: different sums can be the same bits by chance
-_ROWS: Final = 16  # of side branches that are compared in every width
+# So many tokens are decoded in every width: different sums can be the same bits by chance.
+_TOKENS: Final = 32
+_ROWS: Final = 16  # so many rows of side branches are compared in every width
 
 
 def exact_classes(
@@ -78,7 +80,7 @@ def _decode(timed: TimedBackend, width: int, last: float) -> tuple[bytes, ...] |
 def exact_branches(
     timed: TimedBackend, context: int, deadline_s: float, widths: Sequence[int] = _BRANCHED
 ) -> Branching:
-    """Of each width that there is time for: are rows of a side branch the bits of a chain's rows?
+    """Whether rows of a side branch are the bits of a chain's rows, by width, as time allows.
 
     None are tried where the backend cannot branch. Time is kept as `exact_classes` does.
     """
@@ -103,7 +105,7 @@ def exact_branches(
 
 
 def _n_main(width: int) -> int:
-    """Rows of a tried tree that are on its main chain: the root and what is wrong."""
+    """Rows of a tried tree that are on its main chain: the root, and wrong tokens after it."""
     return (width + 1) // 2
 
 

@@ -54,7 +54,8 @@ class WidthClass:
         return self.widths[bisect_left(self.widths, n)]
 
 
-ONE_ROW = WidthClass((1,), branch=False)  # one token a call: exact wherever nothing else is
+# Each call has one token: that is exact wherever nothing else is.
+ONE_ROW = WidthClass((1,), branch=False)
 
 
 def strict_widths(
@@ -115,9 +116,9 @@ class StrictPrices:
         return self._costs
 
     def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
-        """See session.Prices."""
+        """See Prices."""
         self._prices.observe(n, context, seconds, explored=explored)
 
     def explore(self, context: int, max_rows: int) -> int | None:
-        """None."""
+        """Which size to try next: none, for padding decides the sizes."""
         return None

@@ -1,13 +1,14 @@
-"""From evidence to probability: how often were guesses on such evidence right?
+"""From evidence to probability: how often were draft tokens with such evidence accepted?
 
-Every bucket of evidence counts how often a guess was right where its parent was, with decay, so
-it follows the text. A guess falls into one bucket by the evidence of the first drafter that made
-it, together with the run of right guesses before it, and into one by its token. The two estimates
-are mixed in the logistic domain with weights learnt online, a pair for each set of drafters that
-agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005):
-agreement counts for as much as it turns out to be worth. (More buckets make worse estimates: what
-they look at is nearly the same, and each set of them has to learn its weights.) And texts differ:
-each begins with some caution, and wins or loses confidence by what comes true in it.
+Every bucket of evidence counts how often a draft token was accepted where its parent was, with
+decay, so it follows the text. A draft token falls into one bucket by the evidence of the first
+drafter that proposed it, together with the run of accepted ones before it, and into one by the
+token itself. The two estimates are mixed in the logistic domain with weights learnt online, a pair
+for each set of drafters that agree (Mahoney, "Adaptive Weighing of Context Models for Lossless Data
+Compression", 2005): agreement counts for as much as it turns out to be worth. (More buckets make
+worse estimates: what they look at is nearly the same, and each set of them has to learn its
+weights.) And texts differ: each begins with some caution, and wins or loses confidence by what
+comes true in it.
 """
 
 from __future__ import annotations
@@ -22,41 +23,44 @@ from typing import Any, Final, TypeAlias
 from specgen.core.records import MOST_WHOLE, items, member, number, whole
 from specgen.core.tree import Evidence
 
-DECAY = 0.998  # per visit: a bucket remembers its last 500 guesses or so
-PRIOR_VISITS = 2.0  # what a bucket's first estimate counts for
-TRUST_VISITS = 4.0  # visits after which a bucket is believed as much as the drafter's own one
+DECAY = 0.998  # counts fade with each visit, so a bucket remembers about its last 500 draft tokens
+PRIOR_VISITS = 2.0  # a bucket's first estimate counts as so many visits
+# After so many visits a bucket is believed as much as the drafter's own estimate.
+TRUST_VISITS = 4.0
 LEARNING_RATE = 0.003
-MAX_BUCKETS = 100_000  # some 20 MB; later ones are not counted
-CAUTION = -0.4  # confidence in a new text, added to the logit of every guess
+MAX_BUCKETS = 100_000  # at most so many buckets, about 20 MB, are kept; later ones are not counted
+CAUTION = -0.4  # added to the logit of every draft token at the beginning of a text
 CONFIDENCE_RATE = 0.05
-MOST_CONFIDENCE = 2.0  # either way
-KEPT_BUCKETS: Final = 4096  # in a record, those that saw most
-KEPT_VISITS: Final = 100.0  # most that a bucket of a record counts for, so that it can be wrong
+MOST_CONFIDENCE = 2.0  # confidence in a text stays between minus and plus this logit
+KEPT_BUCKETS: Final = 4096  # a record keeps the buckets that saw most, at most so many
+# A bucket of a record counts as no more visits than this, so that it can be unlearnt.
+KEPT_VISITS: Final = 100.0
 
-_LEAST_VISITS = 1e-3  # in a record, which is rounded to that
-_MOST_WEIGHT = 1e6  # likewise: no learning gets there, and no sum of such weights is endless
+_LEAST_VISITS = 1e-3  # visits in a record are rounded to this
+_MOST_WEIGHT = 1e6  # no learning gets to larger weights, and the sum of such weights is finite
 _LEAST, _MOST = 1e-4, 1 - 1e-4  # probability that a logit is taken of
-_EQUAL = (0.5, 0.5)  # weights of evidence and token
-_STRENGTHS = 7  # into how many classes guesses are sorted, for the buckets of tokens
-_STRENGTH_WIDTH = 1.5  # of such a class, as a difference of logits
+_EQUAL = (0.5, 0.5)  # the weights of evidence and token at the beginning
+_STRENGTHS = 7  # buckets of tokens tell so many classes of evidence apart, from weak to strong
+_STRENGTH_WIDTH = 1.5  # such a class is so wide, as a difference of logits
 _N_STREAKS = 4
-_STREAKS = (0, 1, 1, 2, 2, 2, 2, 2)  # by right guesses in a row; more are the last one
+# The class of a run of accepted draft tokens, by its length; longer runs are in the last.
+_STREAKS = (0, 1, 1, 2, 2, 2, 2, 2)
 _Key: TypeAlias = tuple[Evidence | int, int]  # of a bucket in a record
 _Group: TypeAlias = tuple[str | int, ...]
 _Bucket: TypeAlias = list[float]  # [hits, visits, logit of their ratio]
 _Table: TypeAlias = dict[Any, _Bucket]
 
 
-# A judged guess, ready to be learnt from: its probability; where it is by evidence, the bucket if
+# An estimate, ready to be learnt from: its probability; where it is by evidence, the bucket if
 # there is one, and its estimate as a logit; the same by token; and the weights of the drafters that
-# agree. A bare tuple, since one is made for every guess.
+# agree. A bare tuple, since one is made for every draft token.
 Estimate: TypeAlias = tuple[
     float, _Table, Evidence, "_Bucket | None", float, int, "_Bucket | None", float, list[float]
 ]
 
 
 class AcceptanceModel:
-    """Probabilities of guesses, learnt from what became of earlier ones."""
+    """Probabilities of draft tokens, learnt from what became of earlier ones."""
 
     def __init__(self) -> None:
         # A table for each streak; and by token * _STRENGTHS + strength, a key that is quickly made.
@@ -72,13 +76,13 @@ class AcceptanceModel:
     def estimate(
         self, evidence: Sequence[Evidence], prior: float, token: int, run: int
     ) -> Estimate:
-        """What is known of a guess.
+        """What is known of a draft token.
 
         Args:
-            evidence: of every drafter that made the guess, in the order of the drafters.
+            evidence: of every drafter that proposed the token, in the order of the drafters.
             prior: the most confident drafter's own estimate.
-            token: the token guessed.
-            run: guesses in a row that were right, up to here.
+            token: the draft token.
+            run: draft tokens in a row that were accepted, up to here.
         """
         table = self._by_evidence[_STREAKS[run] if run < len(_STREAKS) else _N_STREAKS - 1]
         known = table.get(evidence[0])
@@ -95,7 +99,7 @@ class AcceptanceModel:
         return prob, table, evidence[0], known, base, key, like, value, weights
 
     def learn(self, guess: Estimate, accepted: bool) -> None:
-        """Count what became of a guess whose parent was right."""
+        """Count what became of a draft token whose parent was accepted."""
         prob, table, item, known, base, key, like, value, weights = guess
         confidence = self._confidence + CONFIDENCE_RATE * (accepted - prob)
         self._confidence = min(max(confidence, -MOST_CONFIDENCE), MOST_CONFIDENCE)
@@ -187,7 +191,7 @@ def _shipped() -> AcceptanceModel:
 
 
 def shipped_priors() -> AcceptanceModel:
-    """One that knows what guesses were worth in other texts: see benchmarks/make_priors.py."""
+    """One that knows how often drafts were accepted in other texts (benchmarks/make_priors.py)."""
     return _shipped().copy()
 
 
@@ -217,7 +221,7 @@ def _bucket(hits: float, visits: float) -> _Bucket:
 
 
 def _strength(base: float) -> int:
-    """The class of a guess, by the logit of its evidence."""
+    """The class of a draft token, by the logit of its evidence."""
     most = _STRENGTHS // 2
     return min(max(round(base / _STRENGTH_WIDTH), -most), most) + most
 

@@ -26,8 +26,8 @@ from specgen.core.sampling import Sampler
 from .results import Run
 from .tasks import Prompt
 
-_WARM_UP: Final = 8  # tokens that are generated before anything counts
-_SEEDS: Final = 1000  # more repetitions than anybody makes
+_WARM_UP: Final = 8  # so many tokens are generated before anything counts
+_SEEDS: Final = 1000  # seeds of two prompts are so far apart: more than anybody makes repetitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,9 @@ class Arm:
     Attributes:
         name: as it is shown.
         drafters: makes new ones for a prompt, told the tokens of past answers.
-        warm: whether what specgen learns from a conversation is there in the next one, as between
-            runs of a user. It starts anew with each repetition, or answers would only be recited.
+        warm: whether what specgen learns from a conversation, its answers included, is there in
+            the next one, as between runs of a user. It starts anew with each repetition, or
+            answers would only be recited.
         strict: whether calls are padded, see strict.Strict.
     """
 

@@ -69,7 +69,7 @@ class Card:
 
 
 def read_bytes(headers: Sequence[Header]) -> int:
-    """Of the weights in one file or all its parts, the bytes that decoding one token reads.
+    """Bytes of the weights, in one file or all its parts, that decoding one token reads.
 
     That is one row of each table of embeddings, the experts in use of a mixture, and all else
     but the layers at the end that predict further tokens (NextN).

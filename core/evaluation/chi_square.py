@@ -1,7 +1,7 @@
 """Do draws follow a distribution? Pearson's chi-square test of counts in cells.
 
-Guesses must not show in the distribution of sampled texts. A sampler that draws once per path of
-the tree, not once per node, gives guessed tokens several chances, and is found out here.
+Drafts must not show in the distribution of sampled texts. A sampler that draws once per path of
+the tree, not once per node, gives draft tokens several chances, and is found out here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-LEAST_P: Final = 1e-4  # less likely draws are held to be of another distribution
-LEAST_EXPECTED: Final = 5.0  # counts of a cell; rarer ones are taken together
+LEAST_P: Final = 1e-4  # draws that are less likely than this are held to be of another distribution
+# Outcomes that are expected less often than this are counted together in one cell.
+LEAST_EXPECTED: Final = 5.0
 
-_ROUNDING: Final = 1e-9  # of a sum of probabilities
+_ROUNDING: Final = 1e-9  # a sum of probabilities may be off by this
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class ChiSquare:
         draws: counted.
         cells: that they were counted in.
         statistic: sum of (count - expected)^2 / expected.
-        p: probability of counts that fit as badly or worse, if the distribution is right; about.
+        p: probability of counts that fit as badly or worse, if they have the distribution; about.
     """
 
     draws: int

@@ -52,7 +52,7 @@ class Tally:
     nodes: int = 0
     drafted_s: float = 0.0  # under the curve, as drafted
     plain_s: float = 0.0  # under the curve, one token at a time
-    accepted_by: Counter[str] = field(default_factory=Counter)  # guesses, by each that made them
+    accepted_by: Counter[str] = field(default_factory=Counter)  # draft tokens, by their drafters
 
     def add(self, other: Tally) -> None:
         """Add another group's sums."""

@@ -28,13 +28,13 @@ from specgen.core.records import (
 
 from .card import Card
 
-PLAIN: Final = "none"  # the drafter that all others are compared with
+PLAIN: Final = "none"  # names plain decoding, with which all drafters are compared
 
 _FORMAT: Final = "specgen bench"
 _VERSION: Final = 1
-_LEAST_S: Final = 1e-9  # seconds that tokens take
-_MOST: Final = 1e18  # of a figure that is no count
-_MOST_ROWS: Final = 1 << 12  # of a call, in a record
+_LEAST_S: Final = 1e-9  # the least time that tokens can have taken, in seconds
+_MOST: Final = 1e18  # the largest figure that a record may hold, counts aside
+_MOST_ROWS: Final = 1 << 12  # the most rows that a call of a record may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Run:
         first_token_s: from the question to the first emitted token.
         steps: target calls.
         nodes: rows scored for trees, roots included.
-        drafted: guesses scored.
-        accepted: guesses that were right.
+        drafted: draft tokens scored.
+        accepted: draft tokens that were accepted.
         host_s: time of the steps outside the backend.
         context: tokens of prompt and half of the answer.
         peak_bytes: most resident memory of the process meanwhile; 0 where it is not known.
-        accepted_by: right guesses by drafter; one made by several counts for each of them.
+        accepted_by: accepted draft tokens by drafter; one made by several counts for each of them.
         sizes: how many steps had a tree of so many nodes.
-        reached: how many steps accepted so many guesses in a row.
+        reached: how many steps accepted so many draft tokens in a row.
         offered: how many steps had a tree so deep.
     """
 
@@ -190,7 +190,7 @@ def _by_number(value: Any, name: str) -> dict[int, int]:
     return {counted(key, name, _MOST_ROWS): whole(n, name) for key, n in found}
 
 
-_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {  # by the type of a field
+_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {  # how a field is read, by its type
     "str": text,
     "int": whole,
     "float": _amount,

@@ -29,15 +29,17 @@ from specgen.core.cost.model import CostModel
 
 from .results import PLAIN, Results, Run
 
-ALL: Final = "all"  # the task of all tasks
-LEAST_PAIRS: Final = 3  # of a ratio
-LEAST_REPETITIONS: Final = 2  # of a pair, or there is nothing to tell the noise by
-LARGEST: Final = 64  # rows of a call
+ALL: Final = "all"  # names the task that stands for all tasks together
+LEAST_PAIRS: Final = 3  # a ratio is given from so many pairs on
+# With fewer repetitions of a pair there is nothing to tell the noise by.
+LEAST_REPETITIONS: Final = 2
+LARGEST: Final = 64  # the most rows of a call that are looked at
 
-_TO_SIGMA: Final = 1.4826  # from the median of |x| to the standard deviation of a normal x
-_FAR: Final = 2.0  # times what 95 % are within; beyond, a pair has met with a burst of load
-_NEIGHBOURS: Final = 4  # on either side, that show what changes slowly
-_NEAR: Final = 0.02  # never so little that leaving a pair out would be worth it
+_TO_SIGMA: Final = 1.4826  # the standard deviation of a normal x is so many medians of |x|
+# Pairs that are farther off than this many times what 95 % are within met a burst of load.
+_FAR: Final = 2.0
+_NEIGHBOURS: Final = 4  # so many pairs on either side show what changes slowly
+_NEAR: Final = 0.02  # pairs within this are never left out, however quiet the others are
 
 # Student's t: 95 % lie within so many standard deviations that were estimated from 1, 2, ... values
 _WITHIN_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
@@ -87,9 +89,9 @@ class Row:
     Attributes:
         low, high: quartiles of the tokens per second of the runs.
         ratio: to plain decoding; None for plain decoding itself and where there are too few runs.
-        acceptance: share of the guesses that were right; None if there were none.
-        share_by: of all tokens, the part that a drafter guessed.
-        of_best: speed, relative to drafts of the best size that are always right; None where the
+        acceptance: share of the draft tokens that were accepted; None if there were none.
+        share_by: of all tokens, the part that a drafter drafted.
+        of_best: speed, relative to drafts of the best size that are always accepted; None where the
             cost curve is not known.
     """
 
@@ -215,7 +217,7 @@ def _row(
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    """Of sorted `values`, the one below which `share` of them lie, on lines between them."""
+    """The value below which `share` of the sorted `values` lie, on lines between them."""
     at = share * (len(values) - 1)
     low = int(at)
     high = min(low + 1, len(values) - 1)
@@ -223,7 +225,7 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 def best_speed(curve: CostModel, context: int, largest: int) -> float:
-    """Tokens per second if all guesses were right, at the best size up to `largest` rows."""
+    """Tokens per second if all drafts were accepted, at the best size up to `largest` rows."""
     row = curve.costs(context)
     return max(n / row[n - 1] for n in range(1, min(largest, len(row)) + 1))
 

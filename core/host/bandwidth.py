@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .limits import available_memory_bytes
 
 _LEAST_BYTES: Final = 64 << 20
-_SHARE: Final = 4  # of the memory that is available, no more than 1 / _SHARE is taken
+_SHARE: Final = 4  # measuring takes at most a fourth of the memory that is available
 
 # NumPy vectorises the maximum of int32 and releases the GIL. Of those tried it reads the
 # fastest: 42 GB/s with one core of an EPYC, bitwise or 36, sums of floats 24, of small integers 3.

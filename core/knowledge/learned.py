@@ -1,13 +1,15 @@
-"""What runs on a model leave for later ones: what guesses were worth, and the answers themselves.
+"""What runs on a model leave for later ones: how often drafts were accepted, and maybe the answers.
 
-Kept in the cache folder, per model. Processes that end at the same time both count.
+Both are kept in the cache folder, per model, and in files of their own: counts tell nothing of what
+was asked, but answers are people's texts, in clear. So answers are kept only where that is asked
+for. Processes that end at the same time both count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -18,9 +20,12 @@ from specgen.core.records import items, member, whole
 from .profile import fingerprint
 from .store import Key, Store
 
-MOST_ANSWERS: Final = 1 << 15  # tokens of answers that are kept, the latest; about 200 KB
+_T = TypeVar("_T")
 
-_VERSION: Final = 3
+MOST_ANSWERS: Final = 1 << 15  # the latest tokens of answers are kept, so many; about 200 KB
+
+_COUNTS_VERSION: Final = 1
+_ANSWERS_VERSION: Final = 1
 _MOST_AGE: Final = 1 << 40
 _MOST_TOKEN: Final = (1 << 31) - 1
 
@@ -28,59 +33,63 @@ _MOST_TOKEN: Final = (1 << 31) - 1
 class Learned:
     """What is known at the start of a run, and what the run adds to it.
 
+    Args:
+        acceptance: goes on learning while it is used.
+        answers: tokens of past answers, the latest last; None neither has nor remembers any.
+        age: how often the counts were kept.
+
     Attributes:
-        acceptance model: goes on learning while it is used.
+        acceptance: see above.
         key: what it is stored under; None is not stored.
     """
 
     def __init__(
-        self, acceptance: AcceptanceModel, answers: Sequence[int] = (), age: int = 0
+        self, acceptance: AcceptanceModel, answers: Sequence[int] | None = (), age: int = 0
     ) -> None:
         self.acceptance = acceptance
         self.key: Key | None = None
-        self._answers = list(answers)
+        self._answers = None if answers is None else list(answers)
         self._new: list[int] = []
-        self._age = age  # how often it was kept
+        self._age = age
 
     @property
     def answers(self) -> Tokens:
         """(n,) tokens of past answers, the latest last."""
-        return np.array(self._answers, np.int32)
+        return np.array(self._answers or (), np.int32)
 
     def add(self, answer: Sequence[int]) -> None:
-        """Remember an answer; `answers` has it at once, later runs after `keep`."""
-        self._new += answer
-        self._answers = [*self._answers, *answer][-MOST_ANSWERS:]
+        """Remember an answer; `answers` has it at once, later runs after `keep`.
+
+        Does nothing where no answers are remembered.
+        """
+        if self._answers is not None:
+            self._new += answer
+            self._answers = [*self._answers, *answer][-MOST_ANSWERS:]
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "age": self._age,
-            "acceptance": self.acceptance.record(),
-            "answers": self._answers,
-        }
+        """The counts as JSON; without answers."""
+        return {"age": self._age, "acceptance": self.acceptance.record()}
 
     @classmethod
     def from_record(cls, record: Any) -> Learned:
-        """What is in `record`. Raises ValueError if it is no such thing."""
+        """The counts in `record`, without answers. Raises ValueError if it is no such thing."""
         try:
             age = whole(member(record, "age"), "age", most=_MOST_AGE)
-            answers = items(member(record, "answers"), "answers")
-            if len(answers) > MOST_ANSWERS:
-                raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
-            for token in answers:
-                whole(token, "a token", most=_MOST_TOKEN)
-            return cls(AcceptanceModel.from_record(member(record, "acceptance")), answers, age)
+            acceptance = AcceptanceModel.from_record(member(record, "acceptance"))
         except ValueError as error:
             raise ValueError(f"nothing learnt is in it: {error}") from error
+        return cls(acceptance, None, age)
 
     def keep(self) -> None:
         """Store it for later runs on the same model; others may have done so meanwhile."""
-        if self.key is not None:
-            _store().update(self.key, self._join)
+        if self.key is None:
+            return
+        _counts().update(self.key, self._joined_counts)
+        if self._new:
+            _answers().update(self.key, self._joined_answers)
             self._new = []
 
-    def _join(self, stored: Any | None) -> dict[str, Any]:
+    def _joined_counts(self, stored: Any | None) -> dict[str, Any]:
         """What to store in the place of `stored`."""
         try:
             other = Learned.from_record(stored)
@@ -88,29 +97,59 @@ class Learned:
             other = Learned(self.acceptance)
         if other._age > self._age:  # another process kept something meanwhile
             self.acceptance.merge(other.acceptance)
-            self._answers = [*other._answers, *self._new][-MOST_ANSWERS:]
             self._age = other._age
         self._age = min(self._age + 1, _MOST_AGE)
         return self.record()
 
+    def _joined_answers(self, stored: Any | None) -> list[int]:
+        """The stored answers, which may have been forgotten meanwhile, and the new ones."""
+        try:
+            others = _tokens(stored)
+        except ValueError:  # nothing, or nothing of use
+            others = []
+        self._answers = [*others, *self._new][-MOST_ANSWERS:]
+        return self._answers
 
-def load_learned(model: Path) -> Learned:
+
+def load_learned(model: Path, *, answers: bool = False) -> Learned:
     """What earlier runs on the model file left, or what every new model begins with.
+
+    `answers` is whether past answers are used, and those of this run kept in clear.
 
     Raises ModelError if the file cannot be read.
     """
-    store, key = _store(), {"model": fingerprint(model)}
-    learned = None
-    record = store.read(key)
-    if record is not None:
-        try:
-            learned = Learned.from_record(record)
-        except ValueError as error:
-            store.set_aside(key, str(error))
-    learned = learned or Learned(shipped_priors())
+    key = {"model": fingerprint(model)}
+    learned = _read(_counts(), key, Learned.from_record) or Learned(shipped_priors(), None)
+    if answers:
+        past = _read(_answers(), key, _tokens) or []
+        learned = Learned(learned.acceptance, past, learned._age)
     learned.key = key
     return learned
 
 
-def _store() -> Store:
-    return Store("learned", _VERSION)
+def _read(store: Store, key: Key, parse: Callable[[Any], _T]) -> _T | None:
+    """What is stored; None where nothing is, or what is damaged and so set aside."""
+    record = store.read(key)
+    if record is None:
+        return None
+    try:
+        return parse(record)
+    except ValueError as error:
+        store.set_aside(key, str(error))
+        return None
+
+
+def _tokens(record: Any) -> list[int]:
+    """The answers in `record`. Raises ValueError if it is no such thing."""
+    tokens = items(record, "answers")
+    if len(tokens) > MOST_ANSWERS:
+        raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
+    return [whole(token, "a token", most=_MOST_TOKEN) for token in tokens]
+
+
+def _counts() -> Store:
+    return Store("counts", _COUNTS_VERSION)
+
+
+def _answers() -> Store:
+    return Store("answers", _ANSWERS_VERSION)

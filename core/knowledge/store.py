@@ -29,7 +29,12 @@ Key: TypeAlias = Mapping[str, Any]  # what a value depends on; JSON
 
 MAX_FILES: Final = 64  # of one kind; the oldest go first
 _LOCK_TIMEOUT_S: Final = 5.0
-_OURS: Final = re.compile(r"specgen-[a-z]+(-[0-9a-f]{20}\.json(\.bad|\.\w+\.new)?|\.lock)")
+# Files of these kinds are removed when something is written: earlier versions kept answers in them,
+# in clear, without being asked to.
+_RETIRED: Final = {"learned"}
+_OURS: Final = re.compile(
+    r"specgen-(?P<kind>[a-z]+)(-[0-9a-f]{20}\.json(\.bad|\.\w+\.new)?|\.lock)"
+)
 
 
 def cache_folder() -> Path:
@@ -111,7 +116,7 @@ class Store:
         with self._telling():
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(self.path(key), json.dumps(record).encode())
-            self._drop_oldest()
+            self._drop_old()
             return True
         return False
 
@@ -150,13 +155,18 @@ class Store:
             os.replace(path, f"{path}.bad")
         _warn(f"{path.name} in {self.folder} is set aside: {reason}")
 
-    def _drop_oldest(self) -> None:
-        """Keep MAX_FILES files of this kind, what is set aside or half written included."""
-        mine = [
-            (_age(path), path)
-            for path in _files(self.folder)
-            if path.name.startswith(f"specgen-{self._kind}-") and _OURS.fullmatch(path.name)
-        ]
+    def _drop_old(self) -> None:
+        """Keep MAX_FILES files of this kind, what is set aside or half written included.
+
+        None of a retired kind is kept.
+        """
+        mine = []
+        for path in _files(self.folder):
+            ours = _OURS.fullmatch(path.name)
+            if ours and ours["kind"] in _RETIRED:
+                path.unlink(missing_ok=True)
+            elif ours and ours["kind"] == self._kind and path.suffix != ".lock":
+                mine.append((_age(path), path))
         for _, path in sorted(mine)[:-MAX_FILES]:
             path.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from specgen.core.models.modelinfo import ModelInfo
 
 from .plan import MIB, MemoryPlan, cannot_store, memory_text, plan_memory
 
-SHARE: Final = 0.85  # of what is available, that is taken unless a budget is given
+SHARE: Final = 0.85  # unless a budget is given, this part of the available memory is taken
 
 _LEAST_CONTEXT: Final = 512
 
@@ -220,7 +220,7 @@ def _steps(inputs: PlanInputs, config: EngineConfig) -> Iterator[_Step]:
 
 
 def _cache_types(inputs: PlanInputs, config: EngineConfig) -> Iterator[_Step]:
-    """Of keys and values where nobody asked for a type, and heads are whole blocks of it."""
+    """Types of keys and values where nobody asked for one, and heads are whole blocks of it."""
     open_types = [name for name in ("type_k", "type_v") if getattr(config, name) is None]
     for kind in ("q8_0", "q4_0"):
         if open_types and not cannot_store(inputs.headers, kind):

@@ -23,7 +23,7 @@ _PATTERN: Final = MappingProxyType(
         **{"gemma3n": (5, False), "plamo3": (8, False)},
     }
 )
-_GEMMA3N_CACHED: Final = 20  # layers with a cache of their own; the file does not say
+_GEMMA3N_CACHED: Final = 20  # so many layers have a cache of their own; the file does not say
 _MINIMAX_INTERVAL: Final = 8
 
 

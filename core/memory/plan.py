@@ -24,9 +24,9 @@ from .repacked import copied_bytes
 
 MIB: Final = 1 << 20
 
-_FLOAT: Final = 4  # bytes
+_FLOAT: Final = 4  # bytes of a 32-bit number
 _HALF: Final = 2
-_PADDING: Final = 256  # cells of a cache are a multiple of this
+_PADDING: Final = 256  # a cache has a multiple of so many cells
 # Those that llama.cpp's option has.
 _NAMES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 CACHE_TYPES: Final = MappingProxyType({name: BLOCKS[type_id(name)] for name in _NAMES})
@@ -37,7 +37,7 @@ _CELL: Final = 96
 _CELL_SEQUENCE: Final = 48
 _TOKEN: Final = 166
 _MERGE: Final = 184
-_INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
+_INPUTS: Final = 64  # a row takes so many bytes of input: ids of token, position, cell and output
 
 # Python, NumPy, specgen with its command line, and llama.cpp's libraries.
 BASELINE: Final = 54 << 20

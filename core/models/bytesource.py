@@ -15,10 +15,11 @@ from specgen.core.errors import ModelError
 from specgen.core.host.paths import path_text
 
 AGAIN: Final = "download or convert the file again"
-CHUNK: Final = 1 << 20  # read buffer, bytes
+CHUNK: Final = 1 << 20  # so many bytes are read at once
 
-_LENGTH: Final = struct.Struct("<Q")  # of a string, before it
-_MAX_TEXT_BYTES: Final = 64 << 20  # of all strings that become Python values
+_LENGTH: Final = struct.Struct("<Q")  # the length of a string stands before it like this
+# All strings that become Python values together may have so many bytes.
+_MAX_TEXT_BYTES: Final = 64 << 20
 
 
 class ByteSource:

@@ -24,14 +24,16 @@ from .bytesource import AGAIN, CHUNK, ByteSource
 from .filetypes import describe_file
 from .types import BLOCKS, stored_bytes, type_name
 
-_MAX_NAME: Final = 65_535  # bytes of a key, by the format's specification
-_MAX_TENSOR_NAME: Final = 63  # bytes, a limit of llama.cpp
+_MAX_NAME: Final = 65_535  # a key has at most so many bytes, by the format's specification
+_MAX_TENSOR_NAME: Final = 63  # llama.cpp reads no longer names, in bytes
 _MAX_KEYS: Final = 65_536
 _MAX_TENSORS: Final = 262_144
-_MAX_STRINGS: Final = 4_000_000  # strings in all arrays; the largest vocabularies have 300,000
-_KEPT_STRINGS: Final = 64  # longest array of strings that becomes a tuple
-_KEPT_NUMBERS: Final = 1024  # the same for numbers: one a layer must fit
-_MAX_NUMBERS: Final = 1_000_000  # numbers in all tuples
+# All arrays together may have so many strings; the largest vocabularies have 300,000.
+_MAX_STRINGS: Final = 4_000_000
+_KEPT_STRINGS: Final = 64  # only arrays of at most so many strings become tuples
+# Only arrays of at most so many numbers become tuples: one a layer must fit.
+_KEPT_NUMBERS: Final = 1024
+_MAX_NUMBERS: Final = 1_000_000  # all tuples together may have so many numbers
 
 _SCALARS: Final[Mapping[int, tuple[str, struct.Struct]]] = MappingProxyType(
     {

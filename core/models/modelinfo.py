@@ -28,9 +28,9 @@ _FILE_TYPES: Final = MappingProxyType({
 })
 # fmt: on
 
-_GUESSED: Final = 1024  # flag of general.file_type: llama.cpp guessed it
+_GUESSED: Final = 1024  # this flag of general.file_type says that llama.cpp inferred the type
 _MAX_LAYERS: Final = 4096
-_MAX_NAME: Final = 64  # characters of an architecture's
+_MAX_NAME: Final = 64  # an architecture's name has at most so many characters
 _OTHER_KINDS: Final = MappingProxyType(
     {"adapter": "a LoRA adapter", "mmproj": "a multimodal projector", "imatrix": "an imatrix"}
 )

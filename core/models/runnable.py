@@ -19,20 +19,23 @@ from .header import Header, TensorInfo, Value
 _DECODER: Final = "specgen generates text with decoder-only models: give another file"
 _AGAIN: Final = "fetch or convert the file again"
 
-_MOST_TOKENS: Final = (1 << 31) - 1  # positions are 32-bit numbers with a sign
-_MOST_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
-_MOST_EXPERTS: Final = 1024  # LLAMA_MAX_EXPERTS
+# Positions are 32-bit numbers with a sign, so a text has no more tokens.
+_MOST_TOKENS: Final = (1 << 31) - 1
+_MOST_LAYERS: Final = 512  # llama.cpp's LLAMA_MAX_LAYERS
+_MOST_EXPERTS: Final = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
 
 _ROPE_SCALING: Final = ("none", "linear", "yarn", "longrope")
 _ROTATED: Final = ("rope.dimension_count", "rope.dimension_count_swa")
 _EPSILONS: Final = ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon")
-_NO_WEIGHTS: Final = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # for sums along the way
-_TABLE: Final = "tid2eid"  # in the name of the one kind of tensor that is of whole numbers
+# Llama.cpp uses these types for sums along the way, not for weights.
+_NO_WEIGHTS: Final = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
+_TABLE: Final = "tid2eid"  # the one kind of tensor that has whole numbers has this in its name
 _BIASED: Final = ("falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe")
 _CONVOLUTION: Final = "ssm_conv1d.weight"
 _NO_TOKENIZER: Final = ("no_vocab", "none")
-_HEADLESS_LAYERS: Final = ("deci",)  # made smaller by leaving attention out of layers
-_DENSE_WITH_ONE: Final = ("hunyuan-dense", "hunyuan_vl")  # one expert is as good as none there
+# These were made smaller by leaving attention out of some layers.
+_HEADLESS_LAYERS: Final = ("deci",)
+_DENSE_WITH_ONE: Final = ("hunyuan-dense", "hunyuan_vl")  # with one expert these are dense models
 
 
 @dataclass(frozen=True, slots=True)

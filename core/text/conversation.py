@@ -13,7 +13,8 @@ from specgen.core.protocols import Vocab
 from .chat_tokens import NOTHING, Known, tokenize_chat
 from .template import ChatTemplate, Message
 
-_TRIAL = Message("user", "Hello")  # asked of a template, to see whether it takes a system message
+# A template is given this to see whether it takes a system message.
+_TRIAL = Message("user", "Hello")
 
 
 class Conversation:

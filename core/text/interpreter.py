@@ -28,15 +28,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .sandbox import MAX_SECONDS, Failed, Refused, TooMuch
 
-MAX_SOURCE: Final = 1 << 20  # characters of a template; the longest of known models have 30,000
-MAX_STEPS: Final = 2_000_000  # lines of Python that run; a long chat takes some thousands
-MAX_TEXT: Final = 4 << 20  # characters, or items, of anything that is made of parts
-MAX_BYTES: Final = 64 << 20  # of memory beyond what the process has, and what its variables need
-_CHARACTER_BYTES: Final = 32  # of memory for each character of them: some copies of 4 bytes
-_MAX_NUMBER: Final = 1_000_000  # given to a function or a filter
-_MAX_BITS: Final = 10_000  # of a whole number; Python prints no larger one either
-_LONGEST_REASON: Final = 1000  # characters
-_WIDE: Final = re.compile(r"\d{7}|\*")  # in a format: a width that is too large or not seen
+# A template may have so many characters; the longest of known models have 30,000.
+MAX_SOURCE: Final = 1 << 20
+MAX_STEPS: Final = 2_000_000  # so many lines of Python may run; a long chat takes some thousands
+MAX_TEXT: Final = 4 << 20  # whatever is made of parts may have so many characters or items
+# The template may take so many bytes beyond what the process and its variables have.
+MAX_BYTES: Final = 64 << 20
+# Each character of the variables counts as so many bytes: several copies of 4 bytes.
+_CHARACTER_BYTES: Final = 32
+_MAX_NUMBER: Final = 1_000_000  # functions and filters are given no larger number
+_MAX_BITS: Final = 10_000  # whole numbers have no more bits; Python prints no larger ones either
+_LONGEST_REASON: Final = 1000  # a reason is cut to so many characters
+# Matches a width in a format that is too large, or that cannot be seen.
+_WIDE: Final = re.compile(r"\d{7}|\*")
 
 
 def serve() -> None:

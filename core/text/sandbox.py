@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from specgen.core.stop import ShouldStop, heed, never
 
-MAX_SECONDS: Final = 10.0  # for compiling a template, and for each text that it makes
-_PAUSE_S: Final = 0.05  # between two looks at who wants to stop
+MAX_SECONDS: Final = 10.0  # compiling a template may take so long, and each text that it makes
+_PAUSE_S: Final = 0.05  # so many seconds pass between two looks at who wants to stop
 
 # The child finds modules where we do. It is told so, for no environment variable says all of it.
 _CHILD: Final = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_LEAST = 3  # letters that say something when a name begins with them
+_LEAST = 3  # shorter names are not compared by how they begin
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

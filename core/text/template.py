@@ -43,7 +43,7 @@ class Message:
     content: str
 
 
-_NO_SYSTEM: Final = Message("system", "")  # for templates that insist on one
+_NO_SYSTEM: Final = Message("system", "")  # given to templates that insist on a system message
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def test_generate_within_a_budget(tiny_model: TinyModel) -> None:
     """What is given up is told, the text is the same, and --json has the plan and the peak."""
     model = tiny_model(quantization="Q4_1")
     words = (model, "-p", "abc", "-n", "8", "--greedy", "-c", "512", "--no-learn")
-    budget = run("plan", model, "-c", "512", "--json").record["needs"]["as_asked"] - (16 << 20)
+    budget = run("plan", model, "-c", "512", "--json").record["needs"]["as_asked"] - (11 << 20)
     plain = generate(*words)
     tight = generate(*words, "--memory-budget", str(budget), "--stats")
     assert (plain.code, tight.code, tight.out) == (0, 0, plain.out)
@@ -103,7 +103,9 @@ def test_settings_are_those_asked_for(tiny_model: TinyModel) -> None:
     assert (settings["type_k"], settings["type_v"], settings["max_drafts"]) == ("q8_0", None, 4)
     assert asked["plan"]["kv"] * 128 == usual["plan"]["kv"] * (34 + 64)  # bytes of 32 numbers
     assert asked["plan"]["outputs"] == 4 * n_vocab * (4 + 1 + 4)  # root, and as many pending
-    assert asked["plan"]["drafters"] == table_bytes("copyspec", n_vocab, 512, past=False)
+    assert asked["plan"]["drafters"] == table_bytes(
+        "copyspec", n_vocab, 512, learn=False, answers=False
+    )
     none = run("plan", model, "-c", "512", "--drafter", "none", "--json").record
     assert (none["settings"]["max_drafts"], none["plan"]["drafters"]) == (0, 0)
     assert "cache of type keys q8_0, values f16\n" in run("plan", model, *words).out
@@ -177,14 +179,20 @@ def test_what_a_plan_is_told_of_the_drafters(tiny_model: TinyModel) -> None:
     """Answers are searched by all of them only; few drafters are two of "auto"."""
     model = tiny_model()
     n_vocab = read_model(model).n_vocab
-    wanted = Wanted(model, EngineConfig(), "auto", None, interface=777)
+    wanted = Wanted(model, EngineConfig(), "auto", None, answers=True, interface=777)
     inputs = plan_inputs(wanted, None)
-    everything = table_bytes("auto", n_vocab, 512, past=True)
+    everything = table_bytes("auto", n_vocab, 512, learn=True, answers=True)
     assert inputs.tables(512, False) == everything
-    few = table_bytes("suffix,prompt-lookup", n_vocab, 512, past=False)
+    few = table_bytes("suffix,prompt-lookup", n_vocab, 512, learn=False, answers=False)
     assert inputs.tables(512, True) == few < everything
-    unlearnt = plan_inputs(replace(wanted, past=False), None)
-    assert unlearnt.tables(512, False) == table_bytes("auto", n_vocab, 512, past=False)
+    counts = table_bytes("auto", n_vocab, 512, learn=True, answers=False)
+    nothing = table_bytes("auto", n_vocab, 512, learn=False, answers=False)
+    assert nothing < counts < everything
+    for changed, planned in (
+        (replace(wanted, answers=False), counts),
+        (replace(wanted, learn=False), nothing),
+    ):
+        assert plan_inputs(changed, None).tables(512, False) == planned
     assert inputs.interface == 777
 
 

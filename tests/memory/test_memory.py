@@ -81,18 +81,21 @@ def test_memory_is_bounded_and_constant() -> None:
 def test_planned_tables_are_those_of_a_full_context(names: str, n_ctx: int) -> None:
     """What is planned for is enough, and not far from what there is."""
     *_, (_, used) = written(names, n_ctx, past=False)
-    planned = table_bytes(names, REAL_VOCAB, n_ctx, past=False)
+    planned = table_bytes(names, REAL_VOCAB, n_ctx, learn=False, answers=False)
     assert 0.8 * used - 2 * MIB < planned < 1.6 * used + 2 * MIB
 
 
 def test_single_drafters_have_no_judge() -> None:
     """Nor past answers; none has nothing, and an unknown one is refused."""
-    assert table_bytes("none", REAL_VOCAB, 8192, past=True) == 0
-    both = table_bytes("suffix,copyspec", REAL_VOCAB, 8192, past=False)
-    apart = [table_bytes(name, REAL_VOCAB, 8192, past=True) for name in ("suffix", "copyspec")]
+    assert table_bytes("none", REAL_VOCAB, 8192, learn=True, answers=True) == 0
+    both = table_bytes("suffix,copyspec", REAL_VOCAB, 8192, learn=False, answers=False)
+    apart = [
+        table_bytes(name, REAL_VOCAB, 8192, learn=True, answers=True)
+        for name in ("suffix", "copyspec")
+    ]
     assert both > sum(apart)
     with pytest.raises(UsageError, match="no drafter"):
-        table_bytes("x", 1, 1, past=False)
+        table_bytes("x", 1, 1, learn=False, answers=False)
 
 
 @pytest.mark.parametrize(
@@ -116,5 +119,5 @@ def test_single_tables_take_what_is_planned(name: str, n: int) -> None:
     text = np.random.default_rng(0).zipf(1.3, n) % REAL_VOCAB
     (drafter,) = create(name)
     drafter.begin(text.astype(np.int32))
-    planned, taken = table_bytes(name, REAL_VOCAB, n, past=True), size_of(drafter)
+    planned, taken = table_bytes(name, REAL_VOCAB, n, learn=True, answers=True), size_of(drafter)
     assert 0.7 * taken - 1000 < planned < 1.3 * taken + 100_000
