@@ -97,7 +97,7 @@ class Job:
         wanted = Wanted(path, config, self.drafters, self.memory_budget, self.learn, self.interface)
         fit = fitted(wanted, profile)
         engine = self._engine(path, fit.config, profile, interrupts)
-        engine.stay_within(fit.ceiling, fit.plan)
+        engine.planned = fit.plan
         return engine
 
     def _engine(

@@ -41,7 +41,6 @@ class EngineConfig:
         type_k, type_v: of keys and values in the cache, such as "q8_0"; None is "f16", or less
             where memory is short.
         few_drafters: leave out drafters, and what was learnt, that take more memory than they gain.
-        lean: drop what was needed only to start, see resident.drop_code.
         draft_model: a GGUF file of a model that drafts, see `draft`; None has none.
     """
 
@@ -57,7 +56,6 @@ class EngineConfig:
     type_k: str | None = None
     type_v: str | None = None
     few_drafters: bool = False
-    lean: bool = False
     draft_model: Path | None = None
 
     @property

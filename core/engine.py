@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from specgen.core.cost.online import CostTracker
 from specgen.core.cost.strict import ONE_ROW, WidthClass
 from specgen.core.drafting.acceptance import shipped_priors
-from specgen.core.drafting.pace import BackOff
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.schedule import BackOff
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.host.limits import default_threads
-from specgen.core.host.process_memory import drop_code
 from specgen.core.knowledge.learned import Learned
 from specgen.core.knowledge.profile import Profile, find_profile, require_profile
 from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.llama.draft_model import open_draft
 from specgen.core.llama.library import library
-from specgen.core.memory.keeper import Keeper
 from specgen.core.memory.plan import MemoryPlan
 from specgen.core.text.stream import TextStream
 
@@ -54,7 +54,7 @@ class Engine:
 
     Attributes:
         draft: the model that drafts, for a drafter to use, or None.
-        planned: the memory that it was said to take, see `stay_within`.
+        planned: the memory that it was said to take, where somebody planned it.
         device_bytes: what llama.cpp says that it took on GPUs.
 
     Raises ModelError, BackendError, UsageError or Interrupted.
@@ -72,7 +72,6 @@ class Engine:
         self.path = path
         self._should_stop = should_stop
         self.planned: MemoryPlan | None = None
-        self._keeper: Keeper | None = None
         self._open = ExitStack()
         start = perf_counter()
         try:
@@ -80,8 +79,6 @@ class Engine:
             if profile:
                 config = profile.settled(config)
             self.strict = _strict(profile, config) if config.strict else None
-            if config.lean:
-                drop_code()
             library().log.device_bytes = 0
             self.model = LlamaModel(path, config.gpu_layers, should_stop)
             self._open.callback(self.model.close)
@@ -99,8 +96,6 @@ class Engine:
         self.config = config
         self.profile = profile
         self.renew(drafters, learned)
-        if config.lean:
-            drop_code()
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
             _log.warning("no two widths of calls round alike here: --strict means one row a call")
@@ -128,7 +123,7 @@ class Engine:
     @property
     def n_ctx(self) -> int:
         """Tokens that a text may have."""
-        return self.backend.limits.n_ctx - (self.strict.slack if self.strict else 0)
+        return self.session.n_ctx
 
     @property
     def can_branch(self) -> bool:
@@ -166,29 +161,25 @@ class Engine:
         *,
         branch: bool,
     ) -> Session:
-        """A single drafter drafts as it likes; several are judged by what their guesses cost."""
+        """A single drafter drafts as it likes; several are weighed by what their drafts cost."""
         make = partial(
-            Session,
-            self.backend,
-            drafters,
+            Builder,
+            self.backend.limits,
             self.config.max_drafts,
             branch=branch,
             eog=self.vocab.eog,
             strict=strict,
         )
         if len(drafters) < 2:
-            return make()
-        return make(
-            acceptance=learned.acceptance if learned else shipped_priors(),
-            pricing=CostTracker(self.profile.prices if self.profile else None),
-            back_off=BackOff(),
-            host_s=_HOST_S,
-        )
-
-    def stay_within(self, budget: int | None, plan: MemoryPlan) -> None:
-        """Give up drafts before the process takes more than `budget` bytes; None is no limit."""
-        self.planned = plan
-        self._keeper = Keeper(budget) if budget else None
+            speculator = Speculator(make(), drafters)
+        else:
+            builder = make(
+                acceptance=learned.acceptance if learned else shipped_priors(),
+                pricing=CostTracker(self.profile.prices if self.profile else None),
+                host_s=_HOST_S,
+            )
+            speculator = Speculator(builder, drafters, BackOff())
+        return Session(self.backend, speculator, strict=strict)
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one.
@@ -237,8 +228,6 @@ class Engine:
             sampler,
             max_tokens,
             on_chunk,
-            lean=self.config.lean,
-            keeper=self._keeper,
         )
 
     def keep(self, generation: Generation) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
-from specgen.core.host.process_memory import drop_code, trim_heap
-from specgen.core.memory.keeper import Keeper
 from specgen.core.text.stream import TextStream
 
 from .errors import ContextFull
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
-
-_log = logging.getLogger("specgen.engine")
 
 
 class Generation:
@@ -42,9 +37,6 @@ class Generation:
         sampler: Sampler,
         max_tokens: int | None,
         on_chunk: Callable[[int, int], None] | None,
-        *,
-        lean: bool = False,
-        keeper: Keeper | None = None,
     ) -> None:
         self.prompt = tuple(prompt)
         self.sampler = sampler
@@ -59,8 +51,6 @@ class Generation:
         self._stream = stream
         self._max_tokens = max_tokens
         self._on_chunk = on_chunk
-        self._lean = lean
-        self._keeper = keeper
 
     @property
     def stop_string(self) -> str | None:
@@ -72,28 +62,18 @@ class Generation:
         start = perf_counter()
         self.reused = self._session.feed(self.prompt, self._on_chunk)
         self.prefill_s = perf_counter() - start
-        if self._lean:
-            drop_code()
-        if self._keeper:
-            self._keeper.begin()
         try:
             for step in self._session.generate(self.sampler, self._max_tokens, self._stream.push):
                 if not self.tokens:
                     self.first_token_s = perf_counter() - start
                 self.tokens += step.tokens
                 self.stats.add(step)
-                self._save_memory()
                 yield self._keep(self._stream.take())
         except ContextFull:
             self.finish = "context"
             raise
         self.finish = self._stream.finish_reason or "length"
         yield self.rest()
-
-    def _save_memory(self) -> None:
-        if self._keeper and self._keeper.is_short() and (given_up := self._session.shrink()):
-            trim_heap()
-            _log.warning("to stay within the memory budget: %s", given_up)
 
     def rest(self) -> str:
         """Text that was held back, in case a stop string or a character would complete.

@@ -12,8 +12,6 @@ from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
-from specgen.core.memory.plan import Shape, plan_memory
-from specgen.core.models.modelinfo import read_headers
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.tree import DraftTree
 from tests.support.command import generate, text_of
@@ -105,57 +103,3 @@ def test_a_refusal_frees_the_model(tiny_model: TinyModel, monkeypatch: pytest.Mo
     with pytest.raises(UsageError):
         Engine(tiny_model("lfm2"), [], EngineConfig(n_ctx=256, threads=1, tree=True))
     assert closed == [LlamaBackend, LlamaModel]
-
-
-def test_a_budget_is_kept_by_giving_up_drafts(
-    tiny_model: TinyModel, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Where it is crossed at once all go, and are told; without one, or room enough, none do."""
-    path = tiny_model("llama", "Q8_0")
-    headers = read_headers(path)
-    planned = plan_memory(headers, Shape(n_ctx=256), frozenset())
-    texts = []
-    for budget, n_told in ((1, 3), (1 << 50, 0), (None, 0)):
-        caplog.clear()
-        drafters = [RandomTree(1, 395, 3)]
-        with Engine(path, drafters, EngineConfig(n_ctx=256, threads=1)) as engine:
-            engine.stay_within(budget, planned)
-            assert engine.planned is planned
-            sampler = Sampler(SamplingParams(temperature=0), engine.vocab.n_vocab)
-            prompt = engine.tokenize("the and was")
-            texts.append("".join(engine.generate(prompt, sampler, max_tokens=200)))
-        told = [line for line in caplog.messages if "to stay within the memory budget" in line]
-        assert len(told) == n_told
-    assert texts[0] == texts[1] == texts[2]
-
-
-@pytest.mark.parametrize("lean", [True, False])
-def test_when_code_is_dropped(
-    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, lean: bool
-) -> None:
-    """Before the model is loaded, after it is, and after each prompt; or never, unless asked."""
-    events: list[str] = []
-    real = LlamaModel.__init__
-
-    def load(self: LlamaModel, *args: Any) -> None:
-        events.append("load")
-        real(self, *args)
-
-    monkeypatch.setattr(LlamaModel, "__init__", load)
-    for module in ("engine", "generation"):
-        name = f"specgen.core.{module}.drop_code"
-        monkeypatch.setattr(name, lambda: events.append("drop"))
-    config = EngineConfig(n_ctx=256, threads=1, lean=lean)
-    with Engine(tiny_model("llama", "Q8_0"), (), config) as engine:
-        sampler = Sampler(SamplingParams(temperature=0), engine.vocab.n_vocab)
-        generation = engine.generate(
-            engine.tokenize("the and was"),
-            sampler,
-            max_tokens=2,
-            on_chunk=lambda done, total: events.append("prompt"),
-        )
-        for _ in generation:
-            events.append("text")
-    expected = ["drop", "load", "drop", "prompt", "drop", "text"]
-    assert events[: events.index("text") + 1] == [e for e in expected if lean or e != "drop"]
-    assert "drop" not in events[events.index("text") :]

@@ -101,7 +101,7 @@ def _run(job: LiveJob, prompts: Sequence[Prompt], interrupts: Interrupts) -> Non
     config = fit.config
     bandwidth = _bandwidth(job, fit)
     with Engine(path, (), config, profile=profile, should_stop=interrupts.came) as engine:
-        engine.stay_within(fit.ceiling, fit.plan)
+        engine.planned = fit.plan
         arms = list(_arms(job, config, engine))
         plan = Plan(prompts, arms, job.repetitions, job.n_predict)
         runs = _measure(engine, plan, interrupts)

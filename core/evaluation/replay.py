@@ -17,6 +17,8 @@ import numpy as np
 
 from specgen.core.cost.model import CostModel
 from specgen.core.drafting.acceptance import AcceptanceModel
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.errors import UsageError
 from specgen.core.protocols import Drafter, Limits, Logits, Tokens
 from specgen.core.records import items, member, parse_record
@@ -133,14 +135,15 @@ def replay(
     """
     backend = _Recorded(max_drafts + 64)
     pricing = curve if acceptance is not None else None
-    session = Session(backend, drafters, max_drafts, acceptance=acceptance, pricing=pricing)
+    builder = Builder(backend.limits, max_drafts, acceptance=acceptance, pricing=pricing)
+    session = Session(backend, Speculator(builder, drafters))
     text: list[int] = []
     tallies = {}
     for turn, (prompt, answer) in enumerate(recording.turns, start=1):
         tally = tallies[f"{recording.task} turn {turn}"] = Tally()
         text += prompt
         session.feed(text)
-        row = curve.row(0)
+        costs = curve.costs(0)
         before = backend.length
         for step in session.generate(_Reader(answer), len(answer), lambda _: False):
             n_rows = _rows(step, before, len(text) + tally.tokens)
@@ -148,8 +151,8 @@ def replay(
             tally.tokens += len(step.tokens)
             tally.steps += 1
             tally.nodes += n_rows
-            tally.drafted_s += row[min(n_rows, len(row)) - 1]
-            tally.plain_s += row[0] * len(step.tokens)
+            tally.drafted_s += costs[min(n_rows, len(costs)) - 1]
+            tally.plain_s += costs[0] * len(step.tokens)
             tally.accepted_by.update(sources(step.tree, step.path))
         text += answer
     return {group: tally for group, tally in tallies.items() if tally.steps}

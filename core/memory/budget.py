@@ -1,8 +1,8 @@
 """Fitting a generation into a memory budget: what is given up, and in which order.
 
-What is given up first is missed least: code that has done its work, context that nobody asked for,
-speed of prompts, then drafts. What would change the text, a cache of fewer bits, comes last. Strict
-decoding keeps all that rounding depends on.
+What is given up first is missed least: context that nobody asked for, speed of prompts, then
+drafts. What would change the text, a cache of fewer bits, comes last. Strict decoding keeps all
+that rounding depends on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _SNAPSHOTS: Final = 8  # as llama.ContextConfig has them
 _LEAST_CONTEXT: Final = 512
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]  # in words, and as fields of an EngineConfig
-_LEAN: Final[_Step] = ("code dropped that only starting needed", {"lean": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +67,11 @@ class FittedConfig:
         config: as wanted, but for the concessions.
         plan: the memory that it takes.
         concessions: what was given up, in words.
-        ceiling: bytes that may be resident; None where there is no limit.
     """
 
     config: EngineConfig
     plan: MemoryPlan
     concessions: tuple[str, ...]
-    ceiling: int | None = None
 
 
 def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
@@ -95,7 +92,6 @@ def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
         swa_full=config.swa_full,
         snapshots=_SNAPSHOTS if stateful else 0,
         drafters=inputs.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
-        lean=config.lean,
         interface=inputs.interface,
         gpu_layers=_gpu_layers(inputs, config),
     )
@@ -182,8 +178,7 @@ def fit(
     told = list(_told(steps))
     if offloaded != config:
         told.insert(0, f"only {offloaded.gpu_layers} layers on the GPU, which has no room for more")
-    ceiling = None if budget is None else budget + (plan.copies if may_drop else 0)
-    return FittedConfig(chosen, plan, tuple(told), ceiling)
+    return FittedConfig(chosen, plan, tuple(told))
 
 
 def _given_up(
@@ -228,13 +223,12 @@ def least(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
 def full_speed(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
     """The least memory in which neither prompts nor drafts are slower; only context is less."""
     config = _offloaded(inputs, config)
-    return plan_for(inputs, _apply(config, [_LEAN, *_contexts(inputs, config)]))
+    return plan_for(inputs, _apply(config, list(_contexts(inputs, config))))
 
 
 def _steps(inputs: PlanInputs, config: EngineConfig) -> Iterator[_Step]:
     """What can be given up, least missed first. A later step of a kind includes the earlier."""
     contexts = list(_contexts(inputs, config))
-    yield _LEAN
     is_off = config.flash_attention is None and not _flash_attention(inputs, config)
     if is_off and not config.strict:
         yield "flash attention on, though it is slower here", {"flash_attention": True}

@@ -39,10 +39,8 @@ _TOKEN: Final = 166
 _MERGE: Final = 184
 _INPUTS: Final = 64  # bytes a row: token, position, cell and output ids
 
-# Python, NumPy, specgen with its command line, and llama.cpp's libraries; and the same after
-# resident.drop_code.
-BASELINE: Final = 45 << 20
-_LEAN_BASELINE: Final = 35 << 20
+# Python, NumPy, specgen with its command line, and llama.cpp's libraries.
+BASELINE: Final = 54 << 20
 
 _MOST: Final = MappingProxyType(
     {
@@ -75,7 +73,6 @@ class Shape:
         swa_full: keep all cells of layers with a sliding window.
         snapshots: older states that recurrent layers keep, where llama.cpp can.
         drafters: bytes of the drafters' tables.
-        lean: whether the process drops what it needed only to start.
         interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
         gpu_layers: layers on a GPU, the output counted as one; None where there is no GPU.
     """
@@ -90,7 +87,6 @@ class Shape:
     swa_full: bool = True
     snapshots: int = 0
     drafters: int = 0
-    lean: bool = False
     interface: int = 0
     gpu_layers: int | None = None
 
@@ -223,14 +219,13 @@ def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str
         outputs=_FLOAT * layers.n_vocab * max(shape.max_rows, shape.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=shape.drafters,
-        baseline=(_LEAN_BASELINE if shape.lean else BASELINE) + shape.interface,
+        baseline=BASELINE + shape.interface,
         # Long prompts are computed there even where no layer is.
         device=sum(tensor.n_bytes for tensor in placed.device) + kv_away + state_away + compute
         if has_gpu
         else 0,
     )
-    # Code is dropped after all of it was there, and weights go to a GPU after they were read.
-    plan = replace(plan, baseline=plan.baseline + max(0, BASELINE - plan.total))
+    # Weights go to a GPU after they were read.
     loading = file_bytes + plan.vocabulary + plan.baseline
     return replace(plan, weights=plan.weights + max(0, loading - plan.total))
 

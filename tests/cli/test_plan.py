@@ -51,7 +51,7 @@ def test_json(tmp_path: Path) -> None:
     tight = run("plan", model, "--json", "--memory-budget", str(low)).record
     assert (tight["budget"], tight["plan"]["total"]) == (low, low)
     assert tight["settings"]["max_drafts"] == 0
-    assert len(tight["concessions"]) == 5
+    assert len(tight["concessions"]) == 4
     assert record["concessions"] == []
 
 

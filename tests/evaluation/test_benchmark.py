@@ -62,7 +62,6 @@ class FakeEngine(Engine):
         model: Any = SimpleNamespace(chat_template=lambda: None)
         self.backend, self.vocab, self.model = fake, vocab, model
         self.config, self.profile, self.strict = EngineConfig(), None, None
-        self._keeper = None
         self.renewals: list[Renewal] = []
         self.generations: list[Generation] = []
 

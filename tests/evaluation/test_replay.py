@@ -44,7 +44,7 @@ def test_a_copied_loop_is_counted_by_hand() -> None:
     (tally,) = replay(recording, create("prompt-lookup"), CURVE, None, 16).values()
     assert (tally.tokens, tally.steps, tally.nodes) == (72, 9, 72)
     assert tally.accepted_by == {"prompt-lookup": 72 - 9}
-    assert tally.speedup == pytest.approx(8 * CURVE.row(0)[0] / CURVE.row(0)[7])
+    assert tally.speedup == pytest.approx(8 * CURVE.costs(0)[0] / CURVE.costs(0)[7])
 
 
 @pytest.mark.parametrize("name", ["auto", *REGISTRY])

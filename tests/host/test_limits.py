@@ -18,7 +18,7 @@ from specgen.core.host.process_memory import anonymous_bytes
 def test_what_the_process_has_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else can have it, and a plan counts all that the process will have."""
     before = available_memory_bytes()
-    monkeypatch.setattr(host, "own_bytes", lambda: None)
+    monkeypatch.setattr(host, "anonymous_bytes", lambda: None)
     without = available_memory_bytes()
     if before is not None and without is not None:
         assert before - without == pytest.approx(anonymous_bytes(), abs=512 << 20)
@@ -47,7 +47,7 @@ def read_meminfo() -> str:
 def test_a_group_that_has_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left then, and what the process has it may keep."""
     monkeypatch.setattr(host, "_cgroup_memory", lambda *_: -5_000)
-    monkeypatch.setattr(host, "own_bytes", lambda: 7_000)
+    monkeypatch.setattr(host, "anonymous_bytes", lambda: 7_000)
     assert available_memory_bytes() == 7_000
 
 
