@@ -250,7 +250,7 @@ def run(options: argparse.Namespace) -> None:
         made = report(answers, card, _settings(options, questions))
         print_report(made, Format.md)
         if options.save:
-            write_whole(options.save, f"{json.dumps(made.whole)}\n".encode())
+            save(options.save, f"{json.dumps(made.whole)}\n".encode())
         interrupts.check()
 
 

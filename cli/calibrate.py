@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specgen.core.errors import SpecgenError, UsageError
+from specgen.core.errors import SpecgenError
 from specgen.core.host.paths import path_text
 
 from .choices import number
+from .files import check_place, save
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
@@ -71,8 +72,8 @@ def calibrate(
     set_up_logging(verbose)
     model = chosen.name
     require_model(model)
-    if curve_out and not curve_out.parent.is_dir():
-        raise UsageError(f"cannot write {curve_out}: there is no folder {curve_out.parent}")
+    if curve_out:
+        check_place(curve_out)
     with Interrupts() as interrupts:
         path, config = ensure_model(model), engine.config()
         require_room_to_measure(path, config, None)
@@ -80,7 +81,7 @@ def calibrate(
             profile = measure_profile(path, config, seconds, progress, interrupts.came)
         kept = keep_profile(path, config, profile) if profile.prices else None
     if curve_out and profile.prices:
-        _save(profile, curve_out)
+        save(curve_out, f"{json.dumps(profile.curve.record())}\n".encode())
     if as_json:
         record = {"model": path_text(path), "stored": kept and path_text(kept)} | _record(profile)
         show(json.dumps(record))
@@ -115,13 +116,6 @@ def show_path() -> None:
     from specgen.core.knowledge.store import cache_folder
 
     show(cache_folder())
-
-
-def _save(profile: Profile, path: Path) -> None:
-    try:
-        path.write_text(json.dumps(profile.curve.record()) + "\n", "utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _record(profile: Profile) -> dict[str, Any]:

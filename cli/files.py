@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 from specgen.core.errors import UsageError
+from specgen.core.host.files import write_whole
 
 
 def check_place(path: Path) -> None:
@@ -19,18 +19,9 @@ def check_place(path: Path) -> None:
         raise UsageError(f"cannot write {path}: the folder {path.parent} may not be written to")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the file and rename, so that there is all of it or what was there before.
-
-    Raises UsageError.
-    """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+def save(path: Path, data: bytes) -> None:
+    """Write a file that the user asked for, whole or not at all. Raises UsageError."""
     try:
-        try:
-            beside.write_bytes(data)
-            os.replace(beside, path)
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
+        write_whole(path, data)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None

@@ -266,6 +266,7 @@ def table_text(
             colours. None is plain text, as wide as it needs to be.
         gap: spaces between columns.
     """
+    from rich.align import Align
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -274,10 +275,11 @@ def table_text(
     console = Console(width=columns or _ANY_WIDTH, color_system=colours, highlight=False)
     table = Table(box=None, show_header=bool(heads), padding=(0, gap, 0, 0), pad_edge=False)
     for i in range(len(heads or rows[0])):
-        head = Text("\n".join(map(clean, heads[i].split("\n")))) if heads else ""
         justify: Literal["left", "right"] = "right" if i in right else "left"
+        head = "\n".join(map(clean, heads[i].split("\n"))) if heads else ""
+        above = Align(Text(head, justify=justify), justify, vertical="bottom")
         style = "" if heads or i else "bold"
-        table.add_column(head, style=style, justify=justify, vertical="bottom", overflow="fold")
+        table.add_column(above, style=style, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
     with console.capture() as capture:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from specgen.cli.choices import Format
-from specgen.cli.files import check_place, write_whole
+from specgen.cli.files import check_place, save
 from specgen.cli.interrupt import Interrupts
 from specgen.cli.prepare import ensure_model, ensure_profile
 from specgen.cli.terminal import note, shown_progress
@@ -237,4 +237,4 @@ def _drafters(
 
 
 def _save(results: Results, path: Path) -> None:
-    write_whole(path, f"{json.dumps(results.record())}\n".encode())
+    save(path, f"{json.dumps(results.record())}\n".encode())

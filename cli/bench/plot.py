@@ -6,8 +6,6 @@ matplotlib draws it; it is imported only here, and only when it is asked for.
 from __future__ import annotations
 
 import html
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,12 +14,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from specgen.cli.files import check_place, write_whole
+from specgen.cli.files import check_place, save
 from specgen.cli.terminal import clean
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.card import Card
 from specgen.core.evaluation.results import PLAIN, Results
 from specgen.core.evaluation.summary import ALL, LARGEST, Row, summarize
+from specgen.core.host.interpreter import install_hint
 
 from .format import shortened
 
@@ -91,10 +90,8 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError(
-            "plots need matplotlib, which is not installed",
-            f"run {subprocess.list2cmdline([sys.executable])} -m pip install matplotlib",
-        ) from None
+        missing = "plots need matplotlib, which is not installed"
+        raise UsageError(missing, install_hint("matplotlib")) from None
 
 
 def plot(results: Results, path: Path) -> None:
@@ -104,7 +101,7 @@ def plot(results: Results, path: Path) -> None:
     data = _drawn(results, "png" if suffix == ".png" else "svg")
     if suffix == ".html":
         data = _page(_title(results), data)
-    write_whole(path, data)
+    save(path, data)
 
 
 def _page(title: str, svg: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Small JSON files in the cache folder: what specgen has learnt, kept between runs.
 
-A file is written beside its place and renamed, so a reader sees all of it or none, whoever else
-writes. A file that cannot be used is set aside. Nothing here is needed: where the folder cannot
-be used, that is said once and the program goes on.
+A file is written whole, so a reader sees all of it or none, whoever else writes. A file that cannot
+be used is set aside. Nothing here is needed: where the folder cannot be used, that is said once
+and the program goes on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from specgen.core.errors import UsageError
+from specgen.core.host.files import write_whole
 from specgen.core.host.folders import user_folder
 from specgen.core.records import CACHE_BYTES, read_record
 
@@ -115,8 +115,8 @@ class Store:
         record = {"version": self._version, "key": key, "value": value}
         with self._telling():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.path(key), json.dumps(record).encode())
-            self._drop_old()
+            write_whole(self.path(key), json.dumps(record).encode(), is_private=True)
+            self._drop_oldest()
             return True
         return False
 
@@ -155,7 +155,7 @@ class Store:
             os.replace(path, f"{path}.bad")
         _warn(f"{path.name} in {self.folder} is set aside: {reason}")
 
-    def _drop_old(self) -> None:
+    def _drop_oldest(self) -> None:
         """Keep MAX_FILES files of this kind, what is set aside or half written included.
 
         None of a retired kind is kept.
@@ -185,19 +185,6 @@ def _age(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:  # another process dropped it
         return 0.0
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` and rename it there."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".new")
-    try:
-        with open(number, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 @cache

