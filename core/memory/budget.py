@@ -38,7 +38,7 @@ class PlanInputs:
     Attributes:
         headers: of the model file, or of all its parts.
         info: what they say.
-        features: of the CPU, see repack.cpu_features.
+        features: of the CPU, see repacked.cpu_features.
         tables: bytes of the drafters' tables while there are drafts, by the tokens of context and
             by whether only a few drafters are left (see EngineConfig).
         strict: what calls are padded to; None where they are not.
@@ -102,7 +102,7 @@ def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
 
 
 def _draft_plan(inputs: PlanInputs, shape: Shape) -> MemoryPlan:
-    """The memory of the draft model, which has a context like that of the model (see draft.py)."""
+    """The memory of the draft model, whose context is like the model's (see draft_model.py)."""
     info = ModelInfo.from_headers(inputs.draft)
     shape = replace(
         shape,

@@ -195,7 +195,7 @@ class MemoryPlan:
 def plan_memory(headers: Sequence[Header], shape: Shape, features: frozenset[str]) -> MemoryPlan:
     """What generating with the model in one file, or in all its parts, takes.
 
-    `features` are the CPU's, as from `repack.cpu_features`. Raises ModelError where the header
+    `features` are the CPU's, as from `repacked.cpu_features`. Raises ModelError where the header
     lacks what a model must have, UsageError where its heads do not fit the cache's type.
 
     Not counted: indexers of sparse attention, projectors and adapters.
