@@ -39,6 +39,8 @@ from numpy.typing import NDArray
 
 from specgen.core.config import EngineConfig
 from specgen.core.drafting.acceptance import AcceptanceModel
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.engine import Engine
 from specgen.core.llama.library import library
 from specgen.core.models.catalogue import DEFAULT_MODEL, find_entry, model_folder
@@ -60,6 +62,8 @@ class Bushy:
     """Three guesses everywhere, so that the builder always finds as many nodes as it may."""
 
     name = "bushy"
+    effort = None
+    reads_logits = False
 
     def __init__(self, n_vocab: int) -> None:
         self._n_vocab = n_vocab
@@ -177,7 +181,8 @@ def _session(engine: Engine, nodes: int, drafts: str) -> Session:
         return engine.session
     acceptance = AcceptanceModel() if drafts == "judged" else None
     drafters: list[Drafter] = [PromptLookup(), Bushy(engine.vocab.n_vocab)]
-    return Session(engine.backend, drafters, nodes - 1, acceptance=acceptance)
+    builder = Builder(engine.backend.limits, nodes - 1, acceptance=acceptance)
+    return Session(engine.backend, Speculator(builder, drafters))
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, float]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import load_curve
 from specgen.core.drafting.acceptance import AcceptanceModel
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.engine import Engine
 from specgen.core.generation import Generation
 from specgen.core.knowledge.learned import Learned
@@ -50,13 +52,14 @@ def main(model: Path, files: list[Path]) -> None:
 
 def _answers(engine: Engine, turns: list[str], learned: Learned) -> list[list[int]]:
     """Tokens of the answers to one conversation."""
-    session = Session(
-        engine.backend,
-        with_past(create(AUTO), learned.answers),
+    builder = Builder(
+        engine.backend.limits,
         MAX_DRAFTS,
         acceptance=learned.acceptance,
         pricing=load_curve(CURVE),
     )
+    drafters = with_past(create(AUTO), learned.answers)
+    session = Session(engine.backend, Speculator(builder, drafters))
     engine.backend.rewind(0)
     conversation = engine.conversation()
     answers = []

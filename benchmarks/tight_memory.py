@@ -18,8 +18,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from specgen.cli.memory import Wanted, fitted
-from specgen.cli.models import ensure_model
+from specgen.cli.prepare import Wanted, ensure_model, fitted
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.evaluation.benchmark import Arm, Plan, measure_arms

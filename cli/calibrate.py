@@ -11,19 +11,15 @@ import typer
 
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.host.paths import path_text
-from specgen.core.stop import ShouldStop, never
 
 from .choices import number
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
-from .progress import shown_progress
-from .streams import note, show
-from .tables import print_table
+from .terminal import note, print_table, set_up_logging, show, shown_progress
 from .words import Group
 
 if TYPE_CHECKING:
-    from specgen.core.config import EngineConfig
     from specgen.core.knowledge.profile import Profile
 
 _BREAK_EVEN = (4, 8, 16)
@@ -69,9 +65,7 @@ def calibrate(
     from specgen.core.knowledge.profiling import measure_profile
 
     from .interrupt import Interrupts
-    from .memory import require_room_to_measure
-    from .models import ensure_model
-    from .run import require_model, set_up_logging
+    from .prepare import ensure_model, require_model, require_room_to_measure
 
     set_up_logging(verbose)
     model = chosen.name
@@ -93,41 +87,6 @@ def calibrate(
         _print(profile, kept)
     if profile.prices is None:
         raise SpecgenError(f"not kept: {profile.doubt}", _remedy(profile, seconds))
-
-
-def ensure_profile(
-    path: Path,
-    config: EngineConfig,
-    budget: str | None = None,
-    should_stop: ShouldStop = never,
-) -> Profile:
-    """What is known of the model on this machine; measured first if nothing is.
-
-    It is kept if times are known well, else it serves this run, without them. For strict decoding
-    it is kept all the same: load does not change which widths round alike.
-
-    Raises ModelError, BackendError or Interrupted, and MemoryBudgetError if measuring would cross
-    a budget.
-    """
-    from specgen.core.host.process_memory import reset_peak, trim_heap
-    from specgen.core.knowledge.profile import find_profile, keep_profile
-    from specgen.core.knowledge.profiling import measure_profile
-
-    from .memory import require_room_to_measure
-
-    profile = find_profile(path, config)
-    if profile is None or not (profile.prices or config.strict):
-        require_room_to_measure(path, config, budget)
-        note(f"specgen: measuring {path.name} on this machine, once")
-        with shown_progress() as progress:
-            profile = measure_profile(path, config, on_progress=progress, should_stop=should_stop)
-        if profile.prices or (config.strict and any(profile.classes.values())):
-            keep_profile(path, config, profile)
-        if profile.prices is None:
-            note(f"specgen: what calls cost is not known: {profile.doubt}")
-        trim_heap()
-        reset_peak()  # what follows has a plan of its own
-    return profile
 
 
 def _remedy(profile: Profile, seconds: float) -> str:
@@ -192,7 +151,8 @@ def _record(profile: Profile) -> dict[str, Any]:
 
 def _print(profile: Profile, kept: Path | None) -> None:
     """The figures as a table and a few lines."""
-    print_table(*_table(profile))
+    heads, rows = _table(profile)
+    print_table(heads, rows, right=range(len(heads)))
     show("")
     for line in _lines(profile, kept):
         show(line)

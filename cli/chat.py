@@ -31,6 +31,7 @@ from .options import (
     TextOptions,
     Verbosity,
 )
+from .terminal import set_up_logging
 from .words import TYPED
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def chat(
     engine: EngineOptions,
 ) -> None:
     """Talk with a model. Without a terminal: answer stdin once, and exit."""
+    from .prepare import require_model
     from .prompt import read_prompt
-    from .run import Job, as_message, complete, open_conversation, require_model, set_up_logging
+    from .run import Job, as_message, complete, open_conversation
 
     set_up_logging(verbose)
     model = chosen.alone(TYPED)
@@ -213,7 +215,7 @@ class Repl:
 
     def _keep(self, generation: Generation) -> None:
         from .output import stats_line
-        from .streams import write
+        from .terminal import write
 
         if generation.text and not generation.text.endswith("\n"):
             write("\n")
@@ -224,7 +226,7 @@ class Repl:
         self._engine.keep(generation)
 
     def _explain(self, error: SpecgenError) -> None:
-        from .streams import error_line
+        from .terminal import error_line
 
         hint = error.hint
         if error.code == "context_length_exceeded":
@@ -250,7 +252,7 @@ class Repl:
         self._note(line)
 
     def _note(self, text: str) -> None:
-        from .streams import note
+        from .terminal import note
 
         width = shutil.get_terminal_size().columns
         for line in text.split("\n"):

@@ -20,6 +20,7 @@ from .options import (
     TextOptions,
     Verbosity,
 )
+from .terminal import set_up_logging
 
 
 @grouped
@@ -66,8 +67,9 @@ def generate(
     stdin is read to its end unless it is a terminal, or --no-stdin is given.
     stdout has the text alone; a final newline is added on a terminal only.
     """
+    from .prepare import require_model
     from .prompt import read_prompt
-    from .run import Job, as_message, as_text, complete, require_model, set_up_logging
+    from .run import Job, as_message, as_text, complete
 
     set_up_logging(verbose)
     model, argument = chosen.and_prompt(prompt_argument)

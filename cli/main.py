@@ -17,7 +17,7 @@ from . import calibrate, models, plan, verify
 from .bench import command as bench
 from .chat import chat
 from .generate import generate
-from .streams import prepare_stdout, say_error, say_unexpected, show
+from .terminal import prepare_stdout, say_error, say_unexpected, show
 from .words import Group, plain
 
 EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`

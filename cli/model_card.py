@@ -9,7 +9,7 @@ from specgen.core.host.paths import path_text
 from specgen.core.models.header import ArrayInfo, Header, Value
 from specgen.core.models.modelinfo import ModelInfo, PerLayer
 
-from .streams import clean
+from .terminal import clean
 
 _PLANS = {
     "tree": "drafts trees, and verifies a tree in one call",

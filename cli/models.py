@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,19 +12,17 @@ from specgen.core.host.paths import path_text
 from specgen.core.models.catalogue import (
     CATALOGUE,
     DEFAULT_MODEL,
-    CatalogueEntry,
     find_entry,
     model_folder,
     resolve,
 )
 
 from .grouping import grouped
-from .interrupt import Interrupts
 from .model_choice import ModelChoice
-from .streams import clean, note, show, write
+from .terminal import note, print_table, show, write
 
 if TYPE_CHECKING:
-    from specgen.core.models.pull import Progress
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -35,16 +30,6 @@ def register(app: typer.Typer) -> None:
     app.command("pull")(pull)
     app.command("list")(list_models)
     app.command("info")(info)
-
-
-def ensure_model(model: str | None) -> Path:
-    """The file that MODEL means; a catalogue model is downloaded where it is missing.
-
-    Raises ModelError for an unknown name, PullError where the download fails, and UsageError
-    where the model's terms must be accepted first.
-    """
-    found = resolve(model)
-    return found if isinstance(found, Path) else _pull(found)
 
 
 def pull(
@@ -63,7 +48,9 @@ def pull(
         )
     if entry.terms and accept_license:
         note(f"specgen: {entry.title}: {entry.terms}")
-    show(path_text(_pull(entry, accept_license=accept_license)))
+    from .prepare import fetch_model
+
+    show(path_text(fetch_model(entry, accept_license=accept_license)))
 
 
 def list_models(
@@ -88,7 +75,7 @@ def list_models(
         )
         for model in models
     ]
-    _print_table(heads, table)
+    print_table(heads, table)
 
 
 @grouped
@@ -119,7 +106,7 @@ def info(
         _print_json(model_card.record(card, header))
         return
     lines = model_card.rows(card)
-    _print_table((), [*lines, *(model_card.metadata_rows(header) if metadata else [])])
+    print_table((), [*lines, *(model_card.metadata_rows(header) if metadata else [])])
 
 
 def _no_template(path: Path) -> NoReturn:
@@ -137,68 +124,6 @@ def _installed(model: str | None) -> Path:
         hint = f"run `specgen pull {found.name}{license_option}`"
         raise ModelError(f"{found.name} is not installed", hint)
     return path
-
-
-def _pull(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
-    folder = model_folder()
-    path = entry.installed(folder)
-    if path:
-        return path
-    from specgen.core.models.pull import pull as fetch
-
-    # Waiting and downloading are Python's own work; they clean up as they are left.
-    with Interrupts(at_once=True), _shown(entry) as progress:
-        return fetch(entry, folder, progress=progress, accept_license=accept_license)
-
-
-@contextlib.contextmanager
-def _shown(entry: CatalogueEntry) -> Iterator[Progress]:
-    """A progress callback: bars on a terminal, else a line at the start and one at the end."""
-    if _is_terminal(sys.stderr):
-        with _bars(entry) as progress:
-            yield progress
-        return
-    from .model_card import size_text
-
-    seen: set[str] = set()
-    lines = {
-        "wait": f"waiting for another pull of {entry.name}",
-        "download": f"downloading {entry.name} ({size_text(entry.download_bytes)})",
-    }
-
-    def tell(stage: str, done_bytes: int, total_bytes: int) -> None:
-        if stage not in seen and stage in lines:
-            note(f"specgen: {lines[stage]}")
-        seen.add(stage)
-
-    yield tell
-    if "unpack" in seen:
-        size = size_text(entry.n_bytes)
-        note(f"specgen: {entry.name} is installed and checked ({size})")
-
-
-@contextlib.contextmanager
-def _bars(entry: CatalogueEntry) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    texts = {
-        "wait": f"waiting for another pull of {entry.name}",
-        "download": f"downloading {entry.name}",
-        "unpack": "unpacking and checking",
-    }
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def tell(stage: str, done_bytes: int, total_bytes: int) -> None:
-            if stage not in tasks:
-                said = clean(texts.get(stage, stage))
-                tasks[stage] = bars.add_task(said, total=total_bytes)
-            bars.update(tasks[stage], completed=done_bytes)
-
-        yield tell
 
 
 def _catalogue_records(folder: Path) -> list[dict[str, Any]]:
@@ -242,37 +167,7 @@ def _state(model: dict[str, Any]) -> str:
     return f"{state}, default" if model["default"] else state
 
 
-def _print_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A rich table on a terminal, else columns two spaces apart."""
-    lines = [list(map(clean, line)) for line in lines]
-    if _is_terminal(sys.stdout):
-        _print_rich(heads, lines)
-        return
-    table = [heads, *lines] if heads else list(lines)
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    for line in table:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        show("  ".join(cells).rstrip())
-
-
-def _print_rich(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=bool(heads), box=None, padding=(0, 2, 0, 0))
-    for i in range(len(lines[0])):
-        table.add_column(heads[i].lower() if heads else "", overflow="fold")
-    for label, *cells in lines:
-        table.add_row(Text(label, style="bold"), *(Text(cell) for cell in cells))
-    Console().print(table)
-
-
 def _print_json(value: Any) -> None:
     import json
 
     show(json.dumps(value, indent=2))
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty()

@@ -17,7 +17,7 @@ from specgen.core.logprobs import RecordingSampler
 from specgen.core.memory.plan import memory_text
 from specgen.core.protocols import Vocab
 
-from .streams import write
+from .terminal import write
 
 # How core's reasons are called in OpenAI's and llama.cpp's JSON.
 _FINISH = {"eog": "stop", "stop": "stop", "length": "length", "context": "length", None: "abort"}

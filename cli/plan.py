@@ -15,8 +15,7 @@ from specgen.drafters import DEFAULT_DRAFTER, most_drafts
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
-from .streams import show
-from .tables import print_table
+from .terminal import print_table, set_up_logging, show
 
 if TYPE_CHECKING:
     from specgen.core.config import EngineConfig
@@ -76,9 +75,7 @@ def plan(
     from specgen.core.knowledge.profile import find_profile, require_profile
     from specgen.core.memory.budget import full_speed, least, plan_for
 
-    from .memory import Wanted, choose, plan_inputs
-    from .models import ensure_model
-    from .run import require_model, set_up_logging
+    from .prepare import Wanted, choose, ensure_model, plan_inputs, require_model
 
     set_up_logging(verbose)
     max_drafts = most_drafts(drafter, draft_max, others=model_draft is not None)
@@ -122,7 +119,7 @@ def _record(
 def _print(found: FittedConfig, n_ctx: int, limit: int | None, sizes: dict[str, int]) -> None:
     from specgen.core.memory.plan import memory_text
 
-    print_table(("memory", "MiB", ""), list(_rows(found.plan)), left=(0, 2))
+    print_table(("memory", "MiB", ""), list(_rows(found.plan)), right=(1,))
     show("")
     lines = [("budget", "not known: the system does not say what is available")]
     if limit is not None:

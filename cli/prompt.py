@@ -14,7 +14,7 @@ from specgen.core.errors import UsageError
 from specgen.core.host.paths import path_text
 from specgen.core.text.encoding import decode_text, without_mark
 
-from .streams import note
+from .terminal import note
 
 _PATIENCE_S = 1.0
 _STDIN_NAMES = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "/proc/thread-self/fd/0")

@@ -16,9 +16,7 @@ from specgen.core.generation import Generation
 from specgen.core.host.paths import path_text
 from specgen.core.knowledge.learned import load_learned
 from specgen.core.knowledge.profile import Profile, find_profile
-from specgen.core.llama.door import require_runnable
 from specgen.core.logprobs import RecordingSampler
-from specgen.core.models.catalogue import NAMES, resolve
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stop import Interrupted
 from specgen.core.text import sandbox
@@ -27,14 +25,12 @@ from specgen.drafters import create, fewer, with_past
 from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.predicted import Predicted
 
-from .calibrate import ensure_profile
 from .interrupt import Interrupts
-from .memory import Wanted, fitted
-from .models import ensure_model
 from .options import EngineOptions, OutputOptions, SamplingOptions, TextOptions
 from .output import PromptProgress, end_text, stats_line, write_json
+from .prepare import Wanted, ensure_model, ensure_profile, fitted
 from .prompt import read_file
-from .streams import NoteHandler, Writer, note
+from .terminal import Writer, note
 
 if TYPE_CHECKING:
     from specgen.core.text.conversation import Conversation
@@ -125,18 +121,6 @@ class Job:
             learned = load_learned(path)
             engine.renew(with_past(drafters, learned.answers), learned)
         return engine
-
-
-def require_model(model: str | None, draft: str | None = None, *, hint: str = NAMES) -> None:
-    """Raise ModelError for what cannot be run: MODEL, and a draft model if there is one.
-
-    Of a file its header is read; a name of the catalogue will do. Fetches no model and loads none.
-    `hint` is for a MODEL that may be something else.
-    """
-    models = [resolve(model, hint), *(() if draft is None else (resolve(draft),))]
-    for found in models:
-        if isinstance(found, Path):
-            require_runnable(found)
 
 
 Prompt = Callable[[Engine], list[int]]
@@ -234,13 +218,3 @@ def _stream(
         show(generation.rest())
         return error
     return None
-
-
-def set_up_logging(verbosity: int) -> None:
-    """Log to stderr: 0 warnings, 1 what specgen does, 2 llama.cpp's log too."""
-    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    logger = logging.getLogger("specgen")
-    logger.handlers[:] = [NoteHandler()]
-    logger.setLevel(level)
-    # Errors of llama.cpp reach the user in our own message, which quotes them.
-    logging.getLogger("specgen.llama").setLevel(level if verbosity > 1 else logging.CRITICAL)

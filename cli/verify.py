@@ -22,9 +22,7 @@ from .choices import OnOffAuto, number
 from .grouping import grouped
 from .model_choice import ModelChoice
 from .options import MachineOptions, Verbosity
-from .progress import shown_progress
-from .streams import show
-from .tables import print_table
+from .terminal import print_table, set_up_logging, show, shown_progress
 
 if TYPE_CHECKING:
     from specgen.core.engine import Engine
@@ -38,7 +36,7 @@ _PLAIN = "none"
 _LONG = 600  # tokens of a long question: kernels change with the context
 _SPARE = 8  # prompts that only make others longer
 _SHOWN = 20  # differences
-_NOT_TESTED = "the distribution was not tested: no two widths of calls round alike"
+_NOT_TESTED = "sampled answers were not tested: no two widths of calls here round alike"
 _GREEDY_IN_TURN = 2  # questions that are answered greedily, then as many sampled
 
 
@@ -67,7 +65,7 @@ def verify(
         typer.Option(metavar="NAME[,NAME]", help="Drafters to verify.", show_default="all"),
     ] = None,
     draft_max: Annotated[
-        int, typer.Option(min=0, max=63, help="Most guesses checked at once.")
+        int, typer.Option(min=0, max=63, help="Most draft tokens checked at once.")
     ] = DEFAULT_MAX_DRAFTS,
     tree: Annotated[
         OnOffAuto, typer.Option(help="Verify drafts with side branches, without, or both.")
@@ -81,7 +79,8 @@ def verify(
         typer.Option(
             min=0.0,
             callback=number,
-            help="Logits by which a token may be behind the plain one and be called a tie.",
+            help="Logits by which a token of a greedy answer may be behind the plain one and be"
+            " called a tie.",
         ),
     ] = 1.0,
     draws: Annotated[
@@ -97,16 +96,14 @@ def verify(
 ) -> None:
     """Compare texts with and without drafts, token by token; exit 7 if drafts show in them.
 
-    Half of the questions are long, and half of the answers are sampled with a seed.
+    Half of the questions are long. Half of the answers are greedy, half are sampled with a seed
+    and decoded strictly, so that any difference in them is a fault.
     """
     from specgen.core.engine import Engine
     from specgen.core.evaluation.tasks import load_prompts, own_prompts
 
-    from .calibrate import ensure_profile
     from .interrupt import Interrupts
-    from .memory import Wanted, fitted
-    from .models import ensure_model
-    from .run import require_model, set_up_logging
+    from .prepare import Wanted, ensure_model, ensure_profile, fitted, require_model
 
     set_up_logging(verbose)
     model = chosen.name
@@ -124,17 +121,18 @@ def verify(
             settings = _settings(names, tree.choice, branch=opened.can_branch)
             # Padding takes some of the context.
             room = opened.n_ctx - n_predict - profile.strict.slack
-            questions = _questions(opened, asked, prompts, room)
+            can_sample = 1 < profile.strict.within(config.max_rows).largest <= config.max_rows
+            questions = _questions(opened, asked, prompts, room, can_sample=can_sample)
             findings = _ask(opened, questions, settings, n_predict, interrupts)
             fit = None
-            if draws and not interrupts.came() and profile.strict.largest > 1:
+            if draws and not interrupts.came() and can_sample:
                 fit = _fit(opened, questions[0], draws, interrupts)
             bound = 0.0 if strict else gap
             if as_json:
                 show(json.dumps(_record(findings, fit, bound)))
             else:
                 _print(opened, findings, fit, bound)
-                if draws and profile.strict.largest == 1:
+                if not can_sample:
                     show(_NOT_TESTED)
                 if interrupts.came():
                     n_all = len(questions) * len(settings)
@@ -149,8 +147,10 @@ def _all_drafters() -> str:
     return ",".join([AUTO, *REGISTRY])
 
 
-def _questions(engine: Engine, prompts: Sequence[Prompt], count: int, room: int) -> list[Question]:
-    """`count` questions; every second one long, and of each four two sampled.
+def _questions(
+    engine: Engine, prompts: Sequence[Prompt], count: int, room: int, *, can_sample: bool
+) -> list[Question]:
+    """`count` questions; every second one long, and two of each four sampled if `can_sample`.
 
     Prompts of more than `room` tokens are passed over. Raises ContextFull if all are.
     """
@@ -177,7 +177,7 @@ def _questions(engine: Engine, prompts: Sequence[Prompt], count: int, room: int)
             if not len(tokens) < len(longer) <= room:
                 break
             tokens = longer
-        greedy = i // _GREEDY_IN_TURN % 2 == 0
+        greedy = not can_sample or i // _GREEDY_IN_TURN % 2 == 0
         params = SamplingParams(temperature=0.0) if greedy else SamplingParams(seed=i)
         questions.append(Question(tuple(tokens), params))
     return questions
@@ -233,7 +233,7 @@ def _ask(
 
 
 def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> ChiSquare | None:
-    """The distribution of first tokens, with the drafter that guesses most of them.
+    """The distribution of first tokens, with the drafter that drafts most of them.
 
     None when it is interrupted.
     """
@@ -300,7 +300,7 @@ def _print(
         "largest gap",
     )
     names = dict.fromkeys(finding.setting for finding in findings)
-    print_table(heads, [_row(name, findings, bound) for name in names], left=(0,))
+    print_table(heads, [_row(name, findings, bound) for name in names], right=range(1, len(heads)))
     show("")
     different = [finding for finding in findings if finding.difference]
     for finding in different[:_SHOWN]:
@@ -364,7 +364,7 @@ def _verdict(findings: Sequence[Finding], fit: ChiSquare | None, bound: float) -
     elif findings:
         yield f"all {len(findings)} answers are identical"
     if findings and not any(finding.n_accepted for finding in findings):
-        yield "no guess was accepted, so this proves little"
+        yield "no draft token was accepted, so this proves little"
     if fit:
         fits = "fit" if fit.is_good else "do NOT fit"
         yield (

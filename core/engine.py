@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from specgen.core.cost.online import CostTracker
 from specgen.core.cost.strict import ONE_ROW, WidthClass
 from specgen.core.drafting.acceptance import shipped_priors
-from specgen.core.drafting.pace import BackOff
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.schedule import BackOff
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.host.limits import default_threads
 from specgen.core.knowledge.learned import Learned
 from specgen.core.knowledge.profile import Profile, find_profile, require_profile
@@ -121,7 +123,7 @@ class Engine:
     @property
     def n_ctx(self) -> int:
         """Tokens that a text may have."""
-        return self.backend.limits.n_ctx - (self.strict.slack if self.strict else 0)
+        return self.session.n_ctx
 
     @property
     def can_branch(self) -> bool:
@@ -159,24 +161,25 @@ class Engine:
         *,
         branch: bool,
     ) -> Session:
-        """A single drafter drafts as it likes; several are judged by what their guesses cost."""
+        """A single drafter drafts as it likes; several are weighed by what their drafts cost."""
         make = partial(
-            Session,
-            self.backend,
-            drafters,
+            Builder,
+            self.backend.limits,
             self.config.max_drafts,
             branch=branch,
             eog=self.vocab.eog,
             strict=strict,
         )
         if len(drafters) < 2:
-            return make()
-        return make(
-            acceptance=learned.acceptance if learned else shipped_priors(),
-            pricing=CostTracker(self.profile.prices if self.profile else None),
-            back_off=BackOff(),
-            host_s=_HOST_S,
-        )
+            speculator = Speculator(make(), drafters)
+        else:
+            builder = make(
+                acceptance=learned.acceptance if learned else shipped_priors(),
+                pricing=CostTracker(self.profile.prices if self.profile else None),
+                host_s=_HOST_S,
+            )
+            speculator = Speculator(builder, drafters, BackOff())
+        return Session(self.backend, speculator, strict=strict)
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a raw prompt, control tokens in it included, as llama.cpp reads one.

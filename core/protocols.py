@@ -115,6 +115,14 @@ class Candidate(NamedTuple):
     prob: float  # the drafter's own estimate of P(token is accepted | its parent was)
 
 
+class DraftCost(NamedTuple):
+    """What asking a drafter takes that computes, such as a model, and what may come of it."""
+
+    seconds: float  # an answer takes so long
+    chance: float  # its first candidate is accepted with this probability
+    reading: float  # seconds until it has read the text
+
+
 class Drafter(Protocol):
     """A tiny language model: in a state, it guesses what may come next and says why.
 
@@ -124,6 +132,16 @@ class Drafter(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def effort(self) -> DraftCost | None:
+        """What the next answer takes and may bring; None for one that takes next to nothing."""
+        ...
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether `observe` looks at the logits: it is not asked where that takes too long."""
+        ...
 
     def begin(self, context: Tokens) -> None:  # (n,) the whole text so far, n may be 0
         """Start on a text. What was learnt of other texts may stay, their tokens may not."""
@@ -146,27 +164,10 @@ class Drafter(Protocol):
         ...
 
 
-class DraftCost(NamedTuple):
-    """What asking a drafter takes, and what may come of it."""
-
-    seconds: float  # of an answer
-    chance: float  # that its first guess is right, where the text came as far
-    reading: float  # seconds until it has read the text
-
-
-class ModelDrafter(Drafter, Protocol):
-    """A drafter whose answers take time: it is asked only where they are worth it."""
-
-    @property
-    def effort(self) -> DraftCost:
-        """What the next answer takes, and what may come of it."""
-        ...
-
-
 class Pricing(Protocol):
     """What calls cost: a cost.CostModel, or a tracker.CostTracker that refines one."""
 
-    def row(self, context: int) -> Sequence[float]:
+    def costs(self, context: int) -> Sequence[float]:
         """Seconds of a call with 1, 2, …, cost.MAX_ROWS rows at `context` committed tokens."""
         ...
 

@@ -7,84 +7,52 @@ and ride ahead of the next tree, so the cache never has holes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 
-from specgen.core.cost.strict import StrictPrices, WidthClass
-from specgen.core.drafting.acceptance import AcceptanceModel
-from specgen.core.drafting.builder import Builder
-from specgen.core.drafting.pace import BackOff
-from specgen.core.drafting.panel import DrafterPool
+from specgen.core.cost.strict import WidthClass
+from specgen.core.drafting.builder import Builder, filler
+from specgen.core.drafting.speculator import Speculator
 
 from .errors import ContextFull, UsageError
-from .protocols import Backend, Drafter, Logits, Prices
+from .protocols import Backend, Logits
 from .sampling import Sampler
 from .stats import Step
-from .tree import DraftTree, Evidence, common_prefix
+from .tree import DraftTree, common_prefix
 from .verify import Verdict, verify
 
-_PADDING: Evidence = ("padding",)
-_FIRST_PART = 64  # tokens of a prompt, where calls cannot be stopped,
-_QUICK_S = 0.15  # and the seconds up to which the next part is twice as long
+_FIRST_PART = 64  # tokens of a prompt's first part, where calls cannot be stopped
+_QUICK_S = 0.15  # a part that takes fewer seconds is followed by one of twice its size
 
 
 class Session:
-    """Tokens, cache and drafters of one text.
+    """Tokens and cache of one text.
 
     Args:
         backend: the target model; the session is its only user.
-        drafters: guess what comes next; none means plain decoding. One that fails is switched
-            off.
-        max_drafts: most guesses in one tree.
-        branch: whether trees may have side branches, where the backend can have them.
-        acceptance model: judges guesses, see Builder.
-        pricing: what calls cost, see Builder; told what they take.
-        back_off: says when to ask the drafters; without it they are asked in every step.
-        host_s: seconds of host time that each further row costs, see Builder.
-        eog: tokens that end a text, see Builder.
-        strict: what calls are padded to; None leaves them as they are. The text may then have as
-            many tokens less than the backend's cells as padding takes.
+        speculator: says what to draft, and learns from it; None decodes plainly.
+        strict: the widths that calls are padded to; None leaves them as they are. The text may
+            then have as many tokens less than the backend's cells as padding takes.
+
+    Attributes:
+        tokens: the text.
+        n_ctx: tokens that it may have.
     """
 
     def __init__(
         self,
         backend: Backend,
-        drafters: Sequence[Drafter],
-        max_drafts: int,
+        speculator: Speculator | None = None,
         *,
-        branch: bool = True,
-        acceptance: AcceptanceModel | None = None,
-        pricing: Prices | None = None,
-        back_off: BackOff | None = None,
-        host_s: float = 0.0,
-        eog: Container[int] = (),
         strict: WidthClass | None = None,
     ) -> None:
-        limits = backend.limits
-        if strict is not None and pricing is not None:
-            pricing = StrictPrices(pricing, strict)
         self.tokens: list[int] = []
+        self.n_ctx = backend.limits.n_ctx - (strict.slack if strict else 0)
         self._backend = backend
-        self._pool = DrafterPool(drafters, limits.n_vocab)
-        self._max_drafts = max_drafts
-        self._builder = Builder(
-            self._pool.drafters,
-            max_drafts,
-            max_leaves=limits.max_leaves,
-            branch=branch and limits.can_branch and (strict is None or strict.branch),
-            acceptance=acceptance,
-            pricing=pricing,
-            host_s=host_s,
-            eog=eog,
-        )
-        self._n_ctx = limits.n_ctx - (strict.slack if strict else 0)
-        self._max_rows = min(limits.max_rows, strict.largest) if strict else limits.max_rows
+        self._speculator = speculator or Speculator(Builder(backend.limits, 0, strict=strict))
         self._strict = strict
-        self._pricing = pricing
-        self._back_off = back_off
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -96,7 +64,7 @@ class Session:
 
         Raises UsageError if there are no tokens, ContextFull if they do not fit.
         """
-        limit = self._n_ctx
+        limit = self.n_ctx
         if not tokens:
             raise UsageError("the prompt is empty", "give at least one character")
         if len(tokens) > limit:
@@ -110,11 +78,7 @@ class Session:
         reused = self._backend.rewind(common_prefix(cached, tokens[:-1]))
         self.tokens = list(tokens)
         self._prefill(on_chunk)
-        context = np.array(self.tokens, np.int32)
-        self._builder.begin()
-        if self._back_off is not None:
-            self._back_off.begin()
-        self._pool.begin(context)
+        self._speculator.begin(self.tokens)
         return reused
 
     def _prefill(self, on_chunk: Callable[[int, int], None] | None) -> None:
@@ -144,7 +108,7 @@ class Session:
         """
         sampler.begin(self.tokens)
         self._prefill(None)  # for a cache that a failed step left behind the text
-        limit = self._n_ctx
+        limit = self.n_ctx
         left = limit + 1 if max_tokens is None else max_tokens
         while left > 0:
             if len(self.tokens) > limit:
@@ -159,71 +123,37 @@ class Session:
                 return
 
     def step(self, sampler: Sampler, limit: int, ends: Callable[[int], bool]) -> Step:
-        """One target call: draft, score, verify, commit, learn. Emits 1..`limit` tokens."""
+        """One target call: propose, score, verify and commit, learn. Emits 1..`limit` tokens."""
         start = perf_counter()
-        backend = self._backend
-        limit = min(limit, self._n_ctx + 1 - len(self.tokens))  # padding may be right, too
-        *pending, root = self.tokens[backend.length :]
-        should_draft = self._back_off is None or self._back_off.should_draft()
-        guesses = (
-            self._draft(root, len(pending), limit - 1) if should_draft else DraftTree.root(root)
-        )
-        tree = self._padded(guesses, len(pending), explore=should_draft)
+        free = self.n_ctx - len(self.tokens)  # padding may be accepted, too
+        limit = min(limit, free + 1)
+        pending = self.tokens[self._backend.length : -1]
+        draft = self._speculator.propose(self.tokens, len(pending), depth=limit - 1, free=free)
         drafted = perf_counter()
-        logits = backend.score(tree, pending)
+        logits = self._backend.score(draft.tree, pending)
         scored = perf_counter()
-        kept = 0  # if anything below fails, nothing of this step stays in the cache
+        verdict = self._commit(pending, draft.tree, logits, sampler, limit, ends)
+        self._speculator.learn(draft, verdict, logits, scored - drafted)
+        return _step(verdict, draft.tree, len(pending), start, drafted, scored)
+
+    def _commit(
+        self,
+        pending: Sequence[int],
+        tree: DraftTree,
+        logits: Logits,
+        sampler: Sampler,
+        limit: int,
+        ends: Callable[[int], bool],
+    ) -> Verdict:
+        """Verify the tree, and keep in the cache what was accepted; nothing, if that fails."""
+        kept = 0
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
             kept = len(pending) + 1 + _accepted_on_main(tree, verdict.path)
             self.tokens += verdict.tokens
-            if should_draft:
-                call = _Call(guesses, tree, len(pending), backend.length, scored - drafted)
-                self._learn(call, logits, verdict, drafted - start)
         finally:
-            backend.commit(kept)
-        return Step(
-            verdict.tokens,
-            tree,
-            len(pending) + len(tree),
-            verdict.path,
-            verdict.finished,
-            draft_s=drafted - start,
-            score_s=scored - drafted,
-            total_s=perf_counter() - start,
-        )
-
-    def _draft(self, root: int, n_pending: int, depth: int) -> DraftTree:
-        """The next tree."""
-        paused = self._pool.catch_up(self.tokens)
-        budget, context = self._budget(n_pending), self._backend.length
-        return self._builder.build(
-            root, budget, depth, context=context, n_pending=n_pending, paused=paused
-        )
-
-    def _budget(self, n_pending: int) -> int:
-        """Most guesses of the next tree."""
-        free = self._n_ctx - len(self.tokens)
-        return min(self._max_rows - n_pending - 1, free, self._max_drafts)
-
-    def _padded(self, tree: DraftTree, n_pending: int, *, explore: bool) -> DraftTree:
-        """The tree with as many rows as an exact class wants, or as are worth trying."""
-        n = n_pending + len(tree)
-        size: int | None = n
-        if self._strict:
-            size = self._strict.padded(n)
-        elif explore and self._pricing is not None:
-            size = self._pricing.explore(
-                self._backend.length, n_pending + 1 + self._budget(n_pending)
-            )
-        if size is None or size <= n:
-            return tree
-        # Text, not one token over and over: the experts of a mixture would be the same ones.
-        return tree.extended(self._filler(size - n), _PADDING)
-
-    def _filler(self, n: int) -> Sequence[int]:
-        """The last `n` tokens of the text, which is repeated where it is shorter."""
-        return (self.tokens[-n:] * n)[:n]
+            self._backend.commit(kept)
+        return verdict
 
     def _settle(self, strict: WidthClass) -> None:
         """Bring pending tokens but the last into the cache, in calls of the exact class.
@@ -233,44 +163,31 @@ class Session:
         backend = self._backend
         while backend.length and (pending := self.tokens[backend.length : -1][: strict.largest]):
             n = len(pending)
-            filler = self._filler(strict.padded(n) - n)
-            chain = DraftTree.from_parents((*pending, *filler), range(-1, n + len(filler) - 1))
+            tokens = (*pending, *filler(self.tokens, strict.padded(n) - n))
+            chain = DraftTree.from_parents(tokens, range(-1, len(tokens) - 1))
             backend.score(chain, ())
             backend.commit(n)
 
-    def _learn(self, call: _Call, logits: Logits, verdict: Verdict, draft_s: float) -> None:
-        """Everyone learns from a step: pricing, drafters, acceptance model, pace."""
-        start = perf_counter()
-        pricing, emitted = self._pricing, verdict.tokens
-        if pricing is None:
-            self._pool.observe(emitted, call.tree, logits)
-            self._builder.learn(emitted)
-            return
-        is_explored = self._strict is None and len(call.tree) > len(call.guesses)
-        n_rows, n_wanted = call.n_pending + len(call.tree), call.n_pending + len(call.guesses)
-        pricing.observe(n_rows, call.context, call.seconds, explored=is_explored)
-        row = pricing.row(call.context)
-        plain_s, cost_s = row[0], row[n_wanted - 1]
-        self._pool.observe(emitted, call.tree, logits, plain_s)
-        self._builder.learn(emitted)
-        if self._back_off is None:
-            return
-        row_s = (cost_s - row[call.n_pending]) / max(1, len(call.guesses) - 1)
-        self._pool.settle(call.guesses, verdict.path, plain_s, row_s)
-        # A costly drafter knows what it is worth, and steps without it would leave it behind.
-        if not self._builder.asked_costly:
-            host_s = draft_s + perf_counter() - start
-            self._back_off.settle(plain_s, len(emitted) * plain_s - cost_s - host_s)
 
-
-class _Call(NamedTuple):
-    """What a target call was made for, and what it took."""
-
-    guesses: DraftTree
-    tree: DraftTree  # the guesses, and what they were padded with
-    n_pending: int
-    context: int
-    seconds: float
+def _step(
+    verdict: Verdict,
+    tree: DraftTree,
+    n_pending: int,
+    start: float,
+    drafted: float,
+    scored: float,
+) -> Step:
+    """What a step did, by the times at which its parts ended."""
+    return Step(
+        verdict.tokens,
+        tree,
+        n_pending + len(tree),
+        verdict.path,
+        verdict.finished,
+        draft_s=drafted - start,
+        score_s=scored - drafted,
+        total_s=perf_counter() - start,
+    )
 
 
 def _accepted_on_main(tree: DraftTree, path: Sequence[int]) -> int:

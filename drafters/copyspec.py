@@ -43,6 +43,8 @@ class CopySpec:
     """
 
     name = "copyspec"
+    effort = None
+    reads_logits = False
 
     def __init__(self, standalone: bool = False) -> None:
         self._longest = COPY_LENGTH if standalone else LONGEST_COPY

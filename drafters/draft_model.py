@@ -50,6 +50,7 @@ class DraftModel:
     """
 
     name = "draft-model"
+    reads_logits = False
 
     def __init__(self, backend: Backend, standalone: bool = False, label: str = "") -> None:
         self._backend = backend

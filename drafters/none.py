@@ -12,6 +12,8 @@ class NoDrafter:
     """See specgen.core.protocols.Drafter."""
 
     name = "none"
+    effort = None
+    reads_logits = False
 
     def __init__(self, standalone: bool = True) -> None:
         """There is but one way to draft nothing."""

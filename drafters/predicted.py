@@ -75,6 +75,8 @@ class Predicted:
     """
 
     name = "predicted"
+    effort = None
+    reads_logits = False
 
     def __init__(self, tokens: Sequence[int], standalone: bool = False) -> None:
         self._standalone = standalone

@@ -48,6 +48,8 @@ class PromptLookup:
     """
 
     name = "prompt-lookup"
+    effort = None
+    reads_logits = False
 
     def __init__(self, standalone: bool = False) -> None:
         self._standalone = standalone

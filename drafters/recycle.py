@@ -72,6 +72,8 @@ class Recycle:
     """
 
     name = _NAME
+    effort = None
+    reads_logits = True
 
     def __init__(self, standalone: bool = False) -> None:
         self._template = make_template(TEMPLATE_NODES) if standalone else None

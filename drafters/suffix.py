@@ -57,6 +57,8 @@ class Suffix:
     """
 
     name = "suffix"
+    effort = None
+    reads_logits = False
     occurrences = OCCURRENCES
 
     def __init__(self, standalone: bool = False) -> None:

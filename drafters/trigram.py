@@ -44,6 +44,8 @@ class Trigram:
     """
 
     name = "trigram"
+    effort = None
+    reads_logits = False
 
     def __init__(self, standalone: bool = False) -> None:
         self._depth = DEPTH if standalone else 0

@@ -22,7 +22,7 @@ def main() -> None:
 
         run()
     except Exception as error:
-        from specgen.cli.streams import say_unexpected
+        from specgen.cli.terminal import say_unexpected
 
         say_unexpected(error)
         sys.exit(1)

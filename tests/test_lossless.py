@@ -24,6 +24,7 @@ from specgen.core.session import Session
 from specgen.core.testing import fakes as testing
 from specgen.core.tree import DraftTree, Evidence
 from specgen.core.verify import Verdict, verify
+from tests.support.drafting import session_of
 from tests.support.guessers import TriesSizes
 from tests.support.lossless import DRAFTERS, Case, Outcome, plain, random_case, speculative
 
@@ -64,7 +65,7 @@ def test_drafts_do_get_accepted() -> None:
     )
     from tests.support.guessers import Oracle
 
-    session = Session(backend, [Oracle(truth, 17, decoys=0)], 7)
+    session = session_of(backend, [Oracle(truth, 17, decoys=0)], 7)
     session.feed(case.prompt)
     steps = list(session.generate(Sampler(case.params, 17), 40, lambda _: False))
     assert sum(len(step.tokens) for step in steps) == 40
@@ -75,7 +76,7 @@ def test_feed_reuses_the_common_prefix_and_continues_the_same() -> None:
     """A text fed after another one continues as if it had been fed first."""
     model = testing.HashModel(9, 3, 1)
     rng = np.random.default_rng(7)
-    session = Session(testing.FakeBackend(model, testing.fake_limits(9)), [], 0)
+    session = session_of(testing.FakeBackend(model, testing.fake_limits(9)), [], 0)
     text: list[int] = rng.integers(0, 9, 30).tolist()
     session.feed(text)
     for _ in range(40):
@@ -87,7 +88,7 @@ def test_feed_reuses_the_common_prefix_and_continues_the_same() -> None:
         assert reused >= min(cut, len(text) - 1, len(before) - 1)
         sampler = Sampler(SamplingParams(temperature=0), 9)
         made = [t for step in session.generate(sampler, 5, lambda _: False) for t in step.tokens]
-        fresh = Session(testing.FakeBackend(model, testing.fake_limits(9)), [], 0)
+        fresh = session_of(testing.FakeBackend(model, testing.fake_limits(9)), [], 0)
         fresh.feed(text)
         again = [t for step in fresh.generate(sampler, 5, lambda _: False) for t in step.tokens]
         assert made == again
@@ -97,7 +98,7 @@ def test_an_abandoned_generation_leaves_a_usable_session() -> None:
     """Leaving a generation early, or a callback that raises, keeps text and cache in step."""
     case = _case(seed=11, n_vocab=12, budget=8, drafter="none")
     backend = testing.FakeBackend(testing.HashModel(12, 2, 11), testing.fake_limits(12))
-    session = Session(backend, [], 0)
+    session = session_of(backend, [], 0)
 
     def give_up(done: int, total: int) -> None:
         raise KeyboardInterrupt

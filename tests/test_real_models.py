@@ -19,10 +19,10 @@ from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.logprobs import RecordingSampler, TokenLogprobs
 from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
 from tests.support.command import run
+from tests.support.drafting import session_of
 from tests.support.guessers import Oracle
 
 MAX_GAP = 2.0  # logits; kernels that round differently were seen 0.6 to 1.5 apart
@@ -77,7 +77,7 @@ class Target:
     def plain(self, prompt: Sequence[int], n_tokens: int) -> Plain:
         """Decode one token at a time with nothing of Session but the prefill."""
         self.backend.rewind(0)
-        Session(self.backend, [], 0).feed(prompt)
+        session_of(self.backend, [], 0).feed(prompt)
         tokens, gaps, last = [], [], prompt[-1]
         for _ in range(n_tokens):
             row = self.backend.score(DraftTree.root(last), [])[0]
@@ -96,7 +96,7 @@ class Target:
         Returns how many tokens are the same, and how many of them were accepted guesses.
         """
         drafter = Oracle([*prompt, *truth], self.n_vocab, decoys)
-        session = Session(self.backend, [drafter], 11)
+        session = session_of(self.backend, [drafter], 11)
         session.feed(prompt)
         sampler = Sampler(SamplingParams(temperature=0), self.n_vocab)
         tokens: list[int] = []
@@ -113,7 +113,7 @@ class Target:
         self, prompt: Sequence[int], drafters: Sequence[Drafter], n_tokens: int
     ) -> tuple[list[TokenLogprobs], int]:
         """Decode greedily; what the model said of each token, and how many were guessed right."""
-        session = Session(self.backend, drafters, 11)
+        session = session_of(self.backend, drafters, 11)
         session.feed(prompt)
         sampler = RecordingSampler(SamplingParams(temperature=0), self.n_vocab, 5)
         steps = list(session.generate(sampler, n_tokens, lambda _: False))

@@ -149,7 +149,7 @@ def use_profile(path: Path, model: Path) -> bool:
     strict = found.strict
     assert all(1 <= strict.padded(n) <= MAX_ROWS for n in range(1, strict.largest + 1))
     assert found.settled(EngineConfig()).flash_attention in (True, False)
-    assert all(map(math.isfinite, found.curve.row(5000)))
+    assert all(map(math.isfinite, found.curve.costs(5000)))
     assert all(str(cell).isprintable() for row in _table(found)[1] for cell in row)
     assert list(_lines(found, path))
     json.dumps(_record(found), allow_nan=False)
@@ -232,7 +232,7 @@ def test_damaged_files_of_the_cache(
 def use_curve(path: Path) -> None:
     """What `bench --replay` does with it."""
     curve = load_curve(str(path))
-    assert all(map(math.isfinite, (*curve.row(0), *curve.row(10**6), curve.seconds(77, 5000))))
+    assert all(map(math.isfinite, (*curve.costs(0), *curve.costs(10**6), curve.seconds(77, 5000))))
 
 
 def use_results(path: Path) -> None:

@@ -22,12 +22,12 @@ from specgen.core.knowledge.profiling import measure_profile
 from specgen.core.llama.backend import ContextConfig, LlamaBackend, LlamaModel
 from specgen.core.llama.library import library
 from specgen.core.protocols import Tokens
-from specgen.core.session import Session
 from specgen.core.stop import Interrupted, heed
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters.draft_model import DraftModel
 from tests.support.command import run
+from tests.support.drafting import session_of
 
 from .conftest import TinyModel
 
@@ -180,7 +180,7 @@ class Noted(FakeBackend):
 
 def sizes(backend: Noted, strict: WidthClass | None = None, n: int = 2000) -> list[int]:
     """Of the parts that a prompt of `n` tokens is processed in."""
-    Session(backend, (), 8, strict=strict).feed([i % 50 for i in range(n)])
+    session_of(backend, (), 8, strict=strict).feed([i % 50 for i in range(n)])
     return backend.sizes
 
 

@@ -12,6 +12,7 @@ from specgen.cli.choices import Format
 from specgen.cli.grouping import grouped
 from specgen.cli.model_choice import ModelChoice
 from specgen.cli.options import MachineOptions, MemoryBudget, ModelDraft, Verbosity
+from specgen.cli.terminal import set_up_logging
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import UsageError
 from specgen.drafters import AUTO, create
@@ -120,21 +121,6 @@ class ReplayOptions:
             rich_help_panel=_REPLAY,
         ),
     ] = None
-    learn_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R/M",
-            help="First learn, as earlier runs would have, from the conversations whose question_id"
-            " leaves R when divided by M. What is learnt from others is dropped.",
-            rich_help_panel=_REPLAY,
-        ),
-    ] = None
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R/M", help="Measure those conversations only.", rich_help_panel=_REPLAY
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +182,6 @@ def bench(
 
     Each prompt is answered plainly and with drafters, in turns. Nothing is carried to the next.
     """
-    from specgen.cli.run import set_up_logging
-
     set_up_logging(verbose)
     model = chosen.name
     names = list(dict.fromkeys(name.strip() for name in drafter.split(",")))
@@ -215,8 +199,7 @@ def bench(
         _refuse("with --replay", live, engine, saved)
         from .replay import run_replay
 
-        curve = replay.curve or "cpu2"
-        run_replay(model, replay.replay, names, curve, replay.learn_on, replay.only, output)
+        run_replay(model, replay.replay, names, replay.curve or "cpu2", output)
     else:
         _refuse("without --replay", replay)
         _measure(model, names, output, live, saved, engine)
@@ -238,7 +221,7 @@ def _measure(
     saved: SavedOptions,
     engine: MachineOptions,
 ) -> None:
-    from specgen.cli.run import require_model
+    from specgen.cli.prepare import require_model
 
     from .live import LiveJob, run_live
 

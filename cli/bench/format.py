@@ -7,19 +7,14 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from specgen.cli.choices import Format
-from specgen.cli.streams import clean, draw, write
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from specgen.cli.terminal import clean, draw, is_terminal, table_text, terminal_columns, write
 
 _Rows: TypeAlias = Sequence[Sequence[str]]
-_Draw: TypeAlias = Callable[[Sequence[str], _Rows], str]
 
 _WIDTH: Final = 100
 _GAP: Final = 2  # spaces between columns
@@ -51,11 +46,11 @@ class Report:
     whole: Mapping[str, Any]
 
 
-def render(report: Report, format: Format, terminal: bool) -> str:
+def render(report: Report, format: Format, columns: int | None = None) -> str:
     """The report as text that ends with a line break.
 
     Args:
-        terminal: whether a table may have colours, and is as wide as the terminal allows.
+        columns: how wide the terminal is that a table is for, which has colours then.
     """
     if format == Format.json:
         return _json(report.whole)
@@ -65,14 +60,15 @@ def render(report: Report, format: Format, terminal: bool) -> str:
         return _csv(report.records)
     if format == Format.md:
         return "".join(f"{line}\n" for line in _markdown(report))
-    return _for_terminal(report) if terminal else _table(report, _WIDTH, _aligned)
+    return _table(report, columns)
 
 
 def print_report(report: Report, format: Format) -> None:
     """The report on stdout."""
-    terminal = sys.stdout.isatty()
-    put = draw if terminal and format == Format.table else write  # its cells are clean
-    put(render(report, format, terminal))
+    if format == Format.table and is_terminal(sys.stdout):
+        draw(render(report, format, terminal_columns()))  # its cells are clean
+    else:
+        write(render(report, format))
 
 
 def _json(value: Any) -> str:
@@ -110,34 +106,38 @@ def _in_one_line(head: str) -> str:
     return head.replace("\n/", "/").replace("\n", " ")
 
 
-def _table(report: Report, width: int, draw: _Draw) -> str:
+def _table(report: Report, columns: int | None = None) -> str:
+    """Text of _WIDTH, or for a terminal: without the columns that it has no room for."""
+    width = min(columns or _WIDTH, _WIDTH)
+    report = _fitting(report, width, columns) if columns else report
     indent = max(len(label) for label, _ in report.above) + 2
     above = [_wrapped(f"{label:<{indent}}{text}", width, indent) for label, text in report.above]
     below = [_wrapped(line, width, 2) for line in report.below]
-    return "\n".join([*above, "", draw(report.heads, _named(report, width)), "", *below]) + "\n"
+    rows, right = _named(report, width), range(_NAMES, len(report.heads))
+    gap = _gap(_widths(report.heads, rows))
+    table = table_text(report.heads, rows, right=right, columns=columns, gap=gap)
+    return "\n".join([*above, "", table, "", *below]) + "\n"
 
 
 def _wrapped(line: str, width: int, indent: int) -> str:
     return textwrap.fill(clean(line), width, subsequent_indent=indent * " ")
 
 
-def _for_terminal(report: Report) -> str:
-    """A table that fits, as far as leaving out columns helps."""
-    from rich.console import Console
-
-    console = Console()
-    width = min(console.width, _WIDTH)
+def _fitting(report: Report, width: int, columns: int) -> Report:
+    """The report with a table that fits, as far as leaving out columns helps."""
     left_out: list[int] = []
+    shown = report
     for column in report.spare:
-        if _width(_without(report, left_out), width) <= console.width:
+        widths = _widths(shown.heads, _named(shown, width))
+        if sum(widths) + _gap(widths) * (len(widths) - 1) <= columns:
             break
         left_out.append(column)
-    shown = _without(report, left_out)
+        shown = _without(report, left_out)
     if left_out:
         names = ", ".join(_in_one_line(report.heads[column]) for column in sorted(left_out))
         note = f"a wider terminal, or another format, also shows: {names}"
         shown = replace(shown, below=[*shown.below, note])
-    return _table(shown, width, partial(_rich, console))
+    return shown
 
 
 def _without(report: Report, columns: Sequence[int]) -> Report:
@@ -146,19 +146,12 @@ def _without(report: Report, columns: Sequence[int]) -> Report:
     return replace(report, heads=heads, cells=cells)
 
 
-def _width(report: Report, room: int) -> int:
-    """Characters of a line of the table, where there is room for so many."""
-    widths = _widths(report.heads, _named(report, room))
-    return sum(widths) + _gap(widths) * (len(widths) - 1)
-
-
 def _named(report: Report, width: int) -> list[list[str]]:
     """The cells, with names that leave room for figures in a table that wide, and tasks once."""
     rows, last = [], ""
     for task, drafter, *figures in report.cells:
         name = "" if task == last else clean(task)
-        others = map(clean, figures)
-        rows.append([name, shortened(clean(drafter), _LONGEST_DRAFTER), *others])
+        rows.append([name, shortened(clean(drafter), _LONGEST_DRAFTER), *figures])
         last = task
     _, *widths = _widths(report.heads, rows)
     longest = max(width - sum(widths) - _GAP * len(widths), _SHORTENED_TASK)
@@ -170,41 +163,12 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def _widths(heads: Sequence[str], rows: _Rows) -> list[int]:
+    """Characters of each column."""
+    columns = zip(heads, *rows, strict=True)
+    return [max(len(part) for cell in column for part in cell.split("\n")) for column in columns]
+
+
 def _gap(widths: Sequence[int]) -> int:
     """Spaces between columns: fewer where the table gets too wide."""
     return _GAP if sum(widths) + _GAP * (len(widths) - 1) <= _WIDTH else 1
-
-
-def _widths(heads: Sequence[str], rows: _Rows) -> list[int]:
-    lines = [heads, *rows]
-    return [
-        max(len(part) for line in lines for part in line[i].split("\n")) for i in range(len(heads))
-    ]
-
-
-def _aligned(heads: Sequence[str], rows: _Rows) -> str:
-    widths = _widths(heads, rows)
-    gap = " " * _gap(widths)
-    upper, _, lower = zip(*(head.rpartition("\n") for head in heads), strict=True)
-    lines = [
-        gap.join(
-            cell.ljust(width) if i < _NAMES else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in (upper, lower, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _rich(console: Console, heads: Sequence[str], rows: _Rows) -> str:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, _gap(_widths(heads, rows)), 0, 0), pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < _NAMES else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -10,14 +10,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from specgen.cli.calibrate import ensure_profile
 from specgen.cli.choices import Format
 from specgen.cli.files import check_place, write_whole
 from specgen.cli.interrupt import Interrupts
-from specgen.cli.memory import Wanted, fitted
-from specgen.cli.models import ensure_model
-from specgen.cli.progress import shown_progress
-from specgen.cli.streams import note
+from specgen.cli.prepare import Wanted, ensure_model, ensure_profile, fitted
+from specgen.cli.terminal import note, shown_progress
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from specgen.cli.files import check_place, write_whole
-from specgen.cli.streams import clean
+from specgen.cli.terminal import clean
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.card import Card
 from specgen.core.evaluation.results import PLAIN, Results

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specgen.cli.choices import Format
-from specgen.cli.models import ensure_model
+from specgen.cli.prepare import ensure_model
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.replay import load_recordings
@@ -19,11 +18,9 @@ from .format import Report, print_report
 if TYPE_CHECKING:
     from specgen.core.cost.model import CostModel
     from specgen.core.evaluation.replay import Recording, Tally
-    from specgen.core.protocols import Drafter
 
 ALL = "all"  # the group of all groups
 MAX_DRAFTS = 63
-_LONGEST_PART = 40  # characters: Python reads no number of thousands of digits
 
 _HEADS = ("group", "drafter", "curve", "tokens\n/step", "nodes\n/step", "speed")
 
@@ -33,8 +30,6 @@ def run_replay(
     recording: Path,
     names: Sequence[str],
     curve: str,
-    learn_on: str | None,
-    only: str | None,
     format: Format,
 ) -> None:
     """Replay recorded answers through drafters and print what they are worth.
@@ -42,18 +37,13 @@ def run_replay(
     Of the model only the vocabulary is used. Raises UsageError or ModelError.
     """
     curves = {name.strip(): load_curve(name.strip()) for name in curve.split(",")}
-    learnt, measured = _part(learn_on, "--learn-on"), _part(only, "--only")
     recordings = load_recordings(recording, _tokenizer(ensure_model(model)))
-    past = [r for r in recordings if learnt is None or r.question % learnt[1] == learnt[0]]
-    subject = [r for r in recordings if measured is None or r.question % measured[1] == measured[0]]
-    if not any(answer for r in subject for _, answer in r.turns):
-        if only is None:
-            raise UsageError(f"{recording} has no answers to replay")
-        raise UsageError(f"--only {only} leaves nothing of {recording} to measure")
+    if not any(answer for r in recordings for _, answer in r.turns):
+        raise UsageError(f"{recording} has no answers to replay")
     records = []
     for label, cost in curves.items():
         for name in names:
-            tallies = _replay(subject, past if learnt else None, name, cost)
+            tallies = _replay(recordings, name, cost)
             for group, tally in tallies.items():
                 figures = _figures(tally)
                 records.append({"drafter": name, "curve": label, "group": group, **figures})
@@ -67,46 +57,20 @@ def _tokenizer(path: Path) -> Any:
     return lambda text: vocab.tokenize(text, add_bos=False, special=False)
 
 
-def _part(text: str | None, option: str) -> tuple[int, int] | None:
-    """R and M of "R/M". Raises UsageError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    if found and int(found[1]) < int(found[2]):
-        return int(found[1]), int(found[2])
-    raise UsageError(f"{option} is '{text}'; it must be R/M with R below M", "such as 0/4")
-
-
-def _replay(
-    recordings: list[Recording], past: list[Recording] | None, name: str, cost: CostModel
-) -> dict[str, Tally]:
+def _replay(recordings: list[Recording], name: str, cost: CostModel) -> dict[str, Tally]:
     """Tallies by group, all together first.
 
-    Without `past` the acceptance model goes on from one conversation to the next; with it, each
-    begins with what was learnt there. Drafters are new each time.
+    Drafters are new for each conversation; the acceptance model of several goes along.
     """
     from specgen.core.drafting.acceptance import shipped_priors
-    from specgen.core.evaluation.replay import Tally, learn, replay
-    from specgen.drafters import create, with_past
+    from specgen.core.evaluation.replay import Tally, replay
+    from specgen.drafters import create
 
-    def drafters(answers: Any) -> tuple[Drafter, ...]:
-        return with_past(create(name), answers)
-
-    learned = acceptance = None
-    if len(create(name)) > 1:
-        if past is None:
-            acceptance = shipped_priors()
-        else:
-            _show(f"{name}: learning")
-            learned = learn(past, drafters, cost, MAX_DRAFTS, shipped_priors())
+    acceptance = shipped_priors() if len(create(name)) > 1 else None
     tallies = {ALL: Tally()}
     for number, recording in enumerate(recordings, start=1):
         _show(f"{name}: {number}/{len(recordings)}")
-        if learned:
-            acceptance = learned.acceptance.copy()
-        made = replay(
-            recording, drafters(learned.answers if learned else ()), cost, acceptance, MAX_DRAFTS
-        )
+        made = replay(recording, create(name), cost, acceptance, MAX_DRAFTS)
         for group, tally in made.items():
             tallies.setdefault(group, Tally()).add(tally)
             tallies[ALL].add(tally)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from specgen.cli.choices import Format
 from specgen.cli.model_card import size_text
-from specgen.cli.streams import clean
+from specgen.cli.terminal import clean
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.card import Card
 from specgen.core.evaluation.results import PLAIN, Results
@@ -32,23 +32,17 @@ _UNKNOWN: Final = "-"
 LEAST: Final = f"{LEAST_PAIRS} pairs, and {LEAST_REPETITIONS} repetitions of a prompt"
 
 
-def show(results: Results, format: Format, *, terminal: bool = False) -> str:
-    """The results as text that ends with a line break.
-
-    Args:
-        terminal: whether a table may have colours, and is as wide as the terminal allows.
-    """
-    return render(_report(results), format, terminal)
+def show(results: Results, format: Format) -> str:
+    """The results as text that ends with a line break."""
+    return render(_report(results), format)
 
 
-def show_comparison(
-    a: Results, b: Results, names: tuple[str, str], format: Format, *, terminal: bool = False
-) -> str:
+def show_comparison(a: Results, b: Results, names: tuple[str, str], format: Format) -> str:
     """How fast `b` is, relative to `a`, as text that ends with a line break.
 
     Raises UsageError if they have nothing in common.
     """
-    return render(_comparison(a, b, names), format, terminal)
+    return render(_comparison(a, b, names), format)
 
 
 def write(results: Results, format: Format) -> None:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from specgen.core.errors import UsageError
 from specgen.core.records import CACHE_BYTES, items, member, number, read_record, whole
 
-Row: TypeAlias = tuple[float, ...]  # (MAX_ROWS,) seconds; [n - 1] is for n rows
+Costs: TypeAlias = tuple[float, ...]  # (MAX_ROWS,) seconds; [n - 1] is for n rows
 
-MAX_ROWS: Final = 128  # most rows that `row` answers for
-BUCKET: Final = 64  # tokens of context that share a row
+MAX_ROWS: Final = 128  # `costs` answers for calls of at most so many rows
+BUCKET: Final = 64  # tokens of context that share one tuple of costs
 UNKNOWN: Final = "unknown"  # the curve for where nothing was measured: drafts must be sure
 _MAX_CACHED: Final = 256
 _LEAST_S, _MOST_S = 1e-9, 1e6  # of a call; ratios and sums of such times are numbers
@@ -49,7 +49,7 @@ class CostModel:
     contexts: tuple[int, ...]
     times: tuple[tuple[float, ...], ...]
     _grid: NDArray[np.float64] = field(init=False, repr=False, compare=False)
-    _rows: dict[int, Row] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _rows: dict[int, Costs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.sizes, self.contexts, self.times)
@@ -64,17 +64,17 @@ class CostModel:
             return times[low]
         return _between(times[low], times[low + 1], share)
 
-    def row(self, context: int) -> Row:
+    def costs(self, context: int) -> Costs:
         """T of 1..MAX_ROWS rows at the middle of the bucket that `context` is in."""
         bucket = context // BUCKET
-        row = self._rows.get(bucket)
-        if row is None:
+        costs = self._rows.get(bucket)
+        if costs is None:
             if len(self._rows) >= _MAX_CACHED:
                 self._rows.clear()
-            row = self._rows[bucket] = self._compute(bucket * BUCKET + BUCKET // 2)
-        return row
+            costs = self._rows[bucket] = self._compute(bucket * BUCKET + BUCKET // 2)
+        return costs
 
-    def _compute(self, context: int) -> Row:
+    def _compute(self, context: int) -> Costs:
         low, share = self._place(context)
         times = self._grid[low]
         if share:
@@ -115,7 +115,7 @@ class CostModel:
         return cls(tuple(sizes), tuple(contexts), tuple(times))
 
 
-def _check(sizes: Sequence[int], contexts: Sequence[int], times: Sequence[Row]) -> None:
+def _check(sizes: Sequence[int], contexts: Sequence[int], times: Sequence[Costs]) -> None:
     for name, values, first in (("sizes", sizes, 1), ("contexts", contexts, 0)):
         if not values or not all(type(value) is int for value in values):
             raise ValueError(f'"{name}" must be a list of whole numbers')

@@ -18,14 +18,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, Row, load_curve
+from .model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, Costs, load_curve
 
 EXPLORED: Final = (4, 8, 16, 2, 32)  # in this order; between them the correction is a line
 SHARE: Final = 0.01  # of the time that exploring may cost
 _TRIES: Final = 2  # the lower of two is no outlier
 _SCALE_STEPS: Final = 9
 _SIZE_STEPS: Final = 31  # several times _SCALE_STEPS, so that the scale is first to follow a load
-_REFRESH: Final = 8  # steps between two computations of a row
+_REFRESH: Final = 8  # steps between two computations of the costs
 _FIRST_CONTEXT: Final = 256  # contexts below are one bucket, then each doubling is one
 
 _NUMBERS: Final = np.arange(1, MAX_ROWS + 1)
@@ -48,9 +48,9 @@ class CostTracker:
         self._untried = list(EXPLORED) if explore or (explore is None and model is None) else []
         self._started = False
         self._held: tuple[int, int, float] | None = None  # a call whose next one is awaited
-        self._row: Row = ()
-        self._row_bucket = -1
-        self._row_age = 0
+        self._costs: Costs = ()
+        self._costs_bucket = -1
+        self._costs_age = 0
 
     @property
     def scale(self) -> float:
@@ -67,19 +67,19 @@ class CostTracker:
             return
         self.total_s += seconds
         if explored:
-            self.explored_s += max(0.0, seconds - self.row(context)[0])
+            self.explored_s += max(0.0, seconds - self.costs(context)[0])
         held, self._held = self._held, None
         if n > 1:
             self._held = n, context, seconds
         if held and n == 1:  # what is slow about one row behind several is due to those
-            self._record(held[0], held[1], held[2] + max(0.0, seconds - self.row(context)[0]))
+            self._record(held[0], held[1], held[2] + max(0.0, seconds - self.costs(context)[0]))
         elif held:
             self._record(*held)
         elif n == 1:
             self._record(n, context, seconds)
 
     def _record(self, n: int, context: int, seconds: float) -> None:
-        ratio = seconds / self.model.row(context)[n - 1]
+        ratio = seconds / self.model.costs(context)[n - 1]
         key = n, _bucket(context)
         known = self._sizes.get(key)
         if known is not None:
@@ -88,20 +88,20 @@ class CostTracker:
             self._scale.append(ratio)
         if known is None:
             known = self._sizes[key] = deque(maxlen=_SIZE_STEPS)
-            self._row_age = _REFRESH
+            self._costs_age = _REFRESH
         known.append(ratio / self.scale)
-        self._row_age += 1
+        self._costs_age += 1
         if self._untried and n in self._untried and self._tries(n) >= _TRIES:
             self._untried.remove(n)
 
-    def row(self, context: int) -> Row:
+    def costs(self, context: int) -> Costs:
         """T of 1..MAX_ROWS rows, refined; [n - 1] is for n rows."""
         bucket = context // BUCKET
-        if bucket != self._row_bucket or self._row_age >= _REFRESH:
-            self._row = self._refine(context)
-            self._row_bucket = bucket
-            self._row_age = 0
-        return self._row
+        if bucket != self._costs_bucket or self._costs_age >= _REFRESH:
+            self._costs = self._refine(context)
+            self._costs_bucket = bucket
+            self._costs_age = 0
+        return self._costs
 
     def explore(self, context: int, max_rows: int) -> int | None:
         """A size that is worth trying once, of at most `max_rows`, or None.
@@ -112,22 +112,22 @@ class CostTracker:
             return None
         for n in self._untried:
             if n <= max_rows:
-                row = self.row(context)
-                cost = max(0.0, row[n - 1] - row[0])
+                costs = self.costs(context)
+                cost = max(0.0, costs[n - 1] - costs[0])
                 return n if self.explored_s + cost <= SHARE * self.total_s else None
         return None
 
     def _tries(self, n: int) -> int:
         return sum(len(times) for (size, _), times in self._sizes.items() if size == n)
 
-    def _refine(self, context: int) -> Row:
-        row = np.array(self.model.row(context)) * self.scale
+    def _refine(self, context: int) -> Costs:
+        costs = np.array(self.model.costs(context)) * self.scale
         nearest = _nearest(self._sizes, _bucket(context))
         if nearest:
             sizes = sorted(nearest)
             factors = [_low_median(self._sizes[n, nearest[n]]) for n in sizes]
-            row *= self._spread(sizes, factors)
-        return tuple(row.tolist())
+            costs *= self._spread(sizes, factors)
+        return tuple(costs.tolist())
 
     def _spread(self, sizes: list[int], factors: list[float]) -> NDArray[np.float64]:
         """Corrections of all sizes from those of the sizes seen."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from specgen.core.protocols import Prices
 
-from .model import MAX_ROWS, CostModel, Row
+from .model import MAX_ROWS, CostModel, Costs
 from .rounding import Branching, WidthClasses
 
 # Tokens per step rise by this with each doubling of the rows: recorded answers of 7B and 8B
@@ -70,8 +70,8 @@ def strict_widths(
     groups = [group for group in _everywhere(list(classes.values())) if group[-1] > 1]
     if not groups:
         return ONE_ROW
-    row = curve.row(0)
-    best = max(groups, key=lambda group: max(_speed(row, width) for width in group))
+    costs = curve.costs(0)
+    best = max(groups, key=lambda group: max(_speed(costs, width) for width in group))
     tried = [[known[width] for width in best if width in known] for known in branching.values()]
     return WidthClass(best, branch=bool(tried) and all(known and all(known) for known in tried))
 
@@ -86,9 +86,9 @@ def _everywhere(classes: Sequence[WidthClasses]) -> list[tuple[int, ...]]:
     return [tuple(sorted(group)) for group in groups]
 
 
-def _speed(row: Row, width: int) -> float:
+def _speed(costs: Costs, width: int) -> float:
     """Tokens per second of an ordinary text, if all calls were `width` wide."""
-    return (1 + _GAIN * math.log2(width)) / row[width - 1]
+    return (1 + _GAIN * math.log2(width)) / costs[width - 1]
 
 
 class StrictPrices:
@@ -102,17 +102,17 @@ class StrictPrices:
     def __init__(self, prices: Prices, strict: WidthClass) -> None:
         self._prices = prices
         self._padded = [strict.padded(n) for n in range(1, strict.largest + 1)]
-        self._row: Row = ()
-        self._row_of: Sequence[float] = ()
+        self._costs: Costs = ()
+        self._costs_of: Sequence[float] = ()
 
-    def row(self, context: int) -> Row:
+    def costs(self, context: int) -> Costs:
         """Seconds of a call with 1, 2, … rows, each padded. Beyond the class there are none."""
-        row = self._prices.row(context)
-        if row is not self._row_of:
-            prices = [row[n - 1] for n in self._padded]
-            self._row = (*prices, *[math.inf] * (MAX_ROWS - len(prices)))
-            self._row_of = row
-        return self._row
+        costs = self._prices.costs(context)
+        if costs is not self._costs_of:
+            prices = [costs[n - 1] for n in self._padded]
+            self._costs = (*prices, *[math.inf] * (MAX_ROWS - len(prices)))
+            self._costs_of = costs
+        return self._costs
 
     def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
         """See session.Prices."""

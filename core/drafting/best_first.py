@@ -9,16 +9,16 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Container, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
-from specgen.core.protocols import Drafter, ModelDrafter
 from specgen.core.tree import DraftTree, Evidence
 
 from .acceptance import AcceptanceModel, Estimate
 from .effort import worth_extending
+from .guarded import SafeDrafter
 
 # The drafters that know something here, each with its state.
-_Live: TypeAlias = list[tuple[Drafter, Any]]
+_Live: TypeAlias = list[tuple[SafeDrafter, Any]]
 
 # Path probability, minus the number of the offer (the earlier of equals is the better one),
 # parent, token, probability, evidence, and the judged guess.
@@ -44,7 +44,8 @@ class TreeRequest(NamedTuple):
     budget: int  # guesses
     depth: int
     n_pending: int  # rows ahead of it
-    row: Sequence[float] | None  # seconds of a call with 1, 2, … rows, where they are known
+    context: int  # committed tokens
+    costs: Sequence[float] | None  # seconds of a call with 1, 2, … rows, where they are known
 
 
 class BestFirstTree:
@@ -53,9 +54,8 @@ class BestFirstTree:
     Args:
         request: what the tree is for.
         max_leaves: most leaves.
-        acceptance model: judges guesses; without one the drafters' own estimates count.
+        acceptance: judges guesses; without one the drafters' own estimates count.
         run: guesses in a row that were right, up to the root.
-        costly: the drafters whose answers take time.
         eog: tokens that nothing is drafted behind.
         live: drafters that know something at the root, each with its state.
     """
@@ -67,12 +67,10 @@ class BestFirstTree:
         *,
         acceptance: AcceptanceModel | None,
         run: int,
-        costly: Sequence[Drafter],
         eog: Container[int],
         live: _Live,
     ) -> None:
         self._eog = eog
-        self._costly = costly
         self._request = request
         self._acceptance = acceptance
         self._least = _least(
@@ -129,7 +127,7 @@ class BestFirstTree:
         """Those of `live`, at its parent, who know something behind the last node, `token`."""
         below: _Live = []
         for drafter, state in live:
-            if drafter in self._costly and not self._is_worth_extending(drafter, path):
+            if drafter.is_slow and not self._is_worth_extending(drafter, path):
                 continue
             if (after := drafter.advance(state, token)) is not None:
                 below.append((drafter, after))
@@ -194,13 +192,12 @@ class BestFirstTree:
         self._is_asked = False
         return True
 
-    def _is_worth_extending(self, drafter: Drafter, path: float) -> bool:
+    def _is_worth_extending(self, drafter: SafeDrafter, path: float) -> bool:
         """Whether to ask it below the last node."""
-        row = self._request.row
-        effort = cast("ModelDrafter", drafter).effort
-        return row is None or worth_extending(
-            effort, path, row, self._request.n_pending + self.n_nodes
-        )
+        costs, effort = self._request.costs, drafter.effort
+        if costs is None or effort is None:
+            return True
+        return worth_extending(effort, path, costs, self._request.n_pending + self.n_nodes)
 
     def judge(self, node: int, token: int) -> tuple[int | None, int]:
         """Let the acceptance model learn that `token` followed `node`.
@@ -238,5 +235,5 @@ class BestFirstTree:
 
 def _least(request: TreeRequest) -> float:
     """The least chance of a guess that may be worth its row."""
-    row, n = request.row, request.n_pending
-    return 0.0 if row is None else _HOPELESS * (row[n + 1] - row[n]) / row[n]
+    costs, n = request.costs, request.n_pending
+    return 0.0 if costs is None else _HOPELESS * (costs[n + 1] - costs[n]) / costs[n]

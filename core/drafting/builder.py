@@ -1,10 +1,10 @@
-"""The builder: turns any set of drafters into one tree.
+"""The builder: turns candidates of any drafters into one tree.
 
 The expected number of tokens of a tree is 1 + the sum of its nodes' path probabilities, so the
 best tree of n nodes holds the n nodes of largest path probability (EAGLE-2's rerank, Li et al.,
 arXiv 2406.16858; DySpec, Xiong et al., arXiv 2410.11744). A node is no likelier than its parent,
-so taking the best node on offer again and again finds them: see growth.py. The best n is the one
-with most tokens a second under the measured cost of a call (Sequoia, Chen et al., arXiv
+so taking the best node on offer again and again finds them: see best_first.py. The best n is the
+one with most tokens a second under the measured cost of a call (Sequoia, Chen et al., arXiv
 2402.12374); 1, drafting nothing, is always a candidate.
 """
 
@@ -12,136 +12,140 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Container, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from specgen.core.protocols import Drafter, ModelDrafter, Pricing
-from specgen.core.tree import DraftTree
+from specgen.core.cost.strict import StrictPrices, WidthClass
+from specgen.core.protocols import Limits, Prices
+from specgen.core.tree import DraftTree, Evidence
 
 from .acceptance import AcceptanceModel
 from .best_first import BestFirstTree, TreeRequest
 from .effort import worth_starting
+from .guarded import SafeDrafter
 
-# How many times as many tokens a second as plain decoding a draft must promise to be made: of many
-# estimates the highest is likely to be too high.
+# A draft must promise so many times the tokens a second of plain decoding to be made: the highest
+# of many estimates is likely to be too high.
 _PREMIUM = 1.05
 
 # Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
 _EDGES = (*range(2, 17), 24, 32, 48, 64)
 
+_PADDING: Evidence = ("padding",)
 
-class Builder:
-    """Merges the guesses of drafters into the tree that is worth most.
 
-    Args:
-        drafters: guess what comes next.
-        max_drafts: most guesses in a tree.
-        max_leaves: most leaves of a tree.
-        branch: whether a tree may have side branches.
-        acceptance model: turns evidence into probabilities, and learns; without one the drafters'
-            own estimates count.
-        pricing: what a call costs; without it a tree takes all that is on offer.
-        host_s: seconds of host time that each further row costs.
-        eog: tokens that end a text: nothing is drafted behind them.
+class Choice(NamedTuple):
+    """What is drafted next.
 
     Attributes:
-        asked_costly: whether a drafter whose answers take time was asked for the last tree.
+        tree: the draft tokens below the root.
+        best_first: how the tree was made, to learn from; None where nothing was on offer.
+        asked_slow: whether a drafter whose answers take time was asked.
+    """
+
+    tree: DraftTree
+    best_first: BestFirstTree | None = None
+    asked_slow: bool = False
+
+
+class Builder:
+    """What texts on one backend share: how likely candidates are, what calls cost, how many rows
+    a call may have, and which candidates are worth a row.
+
+    Args:
+        limits: what the backend can hold and do.
+        max_drafts: most draft tokens in a tree.
+        branch: whether a tree may have side branches, where the backend can have them.
+        acceptance: turns evidence into probabilities, and learns; without one the drafters'
+            own estimates count.
+        pricing: what a call costs, told what calls took; without it a tree takes all that is on
+            offer.
+        host_s: seconds of host time that each further row costs.
+        eog: tokens that end a text: nothing is drafted behind them.
+        strict: widths that calls are padded to; None leaves them as they are.
     """
 
     def __init__(
         self,
-        drafters: Sequence[Drafter],
+        limits: Limits,
         max_drafts: int,
         *,
-        max_leaves: int,
-        branch: bool,
+        branch: bool = True,
         acceptance: AcceptanceModel | None = None,
-        pricing: Pricing | None = None,
+        pricing: Prices | None = None,
         host_s: float = 0.0,
         eog: Container[int] = (),
+        strict: WidthClass | None = None,
     ) -> None:
-        self._eog = eog
-        self._costly = [each for each in drafters if getattr(each, "effort", None) is not None]
-        self._cheap = [each for each in drafters if each not in self._costly]
+        can_branch = branch and limits.can_branch and (strict is None or strict.branch)
+        self.n_vocab = limits.n_vocab
+        self.acceptance = acceptance
         self._max_drafts = max_drafts
-        self._max_leaves = max_leaves if branch else 1
-        self._acceptance = acceptance
-        self._pricing = pricing
+        self._max_rows = min(limits.max_rows, strict.largest) if strict else limits.max_rows
+        self._max_leaves = limits.max_leaves if can_branch else 1
+        self._pricing = StrictPrices(pricing, strict) if pricing and strict else pricing
         self._host_s = host_s
-        self._run = 0  # emitted tokens in a row that were the first choice
-        self._best_first: BestFirstTree | None = None
-        self.asked_costly = False
+        self._eog = eog
+        self._strict = strict
 
-    def begin(self) -> None:
-        """Another text begins, or the text goes on with another turn."""
-        self._run = 0
-        self._best_first = None
-        if self._acceptance is not None:
-            self._acceptance.begin()
+    def request(
+        self, root: int, n_pending: int, context: int, *, depth: int, free: int
+    ) -> TreeRequest:
+        """What the next tree is to be made for.
 
-    def build(
-        self,
-        root: int,
-        budget: int,
-        depth: int,
-        *,
-        context: int = 0,
-        n_pending: int = 0,
-        paused: Container[Drafter] = (),
-    ) -> DraftTree:
-        """The best tree below `root` with at most `budget` guesses, none deeper than `depth`.
-
-        `context` tokens are committed, and `n_pending` rows go ahead of the tree. Drafters that are
-        `paused` are not asked.
+        Args:
+            root: the last token of the text.
+            n_pending: rows that go ahead of the tree.
+            context: committed tokens.
+            depth: most draft tokens on a path.
+            free: cells that are left for draft tokens.
         """
-        self._best_first = None
-        self.asked_costly = False
-        request = TreeRequest(
-            root, min(budget, self._max_drafts), depth, n_pending, self._row(context)
-        )
-        if request.budget <= 0 or depth <= 0:
-            return DraftTree.root(root)
-        cheap = [each for each in self._cheap if each not in paused]
-        # Without prices all are asked, and there is nothing to compare with.
-        draft = None if request.row is None else self._drafted(request, cheap)
-        costly = [
-            each
-            for each in self._costly
-            if draft is None or _is_worth_starting(each, request, draft.rate)
-        ]
-        self.asked_costly = bool(costly)
-        if draft is None or costly:
-            draft = self._drafted(request, (*cheap, *costly))
-        self._best_first = draft.best_first
-        return draft.best_first.tree(draft.n_nodes) if draft.best_first else DraftTree.root(root)
+        budget = min(self._max_rows - n_pending - 1, free, self._max_drafts)
+        costs = None if self._pricing is None else self._pricing.costs(context)
+        return TreeRequest(root, budget, depth, n_pending, context, costs)
 
-    def _row(self, context: int) -> Sequence[float] | None:
-        return None if self._pricing is None else self._pricing.row(context)
+    def build(self, request: TreeRequest, drafters: Sequence[SafeDrafter], run: int) -> Choice:
+        """The tree of `drafters` that is worth most.
 
-    def _drafted(self, request: TreeRequest, drafters: Sequence[Drafter]) -> _Draft:
-        """What `drafters` make of it."""
-        row = request.row
-        plain = _PREMIUM / (row[request.n_pending] + self._host_s) if row else 0.0
+        `run` counts the accepted first choices in a row, up to the root.
+        """
+        if request.budget <= 0 or request.depth <= 0:
+            return Choice(DraftTree.root(request.root))
+        quick = [each for each in drafters if not each.is_slow]
+        slow = [each for each in drafters if each.is_slow]
+        # Without costs all are asked, and there is nothing to compare with.
+        if request.costs is not None or not slow:
+            draft = self._grown(request, quick, run)
+            slow = [each for each in slow if _is_worth_starting(each, request, draft.rate)]
+        if slow:
+            draft = self._grown(request, (*quick, *slow), run)
+        best_first = draft.best_first
+        tree = best_first.tree(draft.n_nodes) if best_first else DraftTree.root(request.root)
+        return Choice(tree, best_first, asked_slow=bool(slow))
+
+    def _grown(self, request: TreeRequest, drafters: Sequence[SafeDrafter], run: int) -> _Grown:
+        """The best tree that `drafters` have candidates for."""
+        costs = request.costs
+        plain = _PREMIUM / (costs[request.n_pending] + self._host_s) if costs else 0.0
         live = [(each, state) for each in drafters if (state := each.root()) is not None]
         if not live:
-            return _Draft(None, 1, plain)
+            return _Grown(None, 1, plain)
         best_first = BestFirstTree(
             request,
             self._max_leaves,
-            acceptance=self._acceptance,
-            run=self._run,
-            costly=self._costly,
+            acceptance=self.acceptance,
+            run=run,
             eog=self._eog,
             live=live,
         )
-        if row is None:
-            while best_first.best() is not None:
-                best_first.take()
-            return _Draft(best_first, best_first.n_nodes, plain)
-        return self._grow(best_first, row, request.n_pending, plain)
+        if costs is not None:
+            return self._sized(best_first, costs, request.n_pending, plain)
+        while best_first.best() is not None:
+            best_first.take()
+        return _Grown(best_first, best_first.n_nodes, plain)
 
-    def _grow(
-        self, best_first: BestFirstTree, row: Sequence[float], n_pending: int, plain: float
-    ) -> _Draft:
+    def _sized(
+        self, best_first: BestFirstTree, costs: Sequence[float], n_pending: int, plain: float
+    ) -> _Grown:
         """Let the tree grow while a larger one may still bring more tokens a second."""
         host = self._host_s
         expected = 1.0
@@ -151,38 +155,47 @@ class Builder:
                 continue
             expected += path
             n = n_pending + best_first.n_nodes
-            rate = expected / (row[n - 1] + host * best_first.n_nodes)
+            rate = expected / (costs[n - 1] + host * best_first.n_nodes)
             if rate > best:
                 n_best, best = best_first.n_nodes, rate
                 continue
             for edge in _EDGES[bisect_right(_EDGES, n) :]:
                 more = edge - n  # even if they all were as likely as this one
-                cost = row[edge - 1] + host * (best_first.n_nodes + more)
+                cost = costs[edge - 1] + host * (best_first.n_nodes + more)
                 if (expected + path * more) / cost > best:
                     break
             else:
                 break
-        return _Draft(best_first, n_best, best)
+        return _Grown(best_first, n_best, best)
 
-    def learn(self, emitted: Sequence[int]) -> None:
-        """Tell the acceptance model what became of the last tree's guesses, scored or not.
+    def padded(
+        self, tree: DraftTree, text: Sequence[int], request: TreeRequest, *, probe: bool
+    ) -> DraftTree:
+        """The tree with as many rows as the width class wants, or as are worth a `probe`."""
+        n = request.n_pending + len(tree)
+        size: int | None = n
+        if self._strict:
+            size = self._strict.padded(n)
+        elif probe and self._pricing is not None:
+            largest = request.n_pending + 1 + request.budget
+            size = self._pricing.explore(request.context, largest)
+        if size is None or size <= n:
+            return tree
+        return tree.extended(filler(text, size - n), _PADDING)
 
-        Only children of nodes that were right are counted: of others nothing is known.
-        """
-        best_first, acceptance = self._best_first, self._acceptance
-        if acceptance is None:
-            return
-        node = 0
-        for token in emitted:
-            first, matching = (None, 0) if best_first is None else best_first.judge(node, token)
-            self._run = self._run + 1 if first == token else 0
-            if best_first is None or not matching:
-                best_first = None
-                continue
-            node = matching
+    def observe(self, request: TreeRequest, n_wanted: int, n_scored: int, seconds: float) -> None:
+        """A call took `seconds`: `n_wanted` nodes were drafted, and padded to `n_scored`."""
+        if self._pricing is not None:
+            is_probe = self._strict is None and n_scored > n_wanted
+            n_rows = request.n_pending + n_scored
+            self._pricing.observe(n_rows, request.context, seconds, explored=is_probe)
+
+    def costs(self, context: int) -> Sequence[float] | None:
+        """Seconds of a call with 1, 2, … rows, where they are known."""
+        return None if self._pricing is None else self._pricing.costs(context)
 
 
-class _Draft(NamedTuple):
+class _Grown(NamedTuple):
     """A tree, the size to take of it, and how many tokens a second it promises."""
 
     best_first: BestFirstTree | None
@@ -190,11 +203,18 @@ class _Draft(NamedTuple):
     rate: float
 
 
-def _is_worth_starting(drafter: Drafter, request: TreeRequest, rate: float) -> bool:
+def filler(text: Sequence[int], n: int) -> Sequence[int]:
+    """`n` tokens to pad a call with: the end of the text, which is repeated where it is shorter.
+
+    One token over and over would use the same experts of a mixture again and again.
+    """
+    return (list(text[-n:]) * n)[:n]
+
+
+def _is_worth_starting(drafter: SafeDrafter, request: TreeRequest, rate: float) -> bool:
     """Whether it can be asked and may bring more than the `rate` that there is without it."""
-    effort, budget = cast("ModelDrafter", drafter).effort, min(request.budget, request.depth)
-    if request.row is not None and not worth_starting(
-        effort, request.row, request.n_pending, budget, rate
-    ):
+    effort, costs = drafter.effort, request.costs
+    budget = min(request.budget, request.depth)
+    if effort and costs and not worth_starting(effort, costs, request.n_pending, budget, rate):
         return False
     return drafter.root() is not None

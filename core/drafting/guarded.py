@@ -10,15 +10,14 @@ import logging
 import math
 from collections.abc import Sequence
 from numbers import Real
-from time import perf_counter
 from traceback import format_exception_only
 from typing import Any
 
 from specgen.core.protocols import Candidate, DraftCost, Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree
 
-MOST_CANDIDATES = 64  # of one state; more are a waste of the builder's time
-_LONGEST_REASON = 300  # characters
+MOST_CANDIDATES = 64  # an answer may have so many; more would waste the builder's time
+_LONGEST_REASON = 300  # characters of what is told when a drafter is switched off
 _HOPELESS = DraftCost(math.inf, 0.0, math.inf)
 
 _log = logging.getLogger("specgen.drafters")
@@ -29,18 +28,19 @@ def find_fault(candidates: Sequence[Candidate], name: str, n_vocab: int) -> str 
 
     May also raise whatever looking at a wrong answer raises.
     """
-    n = len(candidates)
-    if n > MOST_CANDIDATES:
-        return f"{n} candidates in one state, more than {MOST_CANDIDATES}"
+    if len(candidates) > MOST_CANDIDATES:
+        return f"{len(candidates)} candidates in one state, more than {MOST_CANDIDATES}"
+    seen = set()
     for token, evidence, prob in candidates:
         if type(token) is not int or not 0 <= token < n_vocab:
             return f"token {token!r} is not an int from 0 to {n_vocab - 1}"
         if not 0 < prob <= 1 or (type(prob) is not float and not isinstance(prob, Real)):
             return f"probability {prob!r} of token {token} is not a number above 0 and up to 1"
-        if not isinstance(evidence, tuple) or not evidence or evidence[0] != name:
+        if evidence.__class__ is not tuple or not evidence or evidence[0] != name:
             return f"evidence {evidence!r} is not a tuple that starts with {name!r}"
         hash(evidence)  # raises where it cannot be counted by
-    if n > 1 and len({candidate[0] for candidate in candidates}) < n:
+        seen.add(token)
+    if len(seen) < len(candidates):
         return f"a token twice among {[candidate[0] for candidate in candidates]}"
     return None
 
@@ -50,57 +50,40 @@ class SafeDrafter:
 
     When it raises an Exception, or `predict` breaks a rule, that is logged, and from then on it
     knows nothing.
-
-    Attributes:
-        seconds: that finding its states, guessing and observing took, added up; whoever wants to
-            know sets it to 0 before.
     """
 
     def __init__(self, drafter: Drafter, n_vocab: int) -> None:
         self.name = drafter.name
-        self.seconds = 0.0
-        self._drafter = drafter
+        self._drafter: Drafter = drafter
         self._n_vocab = n_vocab
+        self.reads_logits = bool(getattr(drafter, "reads_logits", False))
+        self.is_slow = self.effort is not None
 
     @property
     def effort(self) -> DraftCost | None:
-        """See ModelDrafter; None for another one. Nothing is worth it that fails to tell."""
-        if not hasattr(type(self._drafter), "effort"):
-            return None
+        """See Drafter. One that fails to tell is not worth asking."""
         try:
-            effort: DraftCost = self._drafter.effort  # type: ignore[attr-defined]
+            return self._drafter.effort
         except Exception as error:
-            self._switch_off("effort", _reason(error))
+            self._switch_off("effort", error)
             return _HOPELESS
-        return effort
 
     def begin(self, context: Tokens) -> None:
         """See Drafter."""
-        try:
-            self._drafter.begin(context)
-        except Exception as error:
-            self._switch_off("begin", _reason(error))
+        self._call("begin", context)
 
     def root(self) -> Any:
         """See Drafter."""
-        before = perf_counter()
-        try:
-            return self._drafter.root()
-        except Exception as error:
-            self._switch_off("root", _reason(error))
-            return None
-        finally:
-            self.seconds += perf_counter() - before
+        return self._call("root")
 
     def predict(self, state: Any) -> Sequence[Candidate]:
         """See Drafter."""
-        before = perf_counter()
         try:
             candidates = self._drafter.predict(state)
             fault = find_fault(candidates, self.name, self._n_vocab)
         except Exception as error:
-            fault = _reason(error)
-        self.seconds += perf_counter() - before
+            self._switch_off("predict", error)
+            return ()
         if fault is None:
             return candidates
         self._switch_off("predict", fault)
@@ -108,25 +91,25 @@ class SafeDrafter:
 
     def advance(self, state: Any, token: int) -> Any:
         """See Drafter."""
-        try:
-            return self._drafter.advance(state, token)
-        except Exception as error:
-            self._switch_off("advance", _reason(error))
-            return None
+        return self._call("advance", state, token)
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """See Drafter."""
-        before = perf_counter()
-        try:
-            self._drafter.observe(emitted, tree, logits)
-        except Exception as error:
-            self._switch_off("observe", _reason(error))
-        self.seconds += perf_counter() - before
+        self._call("observe", emitted, tree, logits)
 
-    def _switch_off(self, call: str, reason: str) -> None:
+    def _call(self, method: str, *arguments: object) -> Any:
+        try:
+            return getattr(self._drafter, method)(*arguments)
+        except Exception as error:
+            self._switch_off(method, error)
+            return None
+
+    def _switch_off(self, method: str, reason: str | Exception) -> None:
         self._drafter = _NullDrafter()
+        if isinstance(reason, Exception):
+            reason = "".join(format_exception_only(reason))
         line = " ".join(reason.split())[:_LONGEST_REASON]
-        _log.warning("drafter %s is switched off: %s: %s", self.name, call, line)
+        _log.warning("drafter %s is switched off: %s: %s", self.name, method, line)
 
 
 class _NullDrafter:
@@ -134,6 +117,7 @@ class _NullDrafter:
 
     name = "switched off"
     effort = _HOPELESS
+    reads_logits = False
 
     def begin(self, context: Tokens) -> None:
         pass
@@ -149,7 +133,3 @@ class _NullDrafter:
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         pass
-
-
-def _reason(error: Exception) -> str:
-    return "".join(format_exception_only(error))

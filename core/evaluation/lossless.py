@@ -1,9 +1,13 @@
 """Is the text with drafts the target's own? The same questions plainly and with drafts, compared.
 
 Kernels for several rows add in another order than kernels for one, so where two tokens are nearly
-as likely the text may go on with either. To tell such a tie from a fault, the differing text is
-scored again one token at a time: of a tie each token is nearly the one that plain decoding would
-have chosen after the tokens before it; of a fault some token is not.
+as likely, a greedy text may go on with either. To tell such a tie from a fault, the differing text
+is scored again one token at a time: each token of a tie is nearly as likely as the likeliest token
+after the tokens before it; some token of a fault is not.
+
+A sampled token can change by rounding without being nearly as likely as another. So sampled
+answers are compared in strict widths, where no rounding depends on the drafts: any difference is a
+fault.
 """
 
 from __future__ import annotations
@@ -21,23 +25,24 @@ from numpy.typing import NDArray
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull
 from specgen.core.protocols import Drafter
-from specgen.core.sampling import Sampler, SamplingParams, top_k_ids, typical_ids
+from specgen.core.sampling import Sampler, SamplingParams
 
 from .chi_square import LEAST_EXPECTED, ChiSquare, chi_square
 
 Check: TypeAlias = Callable[..., None]  # called again and again; may raise to stop
 
-TIE: Final = 1.0  # logits that a token of a tie may be behind the one that plain decoding chooses
-
-_AHEAD: Final = 8  # tokens that drafts may reach for where two are counted
-_FARTHEST: Final = 1e9  # logits; beyond them no token is looked for
-_HALVINGS: Final = 24
-_LEAST_TEMPERATURE: Final = 1e-3  # below it a draw is as good as greedy
+# Two tokens of each answer are counted; drafts may reach this far, so that paths share tokens.
+_AHEAD: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and how the tokens of the answer are chosen."""
+    """What is asked, and how the tokens of the answer are chosen.
+
+    Attributes:
+        tokens: the prompt.
+        params: of the sampler. A seed must be given unless they are greedy.
+    """
 
     tokens: tuple[int, ...]
     params: SamplingParams
@@ -64,7 +69,7 @@ class Answer:
     Attributes:
         tokens: of the answer.
         widths: (n,) rows of the call that each token was sampled from.
-        n_accepted: guesses among the tokens.
+        n_accepted: draft tokens among them.
     """
 
     tokens: tuple[int, ...]
@@ -81,8 +86,9 @@ class Difference:
         context: tokens before it in all.
         tokens: the plain one and the other; None where a text has ended.
         widths: rows of the calls that they come from.
-        gap: logits by which the other token is behind the plain one, scored one at a time;
-            infinite where one text has ended and the other has not.
+        gap: logits by which the other token is behind the likeliest one, scored one at a time;
+            infinite where the difference cannot come from rounding: the answer is sampled, or one
+            text has ended and the other has not.
         worst: the largest such gap in all of the other text.
     """
 
@@ -99,7 +105,7 @@ class Finding:
     """What became of one question in one setting.
 
     Attributes:
-        n_accepted: guesses among the tokens of the answer; without any it proves little.
+        n_accepted: draft tokens among those of the answer; without any it proves little.
     """
 
     question: int
@@ -121,6 +127,8 @@ def audit(
     check: Check = _never,
 ) -> Iterator[Finding]:
     """Answer each question plainly and in each setting; a finding for each setting.
+
+    Answers that are sampled are decoded strictly, if the engine has a profile.
 
     Raises ContextFull for a question that does not fit.
     """
@@ -149,7 +157,7 @@ def answer(
 
     Raises ContextFull if the question does not fit; that the answer does not is an end like others.
     """
-    engine.renew(drafters, tree=tree)
+    engine.renew(drafters, tree=tree, strict=_strict(engine, question.params))
     sampler = Sampler(question.params, engine.vocab.n_vocab)
     tokens: list[int] = []
     widths: list[int] = []
@@ -164,11 +172,17 @@ def answer(
     return Answer(tuple(tokens), tuple(widths), n_accepted)
 
 
+def _strict(engine: Engine, params: SamplingParams) -> bool | None:
+    """Whether to decode strictly; None leaves that to the engine's configuration."""
+    return True if engine.profile is not None and not params.greedy else None
+
+
 def _explain(engine: Engine, question: Question, plain: Answer, other: Answer) -> Difference:
     pairs = list(zip_longest(plain.tokens, other.tokens))
     position = next(i for i, (a, b) in enumerate(pairs) if a != b)
     gap = worst = math.inf
-    if None not in pairs[position]:  # both texts end at the same token, or else it is no rounding
+    # A text that ends elsewhere is no matter of rounding, nor is anything in strict widths.
+    if question.params.greedy and None not in pairs[position]:
         gaps = gaps_of(engine, question, other.tokens)
         gap, worst = gaps[position], max(gaps)
     return Difference(
@@ -186,28 +200,28 @@ def _at(widths: Sequence[int], position: int) -> int:
 
 
 def gaps_of(engine: Engine, question: Question, tokens: Sequence[int]) -> list[float]:
-    """How far each token of an answer is from the one that plain decoding would choose there.
+    """Logits by which each token of a greedy answer is behind the one that plain decoding chooses.
 
-    In logits; 0 for a token that it would choose.
+    0 for a token that it would choose.
     """
     engine.renew(())
-    judge = Judge(question.params, engine.vocab.n_vocab, tokens)
+    follower = _Follower(question.params, engine.vocab.n_vocab, tokens)
     engine.session.feed(question.tokens)
-    for _ in engine.session.generate(judge, len(tokens), lambda _: False):
+    for _ in engine.session.generate(follower, len(tokens), lambda _: False):
         pass
-    return judge.gaps
+    return follower.gaps
 
 
-class Judge(Sampler):
-    """Follows a text, and takes down how far each of its tokens is from being chosen.
+class _Follower(Sampler):
+    """Follows a text instead of choosing tokens, and notes how far each is behind the likeliest.
 
     Args:
-        params: how tokens are chosen; the seed must be given unless greedy.
+        params: how tokens were chosen; penalties count.
         n_vocab: values in a row.
         text: the tokens to follow.
 
     Attributes:
-        gaps: of the tokens so far, in logits.
+        gaps: logits by which each of the tokens so far is behind the likeliest one of its row.
     """
 
     def __init__(self, params: SamplingParams, n_vocab: int, text: Sequence[int]) -> None:
@@ -219,99 +233,9 @@ class Judge(Sampler):
         """The next token of the text."""
         token = next(self._text)
         row = self._row(logits)
-        if self.params.greedy:
-            self.gaps.append(float(row.max() - row[token]))
-        else:
-            self.gaps.append(self._gap(row, token))
+        self.gaps.append(float(row.max() - row[token]))
         self._remember(token)
         return token
-
-    def _gap(self, row: NDArray[np.float32], token: int) -> float:
-        """By how much logits must differ, at least, for the random number to choose `token`."""
-        ids, weights = self._weighted(row)
-        cumulative = weights.cumsum()
-        draw = self._rng.random()
-        at = int(cumulative.searchsorted(draw * cumulative[-1], side="right"))
-        if int(ids[at]) == token:
-            return 0.0
-        if math.isinf(row[token]):
-            return math.inf
-        leeway = _Leeway(row, self.params, token)
-        low, high = 0.0, 1.0
-        while not leeway.chooses(draw, high):
-            low, high = high, 2 * high
-            if high > _FARTHEST:
-                return math.inf
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if leeway.chooses(draw, middle) else (middle, high)
-        return high
-
-
-class _Leeway:
-    """What a sampler could do if the logits moved, each by at most d against any other.
-
-    A draw falls into the part of 0..1 that belongs to a token. Of the borders of that part, the
-    odds change by the factor exp(d / temperature) at most, and by the candidates that pass the
-    filters only after the move, or only before it. All that is taken at its best, so a gap is
-    never too large; with few candidates on the edge it is hardly too small. What typical
-    sampling leaves out is taken as it is.
-
-    Args:
-        row: logits after penalties.
-        params: of a sampler that is not greedy.
-        token: the one to be chosen.
-    """
-
-    def __init__(self, row: NDArray[np.float32], params: SamplingParams, token: int) -> None:
-        n = len(row)
-        k = params.top_k if 0 < params.top_k < n else n
-        self._row = row.astype(np.float64)
-        if params.typical_p < 1:
-            best = np.sort(top_k_ids(row, k))
-            kept = best[typical_ids(row[best], params.typical_p)]
-            self._row[~np.isin(np.arange(n), [*kept, token])] = -math.inf
-        self._token = token
-        self._ranked = np.sort(self._row)[::-1]
-        self._temperature = max(params.temperature, _LEAST_TEMPERATURE)
-        weights = np.exp(self._ranked[:k] - self._ranked[0])
-        after = weights[::-1].cumsum()[::-1]
-        self._k = k
-        with np.errstate(divide="ignore"):
-            # Of each candidate: log-odds of all that are likelier; top-p keeps it below a bound.
-            self._log_odds = np.log(after[0] - after) - np.log(after)
-            self._top_p = np.log(params.top_p) - np.log1p(-params.top_p)
-            self._floor = self._ranked[0] + np.log(params.min_p)
-
-    def chooses(self, draw: float, d: float) -> bool:
-        """Whether the number `draw` may choose the token where logits moved by `d`."""
-        row, token = self._row, self._token
-        may = row >= max(self._ranked[self._n_kept(d) - 1], self._floor) - d
-        if not may[token]:
-            return False
-        n_kept = self._n_kept(-d)
-        next_best = self._ranked[n_kept] if n_kept < len(row) else -math.inf
-        must = (row > next_best + d) & (row >= self._floor + d)
-        logs = row / self._temperature
-        shift = d / self._temperature
-        below, above = slice(token), slice(token + 1, None)
-        low = _log_sum(logs[below][must[below]]) - _log_sum(logs[token:][may[token:]]) - shift
-        high = _log_sum(logs[: token + 1][may[: token + 1]]) - _log_sum(logs[above][must[above]])
-        odds = math.log(draw) - math.log1p(-draw) if draw else -math.inf
-        return bool(low <= odds <= high + shift)
-
-    def _n_kept(self, d: float) -> int:
-        """How many candidates pass top-k and top-p where `d` is in their favour."""
-        if math.isinf(self._top_p) and self._top_p > 0:
-            return self._k
-        return max(1, int(self._log_odds.searchsorted(self._top_p + d)))
-
-
-def _log_sum(logs: NDArray[np.float64]) -> float:
-    """Logarithm of the sum of the exponentials."""
-    if not len(logs) or math.isinf(peak := float(logs.max())):
-        return -math.inf
-    return peak + math.log(np.exp(logs - peak).sum())
 
 
 def first_tokens(
@@ -328,10 +252,10 @@ def first_tokens(
     that paths of their trees share tokens. Where strict decoding is possible it is used, so that
     rounding does not count. `on_draw` is told how many were counted; it may raise.
     """
-    exact = engine.profile is not None
-    engine.renew((), strict=exact)
+    strict = _strict(engine, question.params)
+    engine.renew((), strict=strict)
     expected = _expected(engine, question, n_draws)
-    engine.renew(drafters, strict=exact)
+    engine.renew(drafters, strict=strict)
     draws = []
     for seed in range(n_draws):
         engine.session.feed(question.tokens)

@@ -17,8 +17,9 @@ import numpy as np
 
 from specgen.core.cost.model import CostModel
 from specgen.core.drafting.acceptance import AcceptanceModel
+from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.errors import UsageError
-from specgen.core.knowledge.learned import Learned
 from specgen.core.protocols import Drafter, Limits, Logits, Tokens
 from specgen.core.records import items, member, parse_record
 from specgen.core.records import text as as_text
@@ -36,12 +37,10 @@ class Recording:
     Attributes:
         task: the group that it belongs to.
         turns: pairs of prompt tokens and answer tokens.
-        question: a number; conversations with the same one may hold the same text.
     """
 
     task: str
     turns: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-    question: int = 0
 
 
 @dataclass(slots=True)
@@ -136,14 +135,15 @@ def replay(
     """
     backend = _Recorded(max_drafts + 64)
     pricing = curve if acceptance is not None else None
-    session = Session(backend, drafters, max_drafts, acceptance=acceptance, pricing=pricing)
+    builder = Builder(backend.limits, max_drafts, acceptance=acceptance, pricing=pricing)
+    session = Session(backend, Speculator(builder, drafters))
     text: list[int] = []
     tallies = {}
     for turn, (prompt, answer) in enumerate(recording.turns, start=1):
         tally = tallies[f"{recording.task} turn {turn}"] = Tally()
         text += prompt
         session.feed(text)
-        row = curve.row(0)
+        costs = curve.costs(0)
         before = backend.length
         for step in session.generate(_Reader(answer), len(answer), lambda _: False):
             n_rows = _rows(step, before, len(text) + tally.tokens)
@@ -151,39 +151,11 @@ def replay(
             tally.tokens += len(step.tokens)
             tally.steps += 1
             tally.nodes += n_rows
-            tally.drafted_s += row[min(n_rows, len(row)) - 1]
-            tally.plain_s += row[0] * len(step.tokens)
+            tally.drafted_s += costs[min(n_rows, len(costs)) - 1]
+            tally.plain_s += costs[0] * len(step.tokens)
             tally.accepted_by.update(sources(step.tree, step.path))
         text += answer
     return {group: tally for group, tally in tallies.items() if tally.steps}
-
-
-def learn(
-    recordings: Sequence[Recording],
-    make: Callable[[Tokens], Sequence[Drafter]],
-    curve: CostModel,
-    max_drafts: int,
-    acceptance: AcceptanceModel,
-) -> Learned:
-    """What runs that gave the recorded answers would have left behind, one after the other.
-
-    Of the same question all answers are given before any is remembered, or it would look as if
-    past answers were always right.
-
-    Args:
-        make: new drafters, told the past answers.
-        acceptance model: what is known at the start; it goes on learning.
-    """
-    learned = Learned(acceptance)
-    for question in sorted({recording.question for recording in recordings}):
-        alike = [recording for recording in recordings if recording.question == question]
-        for recording in alike:
-            drafters = make(learned.answers)
-            replay(recording, drafters, curve, learned.acceptance, max_drafts)
-        for recording in alike:
-            for _, answer in recording.turns:
-                learned.add(answer)
-    return learned
 
 
 def _rows(step: Step, n_cached: int, n_text: int) -> int:
@@ -194,8 +166,8 @@ def _rows(step: Step, n_cached: int, n_text: int) -> int:
 def load_recordings(path: Path, tokenize: Callable[[str], list[int]]) -> list[Recording]:
     """Conversations of a file: JSON lines with `turns` and `answers`, or a plain text.
 
-    A line may also have `task` and `question_id`, by default its number. Of a plain text the
-    first 64 tokens are the prompt. Raises UsageError with the line at fault.
+    A line may also have `task`. Of a plain text the first 64 tokens are the prompt. Raises
+    UsageError with the line at fault.
     """
     try:
         text = decode_text(path.read_bytes(), f"the recording {path}").replace("\r\n", "\n")
@@ -221,9 +193,8 @@ def _recording(
             (tuple(tokenize(f"\n\n{as_text(turn, 'a turn')}\n\n")), tuple(tokenize(answer)))
             for turn, answer in zip(asked, [as_text(a, "an answer") for a in answers], strict=True)
         )
-        question = int(record.get("question_id", number))
-        return Recording(str(record.get("task", "text")), turns, question)
-    except (ValueError, TypeError, OverflowError) as error:
+        return Recording(str(record.get("task", "text")), turns)
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"{path}, line {number} is no recorded conversation: {error}",
             "each line needs `turns` and `answers`, lists of the same length",

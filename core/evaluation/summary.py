@@ -208,7 +208,7 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 def best_speed(curve: CostModel, context: int, largest: int) -> float:
     """Tokens per second if all guesses were right, at the best size up to `largest` rows."""
-    row = curve.row(context)
+    row = curve.costs(context)
     return max(n / row[n - 1] for n in range(1, min(largest, len(row)) + 1))
 
 

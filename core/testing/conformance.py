@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.guarded import find_fault
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
@@ -78,6 +80,8 @@ class Watched:
 
     def __init__(self, drafter: Drafter, n_vocab: int) -> None:
         self.name = drafter.name
+        self.effort = drafter.effort
+        self.reads_logits = drafter.reads_logits
         self.n_predicted = 0
         self.complaint: BaseException | None = None
         self._drafter = drafter
@@ -239,7 +243,7 @@ def _check_lossless(
     model = HashModel(n_vocab, order=2, seed=budget)
     backend = FakeBackend(model, fake_limits(n_vocab, branch=branch))
     watched = Watched(make(), n_vocab)
-    session = Session(backend, [watched], budget)
+    session = Session(backend, Speculator(Builder(backend.limits, budget), [watched]))
     sampler, plain = Sampler(params, n_vocab), Sampler(params, n_vocab)
     text = list(prompt)
     for ends in (lambda _: False, lambda token: token == _EOG):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from specgen.cli.bench import live as bench_live
-from specgen.cli.memory import fitted
+from specgen.cli.prepare import fitted
 from specgen.core.config import EngineConfig
 from specgen.core.engine import Engine
 from specgen.core.evaluation.benchmark import measure_arms
@@ -55,9 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(endless: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """`specgen bench` with few tokens, on a model that is said to be measured already."""
-    monkeypatch.setattr(
-        "specgen.core.knowledge.profiling.measure_profile", lambda *_, **__: PROFILE
-    )
+    monkeypatch.setattr("specgen.cli.prepare.measure_profile", lambda *_, **__: PROFILE)
     monkeypatch.setattr(bench_live, "measure_bandwidth", lambda threads: 20e9)
 
     def command(*words: str | Path) -> Outcome:
@@ -408,7 +406,6 @@ def test_what_cannot_be_drawn_is_printed(
     ("words", "said"),
     [
         (("--curve", "flat"), "--curve does nothing without --replay"),
-        (("--only", "1/2"), "--only does nothing without --replay"),
         (("--replay", "x", "--warm"), "--warm does nothing with --replay"),
         (("--replay", "x", "--plot", "a.svg"), "--plot does nothing with --replay"),
         (("--load", "x", "-t", "1"), "--threads does nothing with --load"),

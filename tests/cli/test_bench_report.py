@@ -157,7 +157,7 @@ def test_names_are_whole_where_there_is_room() -> None:
     names = ("a_kind_of_questions turn 1", "a_kind_of_questions turn 2")
     cells = [[name, "auto", "1.00"] for name in names]
     report = Report([("file", "a")], ["task", "drafter", "speed"], [], cells, [], [], {})
-    text = render(report, Format.table, terminal=False)
+    text = render(report, Format.table)
     assert all(name in text for name in names)
 
 

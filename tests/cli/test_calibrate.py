@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from specgen.cli import calibrate
 from specgen.cli.main import ErrorGroup
+from specgen.cli.prepare import ensure_profile
 from specgen.core.config import EngineConfig
 from specgen.core.cost.measure import Measurement, measure
 from specgen.core.cost.model import load_curve
@@ -170,13 +171,13 @@ def test_what_is_not_known_well_is_not_pretended(
     monkeypatch.setattr("specgen.core.knowledge.profile.NOISY", 0.5)
     monkeypatch.setattr("specgen.core.knowledge.profiling.NOISY", 0.5)
     path, config = tiny_model(quantization="Q4_1"), EngineConfig(n_ctx=256, threads=1)
-    profile = calibrate.ensure_profile(path, config)
+    profile = ensure_profile(path, config)
     assert profile.prices is None
     assert profile.strict.largest > 1
     assert find_profile(path, config) is None
     monkeypatch.setattr("specgen.core.knowledge.profile.NOISY", math.inf)
     monkeypatch.setattr("specgen.core.knowledge.profiling.NOISY", math.inf)
-    assert calibrate.ensure_profile(path, config).prices is not None
+    assert ensure_profile(path, config).prices is not None
     assert find_profile(path, config) is not None
 
 

@@ -12,7 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from specgen.cli import models
+from specgen.cli import models, prepare, terminal
+from specgen.cli.prepare import ensure_model
 from specgen.core.errors import ModelError, SpecgenError, UsageError
 from specgen.core.models import catalogue
 from specgen.core.models.catalogue import CATALOGUE, CatalogueEntry, find_entry
@@ -102,13 +103,13 @@ def test_pull_of_what_is_no_name() -> None:
 
 def test_ensure_model(tiny: CatalogueEntry, folder: Path, tmp_path: Path) -> None:
     """A path comes back as it is; a name is fetched once, terms permitting."""
-    assert models.ensure_model("./any.gguf") == Path("any.gguf")
+    assert ensure_model("./any.gguf") == Path("any.gguf")
     with pytest.raises(UsageError, match="Be kind"):
-        models.ensure_model("tiny")
+        ensure_model("tiny")
     run("pull", "tiny", "--accept-license")
-    assert models.ensure_model("tiny") == folder / FILE_NAME
+    assert ensure_model("tiny") == folder / FILE_NAME
     with pytest.raises(ModelError, match="no model is called"):
-        models.ensure_model("nonesuch")
+        ensure_model("nonesuch")
 
 
 def test_list_shows_catalogue_and_files(folder: Path) -> None:
@@ -214,7 +215,8 @@ def test_tables_and_bars_on_a_terminal(
 ) -> None:
     """On a terminal, the same facts come as rich tables and progress bars."""
     path = write_model(tmp_path / "[red]tiny.gguf")
-    monkeypatch.setattr(models, "_is_terminal", lambda stream: True)
+    for module in (terminal, prepare):
+        monkeypatch.setattr(module, "is_terminal", lambda stream: True)
     assert "[red]tiny.gguf" in run("info", str(path)).out.replace("\n", "")
     assert "smollm2-135m" in run("list").out
     result = run("pull", "tiny", "--accept-license")

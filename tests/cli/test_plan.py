@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from specgen.cli import memory
-from specgen.cli.memory import Wanted, budget_bytes, fitted, plan_inputs, require_room_to_measure
+from specgen.cli import prepare
+from specgen.cli.prepare import Wanted, budget_bytes, fitted, plan_inputs, require_room_to_measure
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import MemoryBudgetError
@@ -131,7 +131,7 @@ def available(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """`available(n)` makes the system say that `n` bytes of memory are available."""
 
     def set_available(n_bytes: int | None) -> None:
-        monkeypatch.setattr(memory, "available_memory_bytes", lambda: n_bytes)
+        monkeypatch.setattr(prepare, "available_memory_bytes", lambda: n_bytes)
 
     return set_available
 
@@ -152,7 +152,7 @@ def test_originals_of_copies_do_not_count_by_default(
     tmp_path: Path, available: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`plan` says what `generate` does: only a size that was given is kept with them."""
-    monkeypatch.setattr(memory, "cpu_features", lambda _: frozenset({"AVX2", "REPACK"}))
+    monkeypatch.setattr(prepare, "cpu_features", lambda _: frozenset({"AVX2", "REPACK"}))
     model = MADE["1b"].write(tmp_path / "m.gguf", "llama")
     available(1 << 50)
     plan = run("plan", model, "-c", "512", "--json").record["plan"]

@@ -405,8 +405,6 @@ TEXTS = {
     "chat --stop": ("chat", "none.gguf", "-e", "--stop=TEXT"),
     "plan --drafter": ("plan", "none.gguf", "--drafter=TEXT"),
     "bench --drafter": ("bench", "none.gguf", "--drafter", "TEXT"),
-    "bench --only": ("bench", "none.gguf", "--replay", "none.jsonl", "--only", "TEXT"),
-    "bench --learn-on": ("bench", "none.gguf", "--replay", "none.jsonl", "--learn-on", "TEXT"),
     "verify --drafter": ("verify", "none.gguf", "--drafter", "TEXT"),
     "pull": ("pull", "--", "TEXT"),
 }

@@ -23,8 +23,7 @@ from specgen.cli import main as main_module
 from specgen.cli.bench.format import Report, print_report
 from specgen.cli.choices import Format
 from specgen.cli.main import main
-from specgen.cli.progress import shown_progress
-from specgen.cli.streams import (
+from specgen.cli.terminal import (
     LONGEST_LINE,
     Harmless,
     NoteHandler,
@@ -32,11 +31,12 @@ from specgen.cli.streams import (
     clean,
     harmless,
     in_one_line,
+    print_table,
     say_unexpected,
     show,
+    shown_progress,
     write,
 )
-from specgen.cli.tables import print_table
 from specgen.core.errors import ModelError
 from tests.support.command import ROOT, TIMEOUT_S, finish, start
 from tests.support.made_up import benchmark
@@ -200,7 +200,7 @@ def test_what_is_logged(streams: Streams) -> None:
 def test_tables_and_reports(streams: Streams) -> None:
     """Their cells are clean wherever they go; CSV and JSON are for programs, and raw in pipes."""
     out, _ = streams()
-    print_table(("a", "b"), [(f"{EVIL}\nX", "1")], left=(0,))
+    print_table(("a", "b"), [(f"{EVIL}\nX", "1")], right=(1,))
     assert "abcdef gh X" in out.text.replace("  ", " ") or "abcdefgh X" in out.text
     cells = [(f"t{EVIL}", f"d{EVIL}", f"f{EVIL}")]
     record = {"task": EVIL}
@@ -216,6 +216,18 @@ def test_tables_and_reports(streams: Streams) -> None:
     print_report(report, Format.json)
     if not out.is_terminal:
         assert json.loads(out.data[before:])["task"] == EVIL
+
+
+def test_columns_of_a_table(streams: Streams) -> None:
+    """They are as wide as a terminal shows their letters; what looks like markup is text."""
+    out, _ = streams()
+    print_table(("name", "n[/b]\nin all"), [("数学", "1"), ("[red]", "12")], right=(1,))
+    assert [line.rstrip() for line in OURS.sub("", out.text).splitlines()] == [
+        "        n[/b]",
+        "name   in all",
+        "数学        1",
+        "[red]      12",
+    ]
 
 
 def test_progress(streams: Streams) -> None:

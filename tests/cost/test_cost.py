@@ -48,17 +48,17 @@ def test_between_and_beyond_the_points(n: int, context: int, seconds: float) -> 
 def test_a_row_is_seconds_in_the_middle_of_its_bucket(context: int, n: int) -> None:
     """One row for BUCKET tokens of context."""
     middle = context // BUCKET * BUCKET + BUCKET // 2
-    row = MODEL.row(context)
+    row = MODEL.costs(context)
     assert len(row) == MAX_ROWS
     assert row[n - 1] == pytest.approx(MODEL.seconds(n, middle))
-    assert MODEL.row(middle) is row
+    assert MODEL.costs(middle) is row
 
 
 def test_longer_contexts_do_not_get_cheaper() -> None:
     """Noise between the last two points is not carried on below zero."""
     model = CostModel((1, 2), (10, 20), ((2.0, 3.0), (1.0, 4.0)))
     assert model.seconds(1, 15) == 1.5
-    assert model.seconds(1, 1000) == model.row(1000)[0] == 1.0
+    assert model.seconds(1, 1000) == model.costs(1000)[0] == 1.0
     assert model.seconds(2, 30) == 5.0
 
 
@@ -70,7 +70,7 @@ def test_one_point_is_a_curve() -> None:
 def test_the_rows_kept_are_bounded() -> None:
     """A long session costs no more memory than a short one."""
     for context in range(0, 100_000, 32):
-        MODEL.row(context)
+        MODEL.costs(context)
     assert len(MODEL._rows) <= 256
 
 
@@ -85,9 +85,9 @@ def test_named_curves() -> None:
 
 def test_the_unknown_machine_is_the_dearest() -> None:
     """Relative to one row, no measured curve lies above it."""
-    unknown = load_curve(UNKNOWN).row(256)
+    unknown = load_curve(UNKNOWN).costs(256)
     for name in ("cpu2", "mi50", "flat"):
-        row = load_curve(name).row(256)
+        row = load_curve(name).costs(256)
         assert all(row[n - 1] / row[0] <= unknown[n - 1] / unknown[0] for n in range(1, 65))
     assert all(a < b for a, b in pairwise(unknown))
 
@@ -146,15 +146,15 @@ def learn(tracker: CostTracker, truth: CostModel, sizes: list[int], load: float 
 
 def relative(tracker: CostTracker, n: int) -> float:
     """T(n) / T(1) as the tracker sees it."""
-    row = tracker.row(200)
+    row = tracker.costs(200)
     return row[n - 1] / row[0]
 
 
 def test_without_steps_it_is_the_model() -> None:
     """A measured model is not touched, and nothing is explored."""
     tracker = CostTracker(MODEL)
-    assert tracker.row(200) == MODEL.row(200)
-    assert CostTracker().row(200) == load_curve(UNKNOWN).row(200)
+    assert tracker.costs(200) == MODEL.costs(200)
+    assert CostTracker().costs(200) == load_curve(UNKNOWN).costs(200)
 
 
 def test_it_learns_the_sizes_that_are_used() -> None:
@@ -163,10 +163,10 @@ def test_it_learns_the_sizes_that_are_used() -> None:
     tracker = CostTracker()
     before = relative(tracker, 16)
     learn(tracker, truth, [1, 1, 1, 4, 8, 1, 4, 8, 1, 4, 8] + [1] * 8)
-    row = tracker.row(200)
+    row = tracker.costs(200)
     for n in (1, 4, 8):
         assert row[n - 1] == pytest.approx(truth.seconds(n, 200))
-    assert row[5] < load_curve(UNKNOWN).row(200)[5] / load_curve(UNKNOWN).row(200)[0] * row[0]
+    assert row[5] < load_curve(UNKNOWN).costs(200)[5] / load_curve(UNKNOWN).costs(200)[0] * row[0]
     assert relative(tracker, 16) == pytest.approx(before)
 
 
@@ -195,7 +195,7 @@ def test_outliers_do_not_count() -> None:
         slow = rng.uniform(2, 50) if rng.random() < 0.2 else 1.0
         tracker.observe(n, 200, slow * truth.seconds(n, 200))
     learn(tracker, truth, [1] * 8)
-    row = tracker.row(200)
+    row = tracker.costs(200)
     for n in (1, 4, 8):
         assert row[n - 1] == pytest.approx(truth.seconds(n, 200))
 
@@ -207,9 +207,9 @@ def test_contexts_are_learnt_apart() -> None:
         for n, context, factor in ((1, 300, 1), (4, 300, 1), (1, 3000, 1), (4, 3000, 2)):
             tracker.observe(n, context, factor * MODEL.seconds(n, context))
     middle = 3000 // BUCKET * BUCKET + BUCKET // 2
-    assert tracker.row(300)[3] == pytest.approx(MODEL.row(300)[3])
-    assert tracker.row(3000)[3] == pytest.approx(2 * MODEL.seconds(4, middle), rel=0.02)
-    assert tracker.row(30_000)[3] == pytest.approx(2 * MODEL.row(30_000)[3], rel=0.02)
+    assert tracker.costs(300)[3] == pytest.approx(MODEL.costs(300)[3])
+    assert tracker.costs(3000)[3] == pytest.approx(2 * MODEL.seconds(4, middle), rel=0.02)
+    assert tracker.costs(30_000)[3] == pytest.approx(2 * MODEL.costs(30_000)[3], rel=0.02)
 
 
 def test_one_row_behind_several_is_charged_to_those() -> None:
@@ -219,7 +219,7 @@ def test_one_row_behind_several_is_charged_to_those() -> None:
     for _ in range(60):
         for n, seconds in ((1, plain), (1, plain), (4, several), (1, plain + 0.5 * several)):
             tracker.observe(n, 100, seconds)
-    row, known = tracker.row(100), MODEL.row(100)
+    row, known = tracker.costs(100), MODEL.costs(100)
     assert row[0] == pytest.approx(known[0], rel=0.01)
     assert row[3] == pytest.approx(1.5 * known[3], rel=0.02)
 
@@ -238,7 +238,7 @@ def test_exploring_costs_no_more_than_its_share() -> None:
         assert tracker.explored_s <= SHARE * total
         asked += [n] if n else []
     assert asked == [n for n in EXPLORED for _ in range(2)]
-    row = tracker.row(200)
+    row = tracker.costs(200)
     for n in EXPLORED:
         assert row[n - 1] == pytest.approx(truth.seconds(n, 200))
 

@@ -16,10 +16,10 @@ from specgen.core.cost.model import CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, CostTracker
 from specgen.core.protocols import Drafter, Logits
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.stats import Step
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
+from tests.support.drafting import session_of
 from tests.support.guessers import Oracle, RandomTree
 
 N_VOCAB = 9
@@ -88,7 +88,7 @@ class Run:
         self.tracker = tracker or CostTracker()
         self.calls: list[Call] = []
         self._backend = Timed(curve, clock, branch)
-        self._session = Session(self._backend, drafters, max_drafts, pricing=self.tracker)
+        self._session = session_of(self._backend, drafters, max_drafts, pricing=self.tracker)
 
     def text(self) -> list[int]:
         """The text once more."""
@@ -137,7 +137,7 @@ def test_sizes_are_tried_and_then_known(
     tried = sorted(call.rows for call in run.calls if call.rows > 1)
     fitting = [n for n in EXPLORED if n <= max_drafts + 1]
     assert tried == sorted(fitting * 2)
-    row = run.tracker.row(20)
+    row = run.tracker.costs(20)
     for n in (1, *fitting):
         assert row[n - 1] == pytest.approx(truth.seconds(n, 20), rel=0.05)
 

@@ -15,10 +15,10 @@ from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import ContextFull
 from specgen.core.protocols import Drafter, Limits, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
+from tests.support.drafting import session_of
 from tests.support.guessers import AsksAtRandom, Oracle, RandomTree
 from tests.support.lossless import random_params
 
@@ -91,7 +91,7 @@ def talk(seed: int, strict: WidthClass | None, name: str, truth: Sequence[int] =
     questions = [[rng.randrange(n_vocab) for _ in range(rng.randint(1, 12))] for _ in range(2)]
     length = rng.choice((1, 5, 20))
     judged = rng.random() < 0.5
-    session = Session(
+    session = session_of(
         backend,
         drafters(name, truth, n_vocab, seed),
         rng.choice((1, 5, 16)),
@@ -137,7 +137,7 @@ def test_context_is_not_cut() -> None:
     lengths = []
     for strict in CLASSES:
         limits = fake_limits(5, n_ctx=n_ctx + strict.slack, max_rows=24)
-        session = Session(FakeBackend(HashModel(5), limits), [PromptLookup()], 8, strict=strict)
+        session = session_of(FakeBackend(HashModel(5), limits), [PromptLookup()], 8, strict=strict)
         session.feed([1, 2, 3])
         with pytest.raises(ContextFull, match="20 tokens"):
             list(session.generate(Sampler(SamplingParams(seed=1), 5), None, lambda _: False))
@@ -194,6 +194,6 @@ def test_branches_are_exact_in_every_width_tried() -> None:
 def test_prices_are_those_of_padded_calls() -> None:
     """A row costs what the call costs that it is padded to; beyond the class nothing is had."""
     prices = StrictPrices(load_curve("cpu2"), WidthClass((4, 8), branch=True))
-    ms = [1e3 * seconds for seconds in prices.row(0)[:9]]
+    ms = [1e3 * seconds for seconds in prices.costs(0)[:9]]
     assert ms == pytest.approx([15.3] * 4 + [23.0] * 4 + [float("inf")])
     assert prices.explore(0, 64) is None

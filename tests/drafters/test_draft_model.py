@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import MAX_ROWS, CostModel
 from specgen.core.cost.online import CostTracker
-from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.effort import worth_starting
-from specgen.core.drafting.pace import BackOff
+from specgen.core.drafting.schedule import BackOff
 from specgen.core.engine import Engine
 from specgen.core.errors import UsageError
 from specgen.core.knowledge.profile import Profile
@@ -31,12 +30,12 @@ from specgen.core.memory.budget import PlanInputs, fit, least, plan_for
 from specgen.core.models.modelinfo import ModelInfo, read_headers
 from specgen.core.protocols import Candidate, DraftCost, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters.draft_model import STANDALONE, DraftModel
 from tests.conftest import TinyModel
 from tests.support import command
+from tests.support.drafting import TreeMaker, session_of
 from tests.support.guessers import Oracle
 from tests.support.headers import MADE
 
@@ -180,7 +179,7 @@ def test_a_text_that_it_cannot_read() -> None:
 def steps_of(drafter: DraftModel, seed: int) -> tuple[list[int], int]:
     """60 tokens by a target, and how many calls they took."""
     target = FakeBackend(HashModel(N_VOCAB, 3, seed), fake_limits(N_VOCAB))
-    session = Session(target, [drafter], 16)
+    session = session_of(target, [drafter], 16)
     session.feed(TEXT)
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     steps = list(session.generate(sampler, 60, lambda _: False))
@@ -247,10 +246,11 @@ def test_it_is_asked_where_the_best_length_gains(
     assert not worth_starting(DraftCost(seconds, chance, 1e6), row, n_pending, room, rate)
 
 
-class Dear:
+class SlowDrafter:
     """One guess everywhere, at so many seconds."""
 
-    name = "dear"
+    name = "slow"
+    reads_logits = False
 
     def __init__(self, seconds: float, prob: float = 0.8) -> None:
         self._effort = DraftCost(seconds, prob, 0.0)
@@ -289,10 +289,10 @@ def test_it_is_asked_on_where_a_right_guess_saves_more(seconds: float, n_asked: 
     Below the first guess 6.4, 5.1, 4.1, 3.3, … s can be paid for an answer and its row. To ask at
     all, (1 + 0.8) / (11 + seconds) must be more than 1.05 / 10, and longer chains ask for more.
     """
-    drafter = Dear(seconds)
+    drafter = SlowDrafter(seconds)
     last = 10.0 + MAX_ROWS - 1
     pricing = CostModel((1, MAX_ROWS), (0,), ((10.0, last),))
-    builder = Builder([drafter], 5, max_leaves=8, branch=True, pricing=pricing)
+    builder = TreeMaker([drafter], 5, max_leaves=8, branch=True, pricing=pricing)
     builder.build(0, 99, 99)
     assert drafter.n_asked == n_asked
 
@@ -322,9 +322,9 @@ def with_other_tokens(model: Path, copy: Path) -> Path:
 @pytest.mark.parametrize(("room", "depth", "asked"), [(1, 9, False), (9, 1, False), (9, 9, True)])
 def test_it_is_not_asked_where_only_longer_chains_pay(room: int, depth: int, asked: bool) -> None:
     """The first further row is dear, others are not."""
-    drafter = Dear(0.01, prob=0.9)
+    drafter = SlowDrafter(0.01, prob=0.9)
     pricing = CostModel((1, 2, MAX_ROWS), (0,), ((1.0, 1.85, 2.0),))
-    builder = Builder([drafter], room, max_leaves=8, branch=True, pricing=pricing)
+    builder = TreeMaker([drafter], room, max_leaves=8, branch=True, pricing=pricing)
     builder.build(0, 99, depth)
     assert (drafter.n_asked > 0) == asked
 
@@ -333,13 +333,13 @@ def test_it_is_not_asked_where_only_longer_chains_pay(room: int, depth: int, ask
 def test_it_is_not_asked_where_others_know_as_much(sure: bool) -> None:
     """A copy that is nearly certain promises more than a chain that takes time to make."""
     copy = Oracle(range(40) if sure else [], 64, decoys=0)
-    dear = Dear(3.0, prob=0.9)
+    dear = SlowDrafter(3.0, prob=0.9)
     pricing = CostModel((1, MAX_ROWS), (0,), ((10.0, 10.0 + MAX_ROWS - 1),))
-    builder = Builder([copy, dear], 16, max_leaves=8, branch=True, pricing=pricing)
+    builder = TreeMaker([copy, dear], 16, max_leaves=8, branch=True, pricing=pricing)
     copy.begin(np.array([0], np.int32))
     builder.build(0, 99, 99)
     assert (dear.n_asked == 0) == sure
-    assert builder.asked_costly != sure
+    assert (builder.choice and builder.choice.asked_slow) != sure
 
 
 class Counting(Oracle):
@@ -353,7 +353,7 @@ class Counting(Oracle):
         return super().predict(state)
 
 
-class Lost(Dear):
+class Lost(SlowDrafter):
     """Would pay, but knows nothing of this text."""
 
     def root(self) -> Any:
@@ -361,18 +361,20 @@ class Lost(Dear):
         return None
 
 
-@pytest.mark.parametrize("costly", [Dear(9e9), Lost(1e-9, prob=0.99)], ids=["too dear", "lost"])
-def test_where_it_is_not_asked_the_others_are_asked_once(costly: Dear) -> None:
+@pytest.mark.parametrize(
+    "costly", [SlowDrafter(9e9), Lost(1e-9, prob=0.99)], ids=["too dear", "lost"]
+)
+def test_where_it_is_not_asked_the_others_are_asked_once(costly: SlowDrafter) -> None:
     """As often as without it; and its text does not count as one that it was asked for."""
     counts = []
     for others in ([], [costly]):
         copy = Counting(range(10), 64, decoys=2)
         pricing = CostModel((1, MAX_ROWS), (0,), ((10.0, 11.0),))
         drafters: list[Any] = [copy, *others]
-        builder = Builder(drafters, 16, max_leaves=8, branch=True, pricing=pricing)
+        builder = TreeMaker(drafters, 16, max_leaves=8, branch=True, pricing=pricing)
         copy.begin(np.array([0], np.int32))
         builder.build(0, 99, 99)
-        assert not builder.asked_costly
+        assert not (builder.choice and builder.choice.asked_slow)
         counts.append(copy.n_asked)
     assert counts[0] == counts[1] > 3
 
@@ -380,7 +382,7 @@ def test_where_it_is_not_asked_the_others_are_asked_once(costly: Dear) -> None:
 def test_one_whose_effort_fails_is_switched_off() -> None:
     """As one that fails in any other way; the text goes on."""
 
-    class Failing(Dear):
+    class Failing(SlowDrafter):
         @property
         def effort(self) -> DraftCost:
             raise RuntimeError("no idea")
@@ -388,7 +390,7 @@ def test_one_whose_effort_fails_is_switched_off() -> None:
     target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
     pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1.0, 2.0),)))
     drafter = Failing(0.1)
-    session = Session(target, [drafter], 4, pricing=pricing)
+    session = session_of(target, [drafter], 4, pricing=pricing)
     session.feed(TEXT)
     sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
     list(session.generate(sampler, 20, lambda _: False))
@@ -402,10 +404,10 @@ def test_a_session_heeds_the_effort() -> None:
     Even where it gains nothing: it is not for the pace of the others to say.
     """
     for seconds in (1e9, 1e-9):
-        drafter = Dear(seconds)
+        drafter = SlowDrafter(seconds)
         pricing = CostTracker(CostModel((1, MAX_ROWS), (0,), ((1e-6, 2e-6),)))
         target = FakeBackend(HashModel(N_VOCAB, 3), fake_limits(N_VOCAB))
-        session = Session(target, [drafter], 1, pricing=pricing, back_off=BackOff())
+        session = session_of(target, [drafter], 1, pricing=pricing, back_off=BackOff())
         session.feed(TEXT)
         sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
         n_steps = len(list(session.generate(sampler, 20, lambda _: False)))

@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specgen.core.drafting.acceptance import AcceptanceModel, Estimate
-from specgen.core.drafting.builder import Builder
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree, Evidence
-from tests.support.guessers import Stutterer
+from tests.support.drafting import TreeMaker
 
 Path: TypeAlias = tuple[int, ...]  # tokens below the root
 Guesses: TypeAlias = dict[Path, dict[int, float]]
@@ -33,15 +32,16 @@ def reachable(levels: list[dict[int, float]]) -> Guesses:
 
 
 # Few probabilities, so that there are many ties, and those of paths are exact.
-CHILDREN = st.dictionaries(
-    st.integers(0, 2), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), max_size=3
-)
+CHILDREN = st.dictionaries(st.integers(0, 2), st.sampled_from([0.25, 0.5, 0.75, 1.0]), max_size=3)
 GUESSES = st.lists(CHILDREN, max_size=8).map(reachable)
 FEW_GUESSES = st.lists(CHILDREN, max_size=3).map(reachable)
 
 
 class Table:
     """A drafter that looks its guesses up by the path, and knows nothing where there are none."""
+
+    effort = None
+    reads_logits = False
 
     def __init__(self, guesses: Guesses, name: str = "table") -> None:
         self.name = name
@@ -74,7 +74,7 @@ def build(
     *guesses: Guesses, budget: int = 8, depth: int = 9, max_leaves: int = 16, branch: bool = True
 ) -> DraftTree:
     drafters = [Table(each, f"table {i}") for i, each in enumerate(guesses)]
-    return Builder(drafters, budget, max_leaves=max_leaves, branch=branch).build(ROOT, 99, depth)
+    return TreeMaker(drafters, budget, max_leaves=max_leaves, branch=branch).build(ROOT, 99, depth)
 
 
 def path_of(tree: DraftTree, node: int) -> Path:
@@ -227,13 +227,6 @@ def test_full_leaves_leave_room_to_what_continues_them() -> None:
     assert set(path_probs(tree)) == {(0,), (1,), (1, 0)}
 
 
-def test_a_token_offered_twice_is_one_node() -> None:
-    """A drafter that repeats itself gets no two siblings with the same token."""
-    tree = Builder([Stutterer(9)], 12, max_leaves=16, branch=True).build(ROOT, 99, 2)
-    tree.check()
-    assert len(tree) == 1 + 2 + 4
-
-
 @pytest.mark.parametrize(
     ("drafters", "budget", "depth"),
     [
@@ -249,7 +242,7 @@ def test_nothing_to_guess_or_no_room_drafts_nothing(
     drafters: list[Drafter], budget: int, depth: int
 ) -> None:
     """Without guesses, room or depth the tree is its root: plain decoding."""
-    tree = Builder(drafters, 8, max_leaves=4, branch=True).build(ROOT, budget, depth)
+    tree = TreeMaker(drafters, 8, max_leaves=4, branch=True).build(ROOT, budget, depth)
     assert tree == DraftTree.root(ROOT)
 
 
@@ -257,7 +250,7 @@ def test_the_smaller_of_room_and_max_drafts_counts() -> None:
     """A tree holds at most `budget` and at most `max_drafts` guesses."""
     guesses: Guesses = {(): {0: 0.5, 1: 0.5}, (0,): {0: 0.5, 1: 0.5}, (1,): {0: 0.5, 1: 0.5}}
     for max_drafts, budget, n in ((3, 9, 3), (9, 3, 3), (9, 9, 6)):
-        builder = Builder([Table(guesses)], max_drafts, max_leaves=16, branch=True)
+        builder = TreeMaker([Table(guesses)], max_drafts, max_leaves=16, branch=True)
         assert len(builder.build(ROOT, budget, 9)) == 1 + n
 
 
@@ -266,7 +259,9 @@ def test_drafters_are_asked_only_below_nodes_that_may_have_children() -> None:
     guesses: Guesses = {(0,) * n: {0: 0.5} for n in range(9)}
     for budget, depth in ((3, 9), (9, 3)):
         table = Table(guesses)
-        assert len(Builder([table], budget, max_leaves=1, branch=False).build(ROOT, 99, depth)) == 4
+        assert (
+            len(TreeMaker([table], budget, max_leaves=1, branch=False).build(ROOT, 99, depth)) == 4
+        )
         assert table.asked == [(), (0,), (0, 0)]
 
 
@@ -301,7 +296,7 @@ def exclusive_paths(tables: Sequence[Guesses], path: Path = (), prob: float = 1.
 def test_judged_siblings_share_what_there_is(tables: list[Guesses], budget: int) -> None:
     """One of them at most comes true: the likeliest first, the others are left the rest."""
     drafters = [Table(table, f"table {i}") for i, table in enumerate(tables)]
-    builder = Builder(drafters, budget, max_leaves=99, branch=True, acceptance=Believer())
+    builder = TreeMaker(drafters, budget, max_leaves=99, branch=True, acceptance=Believer())
     probs = path_probs(builder.build(ROOT, 99, 99)).values()
     assert sorted(probs, reverse=True) == sorted(exclusive_paths(tables), reverse=True)[:budget]
 
@@ -311,7 +306,7 @@ def test_only_guesses_with_a_chance_are_judged(chance: float, n_judged: int) -> 
     """In a sure copy no time is spent on what else might follow."""
     guesses: Guesses = {(0,) * n: {1: 0.1, 0: chance, 2: 0.1} for n in range(9)}
     judge = Believer()
-    Builder([Table(guesses)], 4, max_leaves=9, branch=True, acceptance=judge).build(ROOT, 99, 99)
+    TreeMaker([Table(guesses)], 4, max_leaves=9, branch=True, acceptance=judge).build(ROOT, 99, 99)
     assert len(judge.judged) == n_judged
 
 
@@ -319,7 +314,7 @@ def test_nobody_is_asked_below_the_last_node() -> None:
     """A guess that does not pay ends the tree, whatever may follow it."""
     table = Table({(0,) * n: {0: 0.3} for n in range(9)})
     price = Priced([1.0, 1.0])
-    builder = Builder([table], 9, max_leaves=9, branch=True, pricing=price)
+    builder = TreeMaker([table], 9, max_leaves=9, branch=True, pricing=price)
     assert len(builder.build(ROOT, 99, 99)) == 1
     assert table.asked == [()]
 
@@ -327,12 +322,12 @@ def test_nobody_is_asked_below_the_last_node() -> None:
 def test_nothing_is_drafted_behind_the_end() -> None:
     """An end token may be guessed; nothing follows it, on the main chain or beside it."""
     guesses: Guesses = {(): {1: 0.9, 2: 0.5}, (1,): {3: 1.0}, (2,): {1: 0.9}, (2, 1): {3: 1.0}}
-    builder = Builder([Table(guesses)], 9, max_leaves=9, branch=True, eog={1})
+    builder = TreeMaker([Table(guesses)], 9, max_leaves=9, branch=True, eog={1})
     tree = builder.build(ROOT, 9, 9)
     ends = [node for node in range(len(tree)) if tree.tokens[node] == 1]
     assert len(ends) == 2
     assert not set(ends) & set(tree.parents)
-    other = Builder([Table(guesses)], 9, max_leaves=9, branch=True)
+    other = TreeMaker([Table(guesses)], 9, max_leaves=9, branch=True)
     assert len(other.build(ROOT, 9, 9)) == len(tree) + 2
 
 
@@ -342,7 +337,7 @@ class Priced:
     def __init__(self, costs: Sequence[float]) -> None:
         self._row = tuple(accumulate([*costs, *[costs[-1]] * (80 - len(costs))]))
 
-    def row(self, context: int) -> Sequence[float]:
+    def costs(self, context: int) -> Sequence[float]:
         """See Pricing."""
         return self._row
 
@@ -359,15 +354,15 @@ def test_the_size_is_the_one_with_most_tokens_a_second(
     """Of all sizes of the unpriced tree, by trying each; smaller ones where equal."""
     drafters = [Table(table, f"table {i}") for i, table in enumerate(tables)]
     price = Priced([1.0, *costs])
-    whole = Builder(drafters, 16, max_leaves=99, branch=True)
-    paid = Builder(drafters, 16, max_leaves=99, branch=True, pricing=price)
+    whole = TreeMaker(drafters, 16, max_leaves=99, branch=True)
+    paid = TreeMaker(drafters, 16, max_leaves=99, branch=True, pricing=price)
     rates = {}
     for budget in range(17):
         tree = whole.build(ROOT, budget, 99)
         paths = path_probabilities(tree)
         if len(tree) == budget + 1:
             rates[budget] = (
-                sum(paths) / price.row(0)[n_pending + budget] * (1.0 if budget else PREMIUM)
+                sum(paths) / price.costs(0)[n_pending + budget] * (1.0 if budget else PREMIUM)
             )
     tree = paid.build(ROOT, 16, 99, n_pending=n_pending)
     assert rates[len(tree) - 1] == pytest.approx(max(rates.values()))

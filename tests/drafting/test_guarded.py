@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.core.drafting.acceptance import AcceptanceModel
-from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.guarded import MOST_CANDIDATES, SafeDrafter, find_fault
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
@@ -23,6 +22,7 @@ from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.drafters.prompt_lookup import PromptLookup
 from tests.support.command import run, text_of
+from tests.support.drafting import TreeMaker, session_of
 from tests.support.guessers import Faulty, Oracle, RandomTree, lies
 
 N_VOCAB = 9
@@ -37,6 +37,8 @@ class Spy(RandomTree):
     """Guesses at random; from its call number `fails_at` of `fails_in` on, it raises `error`."""
 
     name = "spy"
+    effort = None
+    reads_logits = False
 
     def __init__(self, fails_in: str = "", fails_at: int = 0, error: Any = None) -> None:
         super().__init__(5, N_VOCAB, 3)
@@ -83,7 +85,7 @@ def plain(n_tokens: int) -> list[int]:
 def begun(*drafters: Drafter, judged: bool = False) -> Session:
     """A session on the model of `plain`, fed with the prompt."""
     backend = FakeBackend(HashModel(N_VOCAB, 2, 3), fake_limits(N_VOCAB))
-    session = Session(backend, drafters, 8, acceptance=AcceptanceModel() if judged else None)
+    session = session_of(backend, drafters, 8, acceptance=AcceptanceModel() if judged else None)
     session.feed(PROMPT)
     return session
 
@@ -247,7 +249,7 @@ def test_a_failure_midway_leaves_a_sound_tree(call: str, at: int) -> None:
     other = SafeDrafter(RandomTree(2, N_VOCAB, 2), N_VOCAB)
     for drafter in (spy, other):
         drafter.begin(np.array(PROMPT, np.int32))
-    tree = Builder([spy, other], 16, max_leaves=8, branch=True).build(0, 16, 9)
+    tree = TreeMaker([spy, other], 16, max_leaves=8).build(0, 16, 9)
     tree.check()
     assert spy.root() is None
     asked = Spy()
@@ -278,7 +280,7 @@ def test_the_faults_of_the_lossless_cases_come_up(caplog: pytest.LogCaptureFixtu
         faulty = Faulty(seed, N_VOCAB)
         session = begun(faulty)
         write(session, 40)
-        if isinstance(session._pool.drafters[0]._drafter, Faulty):
+        if isinstance(session._speculator._pool._members[0].drafter._drafter, Faulty):
             continue
         seen.add((faulty.fails_in, faulty.fails_in == "predict" and faulty.lie is not None))
     assert seen == {(call, False) for call in CALLS} | {("predict", True)}

@@ -18,25 +18,24 @@ from specgen.core.cost.model import load_curve
 from specgen.core.engine import Engine
 from specgen.core.errors import ContextFull
 from specgen.core.evaluation.lossless import (
-    TIE,
     Difference,
     Finding,
-    Judge,
     Question,
     Setting,
     answer,
     audit,
     first_tokens,
+    gaps_of,
 )
 from specgen.core.knowledge.profile import Profile
 from specgen.core.protocols import Drafter, Limits, Logits
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.core.verify import Verdict, verify
 from specgen.drafters import create
 from tests.conftest import TinyModel
+from tests.support.drafting import session_of
 from tests.support.guessers import Letters, Oracle, RandomTree
 from tests.support.lossless import random_params
 
@@ -45,6 +44,7 @@ Verify = Callable[..., Verdict]
 
 N_VOCAB = 12
 OFF = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+TIE = 1.0  # logits; the gap that the command allows
 ROUNDED = 0.1  # logits by which `Rounding` rounds
 
 
@@ -86,7 +86,7 @@ class FakeEngine:
         assert not strict
         self._backend.rewind(0)
         branch = tree is not False
-        self.session = Session(self._backend, drafters, 12, branch=branch, eog=self.vocab.eog)
+        self.session = session_of(self._backend, drafters, 12, branch=branch, eog=self.vocab.eog)
 
 
 def fake(seed: int = 0, **options: Any) -> Engine:
@@ -298,7 +298,7 @@ def _drafter(fault: Callable[..., Any], seed: int) -> Sequence[Drafter]:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a token that is far from the plain one, at the place where the texts part."""
+    """At the place where the texts part: greedy ones by a gap that no rounding makes."""
     where, fault, params = FAULTS[name]
     n_faults = 0
     for seed in range(6):
@@ -319,6 +319,7 @@ def test_planted_faults_are_found(name: str, monkeypatch: pytest.MonkeyPatch) ->
         assert found.tokens == (plain.tokens[at], other.tokens[at])
         assert found.widths == (1, other.widths[at])
         assert 0 < found.gap <= found.worst
+        assert params.greedy or found.gap == math.inf
     assert n_faults >= (3 if fault is bonus else 6)
 
 
@@ -363,11 +364,10 @@ def test_an_end_elsewhere_is_a_fault(ends_early: bool, monkeypatch: pytest.Monke
 
 
 def test_rounding_is_a_tie() -> None:
-    """Gaps are no larger than what was rounded; greedy ones are those of the model itself."""
+    """Gaps of greedy answers are those of the model itself, and no larger than what was rounded."""
     n_different = 0
     for seed in range(14):
-        params = GREEDY if seed % 2 else SamplingParams(seed=seed)
-        engine, asked = fake(seed, kind=Rounding), question(seed, params)
+        engine, asked = fake(seed, kind=Rounding), question(seed, GREEDY)
         ways = settings(seed)[2:5]
         plain = answer(engine, asked, (), 40).tokens
         for way, finding in zip(ways, audit(engine, [asked], ways, 40), strict=True):
@@ -381,9 +381,8 @@ def test_rounding_is_a_tie() -> None:
             at = next(i for i in range(40) if plain[i] != other.tokens[i])
             assert (found.position, found.widths) == (at, (1, other.widths[at]))
             assert 0 < found.gap <= found.worst <= ROUNDED + 1e-4
-            if params.greedy:
-                gaps = greedy_gaps(HashModel(N_VOCAB, 3, seed), asked.tokens, other.tokens)
-                assert (found.gap, found.worst) == pytest.approx((gaps[at], max(gaps)))
+            gaps = greedy_gaps(HashModel(N_VOCAB, 3, seed), asked.tokens, other.tokens)
+            assert (found.gap, found.worst) == pytest.approx((gaps[at], max(gaps)))
     assert n_different > 5
 
 
@@ -393,146 +392,30 @@ def greedy_gaps(model: HashModel, asked: Sequence[int], text: Sequence[int]) -> 
     return [float(row.max() - row[token]) for row, token in zip(rows, text, strict=True)]
 
 
-# The judge.
-
-
-def random_row(rng: np.random.Generator) -> Row:
-    n = int(rng.integers(2, 45))
-    row: Row = (rng.choice((0.3, 1.5, 4.0)) * rng.standard_normal(n)).astype(np.float32)
-    return row
-
-
-def case(seed: int, **fixed: Any) -> tuple[np.random.Generator, Row, SamplingParams]:
-    """A row and how to sample from it, at random; no penalties, they are in the row already."""
-    rng = np.random.default_rng(seed)
-    options: dict[str, Any] = {"temperature": float(rng.choice((0.2, 0.8, 1.0, 2.0)))}
-    options |= {"repeat_last_n": 0, "typical_p": 1.0, "seed": seed, **fixed}
-    return rng, random_row(rng), replace(random_params(random.Random(seed)), **options)
-
-
-def gap_of(row: Row, params: SamplingParams, token: int) -> float:
-    judge = Judge(params, len(row), [token])
-    assert judge.next(row) == token
-    return judge.gaps[0]
-
-
-def test_no_gap_exactly_where_the_sampler_chooses() -> None:
-    """Of all tokens the one that the sampler takes with that random number; also greedily."""
-    for seed in range(60):
-        _, row, params = case(seed)
-        if seed % 5 == 0:
-            params = replace(params, temperature=0.0)
-        chosen = Sampler(params, len(row)).next(row)
-        gaps = [gap_of(row, params, token) for token in range(len(row))]
-        assert [token for token, gap in enumerate(gaps) if gap == 0] == [chosen], seed
-        assert min(gaps) == 0
+def test_any_difference_of_sampled_answers_is_a_fault() -> None:
+    """They are compared where nothing rounds; so one that is as small as rounding is none."""
+    found = []
+    for seed in range(14):
+        asked = question(seed, SamplingParams(seed=seed))
+        found += differences(list(audit(fake(seed, kind=Rounding), [asked], settings(seed), 40)))
+    assert len(found) > 5
+    assert {(difference.gap, difference.worst) for difference in found} == {(math.inf, math.inf)}
 
 
 def test_gaps_of_a_text() -> None:
-    """The judge draws and penalizes like a sampler: the sampler's own text has no gap anywhere."""
+    """Penalties count: plain decoding's own text has no gap, other tokens have what they lack."""
     for seed in range(30):
-        params = random_params(random.Random(seed))
-        model = HashModel(N_VOCAB, 2, seed)
+        params = replace(random_params(random.Random(seed)), temperature=0.0)
+        engine, asked = fake(seed), question(seed, params)
+        text = list(answer(engine, asked, (), 20).tokens)
+        assert gaps_of(engine, asked, text) == [0.0] * len(text)
         sampler = Sampler(params, N_VOCAB)
-        sampler.begin([1, 2, 3])
-        text = [1, 2, 3]
-        for _ in range(30):
-            text.append(sampler.next(model.logits(text)))
-        judge = Judge(params, N_VOCAB, text[3:])
-        judge.begin([1, 2, 3])
-        for i in range(30):
-            judge.next(model.logits(text[: 3 + i]))
-        assert judge.gaps == [0.0] * 30
-
-
-def test_gap_is_never_more_than_the_logits_moved() -> None:
-    """Filters may let others through after the move: what is chosen then is within the move."""
-    n_moved = 0
-    for seed in range(1000):
-        rng, row, params = case(seed)
-        if seed % 10 == 0:
-            params = replace(params, temperature=0.0)
-        moved = float(rng.choice((0.03, 0.2, 1.0, 3.0)))
-        noise = rng.uniform(0, moved, len(row)).astype(np.float32)
-        chosen = Sampler(params, len(row)).next(row + noise)
-        assert gap_of(row, params, chosen) <= moved + 1e-4, seed
-        n_moved += chosen != Sampler(params, len(row)).next(row)
-    assert n_moved > 150
-
-
-def test_a_move_by_the_gap_is_enough() -> None:
-    """Without filters: what lies on the token's side moved by the gap brings the draw to it."""
-    for seed in range(300):
-        rng, row, params = case(seed, top_k=0, top_p=1.0, min_p=0.0)
-        chosen = Sampler(params, len(row)).next(row)
-        token = int(rng.integers(len(row)))
-        gap = gap_of(row, params, token)
-        side = slice(token + 1) if token < chosen else slice(token, None)
-        for more, is_enough in ((-1e-4, token == chosen), (1e-4, True)):
-            moved = row.astype(np.float64)
-            moved[side] += gap + more
-            after = Sampler(params, len(row)).next(moved.astype(np.float32))
-            reached = after <= token if token < chosen else after >= token
-            assert reached == is_enough or gap < 1e-3, seed
-
-
-def test_gap_without_filters_is_a_formula() -> None:
-    """The log-odds between the draw and the nearer border of the token, times the temperature."""
-    for seed in range(100):
-        rng, row, params = case(seed, top_k=0, top_p=1.0, min_p=0.0)
-        chances = [math.exp(float(x) / params.temperature) for x in row]
-        draw = random.Random(seed).random()
-        token = int(rng.integers(len(row)))
-
-        def odds(n: int, chances: Sequence[float] = chances) -> float:
-            below, above = math.fsum(chances[:n]), math.fsum(chances[n:])
-            return math.log(below / above) if below and above else math.copysign(math.inf, n - 1)
-
-        at = math.log(draw / (1 - draw))
-        gap = max(odds(token) - at, at - odds(token + 1), 0.0)
-        expected = pytest.approx(gap * params.temperature, abs=1e-5)
-        assert gap_of(row, params, token) == expected, seed
-
-
-def test_gaps_rise_with_the_distance_from_the_draw() -> None:
-    """Without filters, to both sides of the chosen token."""
-    for seed in range(15):
-        _, row, params = case(seed, top_k=0, top_p=1.0, min_p=0.0)
-        chosen = Sampler(params, len(row)).next(row)
-        gaps = [gap_of(row, params, token) for token in range(len(row))]
-        assert gaps[: chosen + 1] == sorted(gaps[: chosen + 1], reverse=True)
-        assert gaps[chosen:] == sorted(gaps[chosen:])
-
-
-def test_tokens_that_filters_leave_out() -> None:
-    """They have to come up first: with top-k 1 to the best, with min-p to its floor."""
-    for seed in range(15):
-        _, row, params = case(seed, top_k=1, top_p=1.0, min_p=0.0)
-        gaps = [gap_of(row, params, token) for token in range(len(row))]
-        assert gaps == pytest.approx([float(row.max() - x) for x in row], abs=1e-4)
-    for seed in range(15):
-        _, row, params = case(seed, top_k=0, top_p=1.0, min_p=0.3)
-        floor = float(row.max()) + math.log(0.3)
-        for token in np.flatnonzero(row < floor):
-            assert gap_of(row, params, int(token)) >= floor - row[token] - 1e-4
-
-
-def test_what_can_never_be_chosen() -> None:
-    """A logit of minus infinity comes up by no move."""
-    row = np.array([1.0, -math.inf, 2.0], np.float32)
-    for params in (GREEDY, SAMPLED, replace(OFF, seed=1), replace(OFF, typical_p=0.5, seed=1)):
-        assert gap_of(row, params, 1) == math.inf
-
-
-def test_typical_sampling_has_gaps_too() -> None:
-    """What it leaves out is behind, if only by its place."""
-    for seed in range(15):
-        _, row, params = case(seed, typical_p=0.6)
-        chosen = Sampler(params, len(row)).next(row)
-        gaps = [gap_of(row, params, token) for token in range(len(row))]
-        assert gaps[chosen] == 0
-        assert min([*gaps[:chosen], *gaps[chosen + 1 :]]) > 0
-        assert max(gaps) < math.inf
+        sampler.begin(asked.tokens)
+        for token in text[:7]:
+            sampler._remember(token)
+        row = sampler._row(HashModel(N_VOCAB, 3, seed).logits([*asked.tokens, *text[:7]]))
+        text[7] = int(row.argmin())
+        assert gaps_of(engine, asked, text)[:8] == [*[0.0] * 7, float(row.max() - row.min())]
 
 
 # The distribution.
@@ -629,6 +512,16 @@ def test_llama_is_lossless(llama: Engine) -> None:
 
 
 @pytest.mark.llama
+def test_sampled_answers_have_strict_widths(llama: Engine) -> None:
+    """Though the configuration is not strict; greedy ones have the widths that users have."""
+    greedy, sampled = (answer(llama, asked, (), 20) for asked in llama_questions(llama))
+    assert set(greedy.widths) == {1}
+    assert set(sampled.widths) == {2}
+    drafters = create("recycle")
+    assert set(answer(llama, llama_questions(llama)[1], drafters, 40).widths) > {2}
+
+
+@pytest.mark.llama
 @pytest.mark.parametrize("name", ["typical acceptance", "rows left in the cache"])
 def test_faults_in_llama_are_found(
     name: str, llama: Engine, monkeypatch: pytest.MonkeyPatch
@@ -638,4 +531,4 @@ def test_faults_in_llama_are_found(
     monkeypatch.setattr(f"specgen.core.session.{where}", fault)
     for asked in llama_questions(llama):
         findings = list(audit(llama, [asked], LLAMA_SETTINGS[:1], 80))
-        assert differences(findings)[0].worst > TIE
+        assert differences(findings)[0].worst > TIE, asked.params

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.replay_learned import learn, load
 from specgen.core.cost.model import load_curve
 from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import UsageError
-from specgen.core.evaluation.replay import Recording, learn, load_recordings, replay
+from specgen.core.evaluation.replay import Recording, load_recordings, replay
 from specgen.core.protocols import Drafter, Tokens
 from specgen.drafters import REGISTRY, create
 from tests.conftest import TinyModel
@@ -43,7 +44,7 @@ def test_a_copied_loop_is_counted_by_hand() -> None:
     (tally,) = replay(recording, create("prompt-lookup"), CURVE, None, 16).values()
     assert (tally.tokens, tally.steps, tally.nodes) == (72, 9, 72)
     assert tally.accepted_by == {"prompt-lookup": 72 - 9}
-    assert tally.speedup == pytest.approx(8 * CURVE.row(0)[0] / CURVE.row(0)[7])
+    assert tally.speedup == pytest.approx(8 * CURVE.costs(0)[0] / CURVE.costs(0)[7])
 
 
 @pytest.mark.parametrize("name", ["auto", *REGISTRY])
@@ -73,10 +74,10 @@ def test_recordings_are_read_from_json_lines(tmp_path: Path) -> None:
     """Turns and answers become token pairs; blank lines are skipped."""
     path = tmp_path / "x.jsonl"
     line = {"task": "t", "turns": ["a"], "answers": ["bc"]}
-    path.write_text(json.dumps(line) + "\n\n" + json.dumps({**line, "question_id": 7}))
+    path.write_text(json.dumps(line) + "\n\n" + json.dumps(line))
     first, second = load_recordings(path, characters)
     turns = ((tuple(map(ord, "\n\na\n\n")), (98, 99)),)
-    assert (first, second) == (Recording("t", turns, 1), Recording("t", turns, 7))
+    assert (first, second) == (Recording("t", turns), Recording("t", turns))
 
 
 def test_a_plain_text_is_one_recording(tmp_path: Path) -> None:
@@ -164,7 +165,6 @@ def test_the_table_of_a_replay(tiny_model: TinyModel, tmp_path: Path) -> None:
         (("--replay", "x", "-t", "1"), "--threads does nothing with --replay"),
         (("--replay", "x", "--save", "y"), "--save does nothing with --replay"),
         (("--curve", "flat"), "--curve does nothing without --replay"),
-        (("--learn-on", "0/2"), "--learn-on does nothing without --replay"),
     ],
 )
 def test_bad_input(tiny_model: TinyModel, words: tuple[str, ...], message: str) -> None:
@@ -177,59 +177,33 @@ def test_bad_input(tiny_model: TinyModel, words: tuple[str, ...], message: str) 
 
 def test_learning_goes_through_all_answers() -> None:
     """In the order of the questions; the answers of one question are remembered together."""
-    texts = {3: (7, 8, 9), 1: (1, 2), 2: (4,)}
-    recordings = [Recording("t", (((5,), text),), q) for q, text in texts.items()]
-    recordings.append(Recording("t", (((5,), (6, 6)),), 1))
+    texts: dict[int, list[tuple[int, ...]]] = {3: [(7, 8, 9)], 1: [(1, 2), (6, 6)], 2: [(4,)]}
+    recordings = {q: [Recording("t", (((5,), t),)) for t in alike] for q, alike in texts.items()}
     seen: list[list[int]] = []
 
     def make(answers: Tokens) -> list[Drafter]:
         seen.append(answers.tolist())
         return create("auto")
 
-    learned = learn(recordings, make, CURVE, 16, AcceptanceModel())
+    learned = learn(recordings, make, CURVE, AcceptanceModel())
     assert seen == [[], [], [1, 2, 6, 6], [1, 2, 6, 6, 4]]
     assert learned.answers.tolist() == [1, 2, 6, 6, 4, 7, 8, 9]
 
 
-def conversations(path: Path, n: int) -> Path:
-    """A file of `n` conversations about the same things, but for a number."""
-    lines = []
-    for i in range(n):
-        text = f"Item {i}: " + " ".join(f"the part {j} of the whole is due" for j in range(4))
-        lines.append(json.dumps({"question_id": i, "turns": ["List it."], "answers": [text]}))
-    path.write_text("\n".join(lines))
-    return path
-
-
 @pytest.mark.llama
-def test_bench_learns_from_some_and_measures_others(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Learning lifts tokens per step; what is measured is the same whoever else is measured."""
-    path = conversations(tmp_path / "x.jsonl", 8)
-    words = ("bench", tiny_model(), "--replay", path, "--curve", "flat", "-o", "jsonl")
-
-    def figures(*options: str) -> dict[str, float]:
-        outcome = run(*words, *options)
-        assert (outcome.code, outcome.err) == (0, "")
-        return dict(json.loads(outcome.out.splitlines()[0]))
-
-    cold = figures("--only", "2/4")
-    warm = figures("--only", "2/4", "--learn-on", "0/4")
-    assert cold["tokens"] == warm["tokens"] < figures()["tokens"]
-    assert warm["tokens_per_step"] > cold["tokens_per_step"] + 0.5
-    one, other = (figures("--only", part, "--learn-on", "0/4") for part in ("2/8", "6/8"))
-    assert one["steps"] + other["steps"] == warm["steps"]  # frozen: the first teaches nothing
-
-
-@pytest.mark.llama
-@pytest.mark.parametrize("part", ["4", "4/4", "a/b", "-1/4", "0/0", f"1/{'9' * 5000}"])
-def test_bench_refuses_a_part_that_is_none(
-    part: str, tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    """One line, exit code 2."""
-    path = conversations(tmp_path / "x.jsonl", 2)
-    outcome = run("bench", tiny_model(), "--replay", path, "--only", part)
-    assert outcome.code == 2
-    assert f"--only is '{part[:40]}" in outcome.err
+def test_conversations_by_question(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The number of the question, or of the line."""
+    path = tmp_path / "x.jsonl"
+    lines: tuple[dict[str, int], ...] = (
+        {"question_id": 3},
+        {"question_id": 8},
+        {},
+        {"question_id": 8},
+    )
+    texts = [json.dumps({"turns": ["a"], "answers": ["b"], **line}) for line in lines]
+    path.write_text("\n\n".join(texts))
+    found = load(tiny_model(), path)
+    assert {question: len(alike) for question, alike in found.items()} == {3: 1, 8: 2, 5: 1}
 
 
 @pytest.mark.llama
@@ -243,7 +217,6 @@ def test_bench_refuses_a_part_that_is_none(
         ("x.jsonl", '{"turns": [1], "answers": ["b"]}', "line 1 is no recorded conversation"),
         ("x.jsonl", '{"turns": ["a"], "answers": "b"}', "line 1 is no recorded conversation"),
         ("x.jsonl", '{"turns": ["a"], "answers": ["\\ud800"]}', "line 1 is no recorded"),
-        ("x.jsonl", '{"turns": ["a"], "answers": ["b"], "question_id": 1e999}', "line 1 is no"),
         ("x.jsonl", "[" * 100_000, "line 1 is no recorded conversation: it is nested too deeply"),
     ],
 )
@@ -267,12 +240,3 @@ def test_an_empty_answer_counts_for_nothing(tiny_model: TinyModel, tmp_path: Pat
     outcome = run("bench", tiny_model(), "--replay", path, "-o", "jsonl")
     groups = [json.loads(line)["group"] for line in outcome.out.splitlines()]
     assert (outcome.code, groups) == (0, ["all", "text turn 1"])
-
-
-@pytest.mark.llama
-def test_bench_refuses_to_measure_nothing(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """No question has such a number."""
-    path = conversations(tmp_path / "x.jsonl", 2)
-    outcome = run("bench", tiny_model(), "--replay", path, "--only", "3/4")
-    assert outcome.code == 2
-    assert "leaves nothing" in outcome.err

@@ -24,6 +24,7 @@ from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from tests.models.test_header import write_model
+from tests.support.drafting import session_of
 from tests.support.guessers import Oracle, RandomTree
 from tests.support.tiny import Architecture, Quantization, write_tiny
 
@@ -224,7 +225,7 @@ def test_greedy_text_does_not_depend_on_the_drafter(exact_model: LlamaModel, dec
     n_vocab = exact_model.vocab.n_vocab
     prompt = exact_model.vocab.tokenize("that was the one he had", add_bos=True, special=False)
     backend = LlamaBackend(exact_model, config())
-    plain_session = Session(backend, [], 0)
+    plain_session = session_of(backend, [], 0)
     plain_session.feed(prompt)
     truth = greedy(plain_session, n_vocab, 150)
     for drafter in (
@@ -232,7 +233,7 @@ def test_greedy_text_does_not_depend_on_the_drafter(exact_model: LlamaModel, dec
         RandomTree(1, n_vocab, 3),
     ):
         backend.rewind(0)
-        session = Session(backend, [drafter], 12)
+        session = session_of(backend, [drafter], 12)
         session.feed(prompt)
         assert greedy(session, n_vocab, 150) == truth
     backend.close()
@@ -245,7 +246,7 @@ def test_a_sampled_text_does_not_depend_on_the_drafter(model: LlamaModel) -> Non
     texts = []
     for drafters in ([], [RandomTree(1, n_vocab, 3)]):
         backend.rewind(0)
-        session = Session(backend, drafters, 12)
+        session = session_of(backend, drafters, 12)
         session.feed([1, 7, 9])
         sampler = Sampler(SamplingParams(seed=4), n_vocab)
         steps = session.generate(sampler, 200, lambda _: False)

@@ -15,6 +15,7 @@ from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
 from tests.conftest import TinyModel
+from tests.support.drafting import session_of
 from tests.support.guessers import Oracle, RandomTree
 from tests.support.tiny import WINDOW, Architecture
 
@@ -67,7 +68,7 @@ def opened(tiny_model: TinyModel, kind: Kind) -> Iterator[Callable[[], LlamaBack
 
 def greedy(backend: LlamaBackend, drafters: Sequence[Drafter], prompt: list[int]) -> list[int]:
     """What follows `prompt`: 200 tokens by argmax, well past the sliding window."""
-    session = Session(backend, drafters, 12)
+    session = session_of(backend, drafters, 12)
     session.feed(prompt)
     return more(session, 200)
 
@@ -110,14 +111,14 @@ def test_a_prompt_with_another_end_continues_like_a_fresh_one(
     """Whatever of the cache is reused, or not, the next tokens are those of a new session."""
     with opened(tiny_model, kind) as make:
         backend = make()
-        session = Session(backend, [RandomTree(3, 395, 3)], 12)
+        session = session_of(backend, [RandomTree(3, 395, 3)], 12)
         session.feed([1, *range(50, 150)])
         text = [1, *range(50, 150), *more(session, 100)]
         for keep in (195, 190, 150, 20):
             prompt = [*text[:keep], 33, 44, 55]
             reused = session.feed(prompt)
             assert reused <= keep
-            fresh = Session(make(), [], 0)
+            fresh = session_of(make(), [], 0)
             fresh.feed(prompt)
             assert more(session, 30) == more(fresh, 30)
 
@@ -139,7 +140,7 @@ def test_a_given_up_step_empties_a_memory_that_cannot_go_back(tiny_model: TinyMo
     with opened(tiny_model, kind) as make:
         backend = make()
         prompt = [1, *range(60, 90)]
-        session = Session(backend, [], 0)
+        session = session_of(backend, [], 0)
         session.feed(prompt)
         backend.score(DraftTree.from_parents([89, 3, 4], [-1, 0, 1]), [])
         backend.commit(0)

@@ -13,9 +13,11 @@ import pytest
 from specgen.core.cost.model import load_curve
 from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
+from specgen.core.drafting.speculator import Speculator
 from specgen.core.errors import UsageError
 from specgen.core.knowledge.learned import MOST_ANSWERS
-from specgen.core.tree import DraftTree
+from specgen.core.testing.fakes import fake_limits
+from specgen.core.verify import Verdict
 from specgen.drafters import create, with_past
 from specgen.drafters.sizes import table_bytes
 from specgen.drafters.suffix import Suffix
@@ -53,26 +55,15 @@ def written(names: str, n_tokens: int, *, past: bool) -> Iterator[tuple[int, int
     answers = (rng.zipf(1.3, MOST_ANSWERS) % REAL_VOCAB).astype(np.int32)
     drafters = with_past(create(names), answers if past else answers[:0])
     acceptance = AcceptanceModel()
-    builder = Builder(
-        drafters,
-        16,
-        max_leaves=16,
-        branch=True,
-        acceptance=acceptance,
-        pricing=load_curve("flat"),
-    )
-    for drafter in drafters:
-        drafter.begin(np.array(tokens[:1], np.int32))
+    limits = fake_limits(REAL_VOCAB, n_ctx=n_tokens + 64)
+    builder = Builder(limits, 16, acceptance=acceptance, pricing=load_curve("flat"))
+    speculator = Speculator(builder, drafters)
+    speculator.begin(tokens[:1])
     for n in range(1, len(tokens)):
-        tree, seen = DraftTree.root(tokens[n - 1]), logits[:1, :0]
         if n % 16 == 0:  # often enough to fill all that can be filled
-            drafted = builder.build(tokens[n - 1], 16, 16)
-            tree = DraftTree.from_parents(drafted.tokens[:4], drafted.parents[:4])
-            seen = logits[: len(tree)]
-        for drafter in drafters:
-            drafter.observe(tokens[n : n + 1], tree, seen)
-        if n % 16 == 0:
-            builder.learn(tokens[n : n + 1])
+            draft = speculator.propose(tokens[:n], 0, depth=16, free=3)
+            verdict = Verdict((tokens[n],), (), False)
+            speculator.learn(draft, verdict, logits[: len(draft.tree)], 1e-3)
         if (n + 1) % (n_tokens // 4) == 0:
             yield n + 1, size_of([drafters, acceptance])
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from specgen.core.cost.model import CostModel, Row
-from specgen.core.drafting.pace import BackOff
-from specgen.core.protocols import Candidate, Logits, Tokens
+from specgen.core.cost.model import CostModel, Costs
+from specgen.core.drafting.schedule import BackOff
+from specgen.core.protocols import Candidate, DraftCost, Logits, Tokens
 from specgen.core.tree import DraftTree
 
 
@@ -47,6 +47,8 @@ class _Guesser:
     """What the test drafters share: states are places in the text."""
 
     name = "guesser"
+    effort = None
+    reads_logits = False
 
     def __init__(self) -> None:
         self.length = 0
@@ -68,6 +70,8 @@ class RandomTree(_Guesser):
     """Guesses up to `width` random tokens anywhere, the same ones for the same place."""
 
     name = "random"
+    effort = None
+    reads_logits = False
 
     def __init__(self, seed: int, n_vocab: int, width: int) -> None:
         super().__init__()
@@ -87,6 +91,8 @@ class Oracle(_Guesser):
     """
 
     name = "oracle"
+    effort = None
+    reads_logits = False
 
     def __init__(self, truth: Sequence[int], n_vocab: int, decoys: int, lie: bool = False) -> None:
         super().__init__()
@@ -106,6 +112,8 @@ class Stutterer(_Guesser):
     """Breaks the contract: offers the same token several times."""
 
     name = "stutterer"
+    effort = None
+    reads_logits = False
 
     def __init__(self, n_vocab: int) -> None:
         super().__init__()
@@ -120,6 +128,8 @@ class Faulty(RandomTree):
     """Fails for good from some call of one of its methods on; in `predict` it may lie instead."""
 
     name = "faulty"
+    effort = None
+    reads_logits = False
 
     def __init__(self, seed: int, n_vocab: int) -> None:
         super().__init__(seed, n_vocab, 3)
@@ -186,9 +196,9 @@ class TriesSizes:
         self._curve = curve
         self._random = random.Random(seed)
 
-    def row(self, context: int) -> Row:
+    def costs(self, context: int) -> Costs:
         """See Pricing."""
-        return self._curve.row(context)
+        return self._curve.costs(context)
 
     def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
         """See Prices."""
@@ -206,13 +216,16 @@ class AsksAtRandom(BackOff):
         super().__init__()
         self._random = random.Random(seed)
 
-    def asks(self) -> bool:
+    def should_draft(self) -> bool:
         """See Pace."""
         return self._random.random() < 0.5
 
 
 class Witness:
     """A drafter that guesses nothing, and notes the text, its askings and its looks at logits."""
+
+    effort: DraftCost | None = None
+    reads_logits = True
 
     def __init__(self, name: str = "witness") -> None:
         self.name = name

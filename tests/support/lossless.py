@@ -15,6 +15,7 @@ from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.text.stream import TextStream
 from specgen.drafters.prompt_lookup import PromptLookup
+from tests.support.drafting import session_of
 
 from .guessers import AsksAtRandom, Faulty, Letters, Oracle, RandomTree, Stutterer, TriesSizes
 
@@ -103,7 +104,7 @@ def speculative(case: Case) -> Outcome:
     )
     backend = FakeBackend(HashModel(case.n_vocab, case.order, case.model_seed), limits)
     curve = load_curve("mi50") if case.judged else None
-    session = Session(
+    session = session_of(
         backend,
         _drafters(case),
         case.budget,

@@ -15,11 +15,14 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
-from typing import Any, Final, TextIO
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final, Literal, TextIO, TypeAlias
 from weakref import WeakSet
 
+_ANY_WIDTH: Final = 1 << 20  # characters, so that no line of a table is folded
 LONGEST_LINE: Final = 4000  # characters of an error or a warning; what it quotes may have millions
 
 _HELD: Final = 4096  # most characters of a sequence: an end that never comes holds no more back
@@ -219,6 +222,101 @@ class NoteHandler(logging.Handler):
         """See logging.Handler."""
         with contextlib.suppress(OSError):  # stderr may be what is broken
             note(f"specgen: {in_one_line(record.getMessage())}")
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether people see the stream as it is written."""
+    return stream.isatty()
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Log to stderr: 0 warnings, 1 what specgen does, 2 llama.cpp's log too."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logger = logging.getLogger("specgen")
+    logger.handlers[:] = [NoteHandler()]
+    logger.setLevel(level)
+    # Errors of llama.cpp reach the user in our own message, which quotes them.
+    logging.getLogger("specgen.llama").setLevel(level if verbosity > 1 else logging.CRITICAL)
+
+
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()
+) -> None:
+    """A table on stdout, see `table_text`."""
+    if is_terminal(sys.stdout):
+        draw(f"{table_text(heads, rows, right=right, columns=terminal_columns())}\n")
+    else:
+        show(table_text(heads, rows, right=right))
+
+
+def table_text(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    columns: int | None = None,
+    gap: int = 2,
+) -> str:
+    """A head and rows as aligned lines, whose cells are clean.
+
+    Args:
+        heads: of the columns, with line breaks; none where the first column says what a row is.
+        right: the columns that are flush right; the others are flush left.
+        columns: how wide the terminal is: cells are folded where they do not fit, and have
+            colours. None is plain text, as wide as it needs to be.
+        gap: spaces between columns.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours: Literal["auto"] | None = "auto" if columns else None
+    console = Console(width=columns or _ANY_WIDTH, color_system=colours, highlight=False)
+    table = Table(box=None, show_header=bool(heads), padding=(0, gap, 0, 0), pad_edge=False)
+    for i in range(len(heads or rows[0])):
+        head = Text("\n".join(map(clean, heads[i].split("\n")))) if heads else ""
+        justify: Literal["left", "right"] = "right" if i in right else "left"
+        style = "" if heads or i else "bold"
+        table.add_column(head, style=style, justify=justify, vertical="bottom", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def terminal_columns() -> int:
+    """How wide the terminal is, in characters."""
+    return shutil.get_terminal_size().columns
+
+
+Progress: TypeAlias = Callable[[str, float], None]  # told what is done, and the part of it, 0..1
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """While entered, what the progress is told is shown."""
+    if not sys.stderr.isatty():
+        stages: set[str] = set()
+
+        def tell(stage: str, share: float) -> None:
+            if stage not in stages:
+                note(f"specgen: {stage}")
+            stages.add(stage)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+
+        def draw(stage: str, share: float) -> None:
+            bars.update(task, description=escape(clean(stage)), completed=share)
+
+        yield draw
 
 
 def prepare_stdout() -> None:

@@ -1,16 +1,20 @@
-"""The pace: drafters are asked while that pays, seldom while it does not, and miss nothing."""
+"""When drafters are asked: while that pays, seldom while it does not; and they miss nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from specgen.core.cost.model import CostModel
 from specgen.core.drafting.acceptance import AcceptanceModel
-from specgen.core.drafting.pace import SKIPPED, BackOff
+from specgen.core.drafting.schedule import SKIPPED, BackOff
+from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
-from specgen.core.session import Session
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
+from specgen.core.tree import DraftTree
+from tests.support.drafting import session_of
 from tests.support.guessers import Witness
 
 N_VOCAB = 30
@@ -76,7 +80,7 @@ def test_drafters_miss_nothing(n_tokens: int) -> None:
     """Whenever they are asked they know the whole text, and so they do in the next turn."""
     backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
     witness = Witness()
-    session = Session(
+    session = session_of(
         backend, [witness], 8, acceptance=AcceptanceModel(), pricing=CURVE, back_off=Seldom()
     )
     session.feed([1, 2, 3])
@@ -93,3 +97,43 @@ def test_drafters_miss_nothing(n_tokens: int) -> None:
     while len(expected) < 3 + n_tokens:
         expected.append(int(np.argmax(model.logits(expected))))
     assert text[:-2] == expected
+
+
+class SlowReader(Witness):
+    """One whose look at the logits takes far more than a hundredth of a quick model's step."""
+
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
+        """See Drafter."""
+        super().observe(emitted, tree, logits)
+        if logits.size:
+            sum(float(logits[0, 0]) for _ in range(2000))
+
+
+def text_with(drafters: Sequence[Witness], plain_s: float | None, n_tokens: int = 30) -> list[int]:
+    """What a model writes whose plain step is said to take so long."""
+    backend = FakeBackend(HashModel(N_VOCAB), fake_limits(N_VOCAB))
+    curve = CostModel((1, 64), (0,), ((plain_s, 10 * plain_s),)) if plain_s else None
+    session = session_of(backend, drafters, 8, acceptance=AcceptanceModel(), pricing=curve)
+    session.feed([1, 2, 3])
+    sampler = Sampler(SamplingParams(temperature=0), N_VOCAB)
+    for _ in session.generate(sampler, n_tokens, lambda _: False):
+        pass
+    return session.tokens
+
+
+def test_one_whose_looks_take_too_long_is_no_longer_asked() -> None:
+    """After five looks; those who look at the text alone are asked on, however long they take."""
+    slow, quick, text_only = SlowReader("slow"), Witness("quick"), SlowReader("text only")
+    text_only.reads_logits = False
+    text = text_with([slow, quick, text_only], plain_s=1e-5)
+    assert slow.looks == [True] * 5 and slow.n_asked == 5
+    assert len(text_only.looks) == 30 and text_only.text == text
+    del quick
+
+
+@pytest.mark.parametrize("plain_s", [None, 100.0])
+def test_next_to_a_large_model_every_look_is_cheap(plain_s: float | None) -> None:
+    """And where nobody knows what a step takes, nobody is left out."""
+    slow = SlowReader("slow")
+    assert text_with([slow], plain_s) == slow.text
+    assert slow.looks == [True] * 30

@@ -1,0 +1,123 @@
+"""Speculation on one text: what is drafted next, and what is learnt from how it went.
+
+The Builder holds what texts share (prices, acceptance, rows); the Speculator holds what belongs to
+a text: its drafters' states, its back-off, and how its last draft was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from specgen.core.protocols import Drafter, Logits
+from specgen.core.tree import DraftTree
+from specgen.core.verify import Verdict
+
+from .best_first import TreeRequest
+from .builder import Builder, Choice
+from .schedule import BackOff, DrafterPool
+
+
+class Draft(NamedTuple):
+    """What is verified next.
+
+    Attributes:
+        tree: draft tokens below the last token of the text, and what the call is padded with.
+        choice: what was drafted; None in a step without drafts.
+        request: what the tree was made for.
+        seconds: host time that drafting took.
+    """
+
+    tree: DraftTree
+    choice: Choice | None
+    request: TreeRequest
+    seconds: float
+
+
+class Speculator:
+    """Drafts for one text.
+
+    Args:
+        builder: what texts share, and the choice of draft tokens.
+        drafters: name candidates; without any, decoding is plain. One that fails is switched off.
+        back_off: says when to draft; without it, every step does.
+    """
+
+    def __init__(
+        self, builder: Builder, drafters: Sequence[Drafter] = (), back_off: BackOff | None = None
+    ) -> None:
+        self._builder = builder
+        self._pool = DrafterPool(drafters, builder.n_vocab)
+        self._back_off = back_off
+        self._run = 0  # accepted first choices in a row
+
+    def begin(self, text: Sequence[int]) -> None:
+        """Another text begins, or the text goes on with another turn."""
+        self._run = 0
+        if self._builder.acceptance is not None:
+            self._builder.acceptance.begin()
+        if self._back_off is not None:
+            self._back_off.begin()
+        self._pool.begin(np.array(text, np.int32))
+
+    def propose(self, text: Sequence[int], n_pending: int, *, depth: int, free: int) -> Draft:
+        """The next draft.
+
+        Args:
+            text: all tokens.
+            n_pending: tokens before the last one that are not in the cache yet.
+            depth: most draft tokens on a path.
+            free: cells that are left for draft tokens.
+        """
+        start = perf_counter()
+        builder, context = self._builder, len(text) - n_pending - 1
+        request = builder.request(text[-1], n_pending, context, depth=depth, free=free)
+        choice = None
+        if self._back_off is None or self._back_off.should_draft():
+            drafters = self._pool.ready(text, _plain_s(request.costs))
+            choice = builder.build(request, drafters, self._run)
+        drafted = choice.tree if choice else DraftTree.root(text[-1])
+        tree = builder.padded(drafted, text, request, probe=choice is not None)
+        return Draft(tree, choice, request, perf_counter() - start)
+
+    def learn(self, draft: Draft, verdict: Verdict, logits: Logits, seconds: float) -> None:
+        """Learn from a step: prices, drafters, acceptance and back-off.
+
+        `logits` (len(draft.tree), n_vocab) came from a call that took `seconds`.
+        """
+        choice, request, emitted = draft.choice, draft.request, verdict.tokens
+        if choice is None:
+            return
+        start = perf_counter()
+        self._builder.observe(request, len(choice.tree), len(draft.tree), seconds)
+        costs = self._builder.costs(request.context)
+        self._pool.observe(emitted, draft.tree, logits, _plain_s(costs))
+        self._count(choice, emitted)
+        # A model that drafts knows what it is worth, and steps without it would leave it behind.
+        if self._back_off is not None and costs is not None and not choice.asked_slow:
+            host_s = draft.seconds + perf_counter() - start
+            cost_s = costs[request.n_pending + len(choice.tree) - 1]
+            self._back_off.settle(costs[0], len(emitted) * costs[0] - cost_s - host_s)
+
+    def _count(self, choice: Choice, emitted: Sequence[int]) -> None:
+        """Tell the acceptance model what became of the candidates, scored or not.
+
+        Only children of accepted nodes count: of others nothing is known.
+        """
+        if self._builder.acceptance is None:
+            return
+        node, best_first = 0, choice.best_first
+        for token in emitted:
+            first, matching = best_first.judge(node, token) if best_first else (None, 0)
+            self._run = self._run + 1 if first == token else 0
+            if not matching:
+                best_first = None
+            node = matching
+
+
+def _plain_s(costs: Sequence[float] | None) -> float | None:
+    """Seconds of a plain step, where they are known."""
+    return None if costs is None else costs[0]
