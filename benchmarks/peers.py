@@ -29,7 +29,7 @@ import typer
 
 from specgen.cli.bench.format import print_report
 from specgen.cli.choices import Format
-from specgen.cli.files import check_place, write_whole
+from specgen.cli.files import check_place, save
 from specgen.cli.interrupt import Interrupts
 from specgen.cli.prepare import ensure_model, ensure_profile
 from specgen.cli.terminal import note, say_error, set_up_logging, shown_progress

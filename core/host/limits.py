@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from .process_memory import anonymous_bytes, bytes_in
+from .process_memory import anonymous_bytes, bytes_in, portable
 
 Waits: TypeAlias = Mapping[str, float]  # seconds by thread
 
@@ -70,7 +70,12 @@ def available_memory_bytes() -> int | None:
     What it already has counts, too, unless it could be dropped. A container's or a service's
     limit counts (cgroups, v2 and v1), less what others use there and could not drop.
     """
-    free = bytes_in(Path("/proc/meminfo"), "MemAvailable")
+    psutil = portable()
+    free = (
+        psutil.virtual_memory().available
+        if psutil
+        else bytes_in(Path("/proc/meminfo"), "MemAvailable")
+    )
     left = _cgroup_memory(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     known = [n for n in (free, left) if n is not None]
     return max(0, min(known)) + (anonymous_bytes() or 0) if known else None
@@ -84,6 +89,8 @@ def _affinity() -> frozenset[int]:
 
 def _physical_cores(usable: frozenset[int]) -> int:
     """Distinct cores among the usable CPUs; all of them where the system does not tell."""
+    if psutil := portable():
+        return int(psutil.cpu_count(logical=False) or len(usable))
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     cores = {_read(Path(topology.format(cpu))) or str(cpu) for cpu in usable}
     return len(cores)

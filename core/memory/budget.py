@@ -37,7 +37,7 @@ class PlanInputs:
     Attributes:
         headers: of the model file, or of all its parts.
         info: what they say.
-        features: of the CPU, see repack.cpu_features.
+        features: of the CPU, see repacked.cpu_features.
         tables: bytes of the drafters' tables while there are drafts, by the tokens of context and
             by whether only a few drafters are left (see EngineConfig).
         strict: what calls are padded to; None where they are not.

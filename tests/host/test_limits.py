@@ -8,10 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from specgen.core.host import limits as host
-from specgen.core.host.limits import available_memory_bytes, load, longest_wait_s, thread_waits
+from specgen.core.host.limits import (
+    available_memory_bytes,
+    default_threads,
+    load,
+    longest_wait_s,
+    thread_waits,
+    usable_cpus,
+)
 from specgen.core.host.process_memory import anonymous_bytes
 
 
@@ -90,3 +98,14 @@ def test_the_load_is_told_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load() == (3.5, 4)
     monkeypatch.delattr(os, "getloadavg")
     assert load() is None
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux tells it")
+def test_psutil_tells_what_linux_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other systems are asked through it: for available memory, and for cores."""
+    monkeypatch.setattr(host, "_cgroup_memory", lambda *_: None)
+    monkeypatch.setattr(host, "_cgroup_cpus", lambda *_: None)
+    available, threads = available_memory_bytes() or 0, default_threads()
+    monkeypatch.setattr(host, "portable", lambda: psutil)
+    assert available_memory_bytes() == pytest.approx(available, abs=512 << 20)
+    assert threads <= default_threads() <= usable_cpus()
