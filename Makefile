@@ -14,15 +14,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
-# gcc 12 sets up the matrix unit of AMX wrongly, and llama.cpp crashes at the first prompt; our own
-# kernels, which need a build without AMX anyway, take its place.
-AMX := $(if $(shell echo | $(CC) -march=native -dM -E - 2>/dev/null | grep __AMX_TILE__),\
-	-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
-ifneq ($(AMX),)
-export CFLAGS += $(AMX)
-export CXXFLAGS += $(AMX)
+# Left out of llama.cpp on processors that have them, for our kernels are quicker than AMX at a few
+# rows and need its layout not to be there; gcc 12 sets AMX up wrongly, too, and llama.cpp crashes at
+# the first prompt. Arithmetic in half precision rounds otherwise than our attention.
+HAS := $(shell echo | $(CC) -march=native -dM -E - 2>/dev/null | grep -o '__AMX_TILE__\|__AVX512FP16__')
+LEFT_OUT := $(if $(findstring AMX,$(HAS)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16) \
+	$(if $(findstring FP16,$(HAS)),-mno-avx512fp16)
+ifneq ($(HAS),)
+export CFLAGS += $(LEFT_OUT)
+export CXXFLAGS += $(LEFT_OUT)
 endif
-FRESH := $(if $(CMAKE_ARGS)$(AMX),--no-cache-dir)  # pip would take an earlier build with other arguments
+# pip would take an earlier build with other arguments
+FRESH := $(if $(CMAKE_ARGS)$(HAS),--no-cache-dir)
 MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
 	"specgen needs Python 3.11 or newer: make PYTHON=python3.12")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,43 +16,11 @@ from specgen.core.errors import ContextFull, ModelError, UsageError
 from tests.support.command import ROOT, run
 
 PROMPT = "the and was the and was"
-DRAFTER = '''
-"""A drafter of another package: after a token comes the token that came after it before."""
 
 
-class Bigram:
-    name = "bigram"
-    effort = None
-    reads_logits = False
-
-    def __init__(self, standalone=True):
-        self.follows, self.last = {}, None
-
-    def begin(self, context):
-        self.follows, self.last = {}, None
-        self._read(context.tolist())
-
-    def root(self):
-        return self.last
-
-    def predict(self, state):
-        from specgen.core.protocols import Candidate
-
-        found = self.follows.get(state)
-        return [] if found is None else [Candidate(found, (self.name, 0), 0.5)]
-
-    def advance(self, state, token):
-        return token
-
-    def observe(self, emitted, tree, logits):
-        self._read(emitted)
-
-    def _read(self, tokens):
-        for token in tokens:
-            if self.last is not None:
-                self.follows[self.last] = token
-            self.last = token
-'''
+def blocks(page: str) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S)
 
 
 @pytest.mark.llama
@@ -122,8 +91,9 @@ def test_errors_are_told_by_their_kind(endless: Path, tmp_path: Path) -> None:
 
 @pytest.mark.llama
 def test_a_drafter_of_another_package(endless: Path, tmp_path: Path) -> None:
-    """It is found by its entry point, drafts, and is planned for; the text stays the same."""
-    (tmp_path / "bigrams.py").write_text(DRAFTER)
+    """That of docs/drafters.md keeps the contract, is found by its entry point, and drafts."""
+    drafter, check = blocks("docs/drafters.md")
+    (tmp_path / "bigrams.py").write_text(drafter, "utf-8")
     info = tmp_path / "bigrams-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bigrams\nVersion: 1.0\n")
@@ -149,6 +119,8 @@ def test_a_drafter_of_another_package(endless: Path, tmp_path: Path) -> None:
         assert record["choices"] == plain["choices"]
         # Several are weighed: what is not worth its row is not drafted.
         assert drafters != "bigram" or record["specgen"]["by_drafter"]["bigram"]["drafted"] > 0
+    checked = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, b"")
     planned = command("plan", str(endless), "--drafter", "bigram", "--json")
     assert planned.returncode == 0, planned.stderr
     unknown = command(*words, "--drafter", "trigrams")
@@ -163,3 +135,34 @@ def test_help_does_not_load_the_api() -> None:
     assert all(hasattr(specgen, name) for name in specgen.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = specgen.nothing
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_examples_run(page: str) -> None:
+    """Each as it stands, on the default model."""
+    assert blocks(page)
+    for code in blocks(page):
+        code = f"import specgen\n{code}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip()
+
+
+@pytest.mark.llama
+def test_one_file_and_one_line_make_a_drafter(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CONTRIBUTING.md says: a module and a line of the registry, and everything knows it."""
+    drafter, _ = blocks("docs/drafters.md")
+    (tmp_path / "added_bigrams.py").write_text(drafter, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(REGISTRY, "added", Spec("added_bigrams", "Bigram", "a test's"))
+    with specgen.load(tiny_model(), drafter="added", n_ctx=256) as model:
+        drafted = model.generate([5, 6, 5, 6, 5], max_tokens=30, temperature=0)
+        assert model.engine.planned and model.engine.planned.drafters == 0
+    with specgen.load(tiny_model(), drafter="none", n_ctx=256) as model:
+        plain = model.generate([5, 6, 5, 6, 5], max_tokens=30, temperature=0)
+    assert drafted.tokens == plain.tokens
+    assert drafted.stats.drafted_by["bigram"] > 0

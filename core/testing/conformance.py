@@ -14,7 +14,7 @@ import numpy as np
 from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.guarded import find_fault
 from specgen.core.drafting.speculator import Speculator
-from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
+from specgen.core.protocols import Candidate, DraftCost, Drafter, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
@@ -42,6 +42,7 @@ def check_drafter(make: Make, *, n_vocab: int = 12, n_long: int = 100_000) -> No
         n_vocab: size of the vocabulary to test with, 4 or more.
         n_long: length of the longest context.
     """
+    _check_attributes(make())
     rng = np.random.default_rng(0)
     repeating = [repeating_text(n, n_vocab, seed) for seed, n in enumerate((9, 80))]
     contexts: list[list[int]] = [[], [1], [0, 0], [1, 0, 1], *repeating]
@@ -124,6 +125,14 @@ def check_guesses(guesses: Sequence[Candidate], name: str, n_vocab: int) -> None
         assert all(isinstance(item, str | int) for item in evidence), f"evidence {evidence!r}"
     fault = find_fault(guesses, name, n_vocab)
     assert fault is None, fault
+
+
+def _check_attributes(drafter: Drafter) -> None:
+    """A name, and what asking it takes."""
+    assert drafter.name and isinstance(drafter.name, str), f"its name is {drafter.name!r}"
+    effort = drafter.effort
+    assert effort is None or isinstance(effort, DraftCost), f"its effort is {effort!r}"
+    assert isinstance(drafter.reads_logits, bool), f"reads_logits is {drafter.reads_logits!r}"
 
 
 def _begun(make: Make, context: Sequence[int]) -> Drafter:
