@@ -89,7 +89,7 @@ ModelDraft = Annotated[
         "--model-draft",
         metavar="MODEL",
         show_default=False,
-        help="A smaller model of the same family that guesses ahead, too, where it pays: needs"
+        help="A smaller model of the same family that drafts, too, where it pays: needs"
         " `specgen calibrate`.",
         rich_help_panel=_SPECULATION,
     ),
@@ -341,7 +341,7 @@ class EngineOptions(MachineOptions):
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help=f"Who guesses ahead: {', '.join([AUTO, *REGISTRY])}.",
+            help=f"Who drafts: {', '.join([AUTO, *REGISTRY])}.",
             rich_help_panel=_SPECULATION,
         ),
     ] = DEFAULT_DRAFTER
@@ -357,7 +357,7 @@ class EngineOptions(MachineOptions):
     draft_max: Annotated[
         int,
         typer.Option(
-            min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_SPECULATION
+            min=0, max=63, help="Most draft tokens of a call.", rich_help_panel=_SPECULATION
         ),
     ] = DEFAULT_MAX_DRAFTS
     learn: Annotated[

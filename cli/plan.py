@@ -58,7 +58,7 @@ def plan(
     ] = DEFAULT_DRAFTER,
     model_draft: ModelDraft = None,
     draft_max: Annotated[
-        int, typer.Option(min=0, max=63, help="Most guesses checked at once.")
+        int, typer.Option(min=0, max=63, help="Most draft tokens of a call.")
     ] = DEFAULT_MAX_DRAFTS,
     learn: Annotated[
         bool, typer.Option("--learn/--no-learn", help="Whether what runs teach is used and kept.")

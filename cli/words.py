@@ -57,7 +57,7 @@ _OPTIONS_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     | dict.fromkeys(("-no-cnv", "--no-conversation"), "`specgen generate` continues a text")
     | dict.fromkeys(("-sysf", "--system-prompt-file"), '-sys "$(cat FILE)" does that')
     | dict.fromkeys(("-bf", "--binary-file", "--prompt-file"), "-f reads a text from a file")
-    | dict.fromkeys(("--draft", "--draft-n"), "--draft-max bounds how much is guessed")
+    | dict.fromkeys(("--draft", "--draft-n"), "--draft-max bounds the draft tokens of a call")
 )
 _COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     {

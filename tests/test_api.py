@@ -13,6 +13,8 @@ import pytest
 
 import specgen
 from specgen.core.errors import ContextFull, ModelError, UsageError
+from specgen.drafters import REGISTRY, Spec
+from tests.conftest import TinyModel
 from tests.support.command import ROOT, run
 
 PROMPT = "the and was the and was"

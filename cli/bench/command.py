@@ -93,7 +93,7 @@ class LiveOptions:
     ] = False
     draft_max: Annotated[
         int,
-        typer.Option(min=0, max=63, help="Most guesses checked at once.", rich_help_panel=_LIVE),
+        typer.Option(min=0, max=63, help="Most draft tokens of a call.", rich_help_panel=_LIVE),
     ] = DEFAULT_MAX_DRAFTS
     model_draft: ModelDraft = None
     memory_budget: MemoryBudget = None

@@ -232,7 +232,7 @@ def _draw_cost(axes: Axes, results: Results, widest: int) -> None:
 def _draw_sizes(axes: Axes, results: Results, looks: Mapping[str, _Look], widest: int) -> None:
     """How often each drafter chose a size."""
     axes.set_title("Calls of that size")
-    axes.set_xlabel("rows of a call: the last token and its guesses")
+    axes.set_xlabel("rows of a call: the last token and its draft tokens")
     axes.set_ylabel("% of the steps")
     _count_rows(axes, widest)
     for drafter, look in looks.items():
@@ -251,11 +251,11 @@ def _count_rows(axes: Axes, widest: int) -> None:
 
 
 def _draw_depths(axes: Axes, results: Results, looks: Mapping[str, _Look]) -> None:
-    """Of the steps with a tree at least so deep, those that accepted as many guesses."""
+    """Of the steps with a tree at least so deep, those that accepted as many draft tokens."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title("Guesses that were right, by depth")
-    axes.set_xlabel("guesses in a row; of the steps that had so many")
+    axes.set_xlabel("draft tokens in a row; of the steps that had so many")
     axes.set_ylabel("% all right")
     axes.set_ylim(0, 103)
     deepest, drawn = 1, False

@@ -121,4 +121,4 @@ def _shares(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         if r["group"] == ALL and r["accepted"]:
             shares = [f"{name} {100 * n / r['tokens']:.0f}" for name, n in r["accepted"].items()]
             who = f"{r['drafter']}, {r['curve']}"
-            yield f"{who}: of 100 tokens guessed by {', '.join(shares)}"
+            yield f"{who}: of 100 tokens drafted by {', '.join(shares)}"

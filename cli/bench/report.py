@@ -57,7 +57,7 @@ def write_comparison(a: Results, b: Results, names: tuple[str, str], format: For
 
 _HEADS: Final = (
     *("task", "drafter", "t/s", "quartiles", "speedup", "tokens\n/step", "nodes\n/step"),
-    *("right\nguesses", "host\nms", "first\nms", "of\nbest"),
+    *("accepted\ndrafts", "host\nms", "first\nms", "of\nbest"),
 )
 _SPARE: Final = (3, 9, 8, 10, 6)  # columns of _HEADS
 
@@ -171,7 +171,7 @@ def _totals(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row.task == ALL and row.share_by:
             shares = ", ".join(f"{name} {100 * s:.0f}" for name, s in row.share_by.items())
-            yield f"{row.drafter}: of 100 tokens guessed by {shares}"
+            yield f"{row.drafter}: of 100 tokens drafted by {shares}"
     peaks = [f"{r.drafter} {memory_text(r.peak_bytes)}" for r in rows if r.task == ALL]
     if any(row.peak_bytes for row in rows):
         yield f"most memory: {', '.join(peaks)}"
@@ -188,7 +188,7 @@ def _legend(rows: Sequence[Row]) -> Iterator[str]:
     if not all(row.ratio for row in drafted):
         yield f"speedup -: too few runs; it takes {LEAST}"
     if drafted:
-        yield "right guesses: of those that were checked"
+        yield "accepted drafts: of those that were checked"
     yield "host: time of a step outside llama.cpp; first: from the question to the first token"
     if any(row.of_best is not None for row in rows):
         yield (

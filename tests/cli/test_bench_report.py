@@ -215,8 +215,8 @@ def test_the_card_is_above_and_the_shares_below(made: Results) -> None:
         assert words in said
     rows = {row.drafter: row for row in summarize(made) if row.task == ALL}
     share = 100 * rows["prompt-lookup"].share_by["prompt-lookup"]
-    assert f"prompt-lookup: of 100 tokens guessed by prompt-lookup {share:.0f}\n" in below
-    assert "auto: of 100 tokens guessed by suffix " in below
+    assert f"prompt-lookup: of 100 tokens drafted by prompt-lookup {share:.0f}\n" in below
+    assert "auto: of 100 tokens drafted by suffix " in below
     assert "most memory: none 326 MiB, " in below
 
 
@@ -241,7 +241,7 @@ def test_the_legend_explains_what_is_shown(made: Results) -> None:
     assert "of best: " not in few
     plain = show(results(run()), Format.table)
     assert "speedup" not in plain.split("\n\n", 2)[2]
-    assert "right guesses" not in plain
+    assert "accepted drafts" not in plain
 
 
 @pytest.mark.parametrize("format", Format)

@@ -151,7 +151,7 @@ def test_the_table_of_a_replay(tiny_model: TinyModel, tmp_path: Path) -> None:
     ]
     assert [row.split()[-5] for row in rows] == ["suffix"] * 2 + ["none"] * 2  # each but once
     assert [row.split()[-1] for row in rows[2:]] == ["1.000x"] * 2
-    assert guessed.startswith("suffix, cpu2: of 100 tokens guessed by suffix ")
+    assert guessed.startswith("suffix, cpu2: of 100 tokens drafted by suffix ")
     assert legend.startswith("speed: relative to plain decoding")
 
 
