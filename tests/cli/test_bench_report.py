@@ -167,7 +167,7 @@ def test_the_table_is_aligned(made: Results) -> None:
     assert {len(row) for row in rows} == {len(lower)}
     assert [row.split()[0] for row in rows[:: len(DRAFTERS)]] == [ALL, *TASKS]
     assert all(row.startswith("   ") for row in rows if row[0] == " ")
-    assert upper.split() == ["tokens", "nodes", "right", "host", "first", "of"]
+    assert upper.split() == ["tokens", "nodes", "accepted", "host", "first", "of"]
     assert lower.startswith("task ")
     place = lower.index("drafter")
     assert [row[place:].split()[0] for row in rows[:2]] == [PLAIN, "auto"]
