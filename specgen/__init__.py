@@ -12,9 +12,10 @@ programs use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # `typing` itself is not imported before signals are heard
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import Model, Result, Stream, load
 
 __version__ = "0.1.0"

@@ -231,6 +231,6 @@ def test_registering_is_light() -> None:
         "print([n for n in ('numpy', 'llama_cpp', 'rich.progress', 'rich.table', "
         "'specgen.core.models.pull', 'platformdirs') if n in sys.modules])"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

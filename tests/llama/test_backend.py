@@ -305,7 +305,7 @@ def test_a_cut_that_llama_cpp_refuses_is_a_backend_error(
 def test_a_context_that_cannot_be_made_is_a_backend_error(model: LlamaModel) -> None:
     """A setting that llama.cpp refuses ends in a message, not in a crash."""
     with pytest.raises(BackendError, match="cannot create a context"):
-        LlamaBackend(model, config(max_leaves=1000))
+        LlamaBackend(model, ContextConfig(512, type_v="q8_0", flash_attention=False))
 
 
 def test_what_llama_cpp_refuses_is_a_model_error(tmp_path: Path) -> None:

