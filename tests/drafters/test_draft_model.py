@@ -513,7 +513,7 @@ def test_the_plan_has_it(endless: Path) -> None:
     again = without["plan"]["total"] - without["plan"]["baseline"] - without["plan"]["drafters"]
     assert 0.5 * again < beside["plan"]["draft"] <= again
     assert beside["plan"]["total"] == without["plan"]["total"] + beside["plan"]["draft"]
-    words = ("-c", "512", "--drafter", "suffix,prompt-lookup")
+    words = ("-c", "512", "--drafter", "suffix,prompt-lookup", "--no-learn")
     budget = plan(*words)["plan"]["total"]
     short = plan(*words, "-md", endless, "--memory-budget", str(budget))
     assert short["concessions"] == ["draft model left out"]
