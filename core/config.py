@@ -34,19 +34,19 @@ class EngineConfig:
 
     Attributes:
         n_ctx: tokens of context; None takes the model's own up to DEFAULT_CONTEXT, 0 all of it.
-        threads: CPU threads; None takes host.default_threads().
+        threads: CPU threads; None takes host.limits.default_threads().
         gpu_layers: layers to offload; None leaves it to llama.cpp.
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, so that trees and rewinding work.
-        max_drafts: most guesses in one tree.
+        max_drafts: most draft tokens in one tree.
         tree: whether drafts have side branches; None where the model can have them, and True is
             an error where it cannot.
-        strict: give every call a width of one exact class, see strict.Strict.
+        strict: give every call a width of one exact class, see cost.strict.WidthClass.
         chunk: tokens of the prompt in one call.
         type_k, type_v: of keys and values in the cache, such as "q8_0"; None is "f16", or less
             where memory is short.
         few_drafters: leave out drafters, and what was learnt, that take more memory than they gain.
-        draft_model: a GGUF file of a model that drafts, see `draft`; None has none.
+        draft_model: a GGUF file of a model that drafts; None has none.
     """
 
     n_ctx: int | None = None
@@ -77,7 +77,7 @@ class EngineConfig:
     def max_rows(self) -> int:
         """Rows of the largest call but for prompts: a tree and some pending tokens before it.
 
-        Where more are pending, which takes a long guess on a side branch, the tree is smaller.
+        Where more are pending, behind a long side branch that was accepted, the tree is smaller.
         """
         return min(_MOST_ROWS, self.max_drafts + 1 + min(self.max_drafts, _PENDING))
 
@@ -132,7 +132,7 @@ class ContextConfig:
 
     Attributes:
         n_ctx: tokens that the text may have; llama.cpp rounds up to a multiple of 256.
-        threads: CPU threads; None takes host.default_threads().
+        threads: CPU threads; None takes host.limits.default_threads().
         max_rows: rows of one `score` call; each costs n_vocab * 4 bytes of logits.
         max_leaves: leaves of a tree, each a sequence.
         chunk: tokens of one prefill call.

@@ -45,7 +45,7 @@ class Engine:
 
     Args:
         path: a GGUF file.
-        drafters: guess what comes next; none means plain decoding.
+        drafters: name what may come next; none means plain decoding.
         config: how to run it.
         learned: what earlier runs left; None neither uses nor keeps any of it.
         profile: what was measured of the model; None takes what is stored.

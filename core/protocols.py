@@ -36,8 +36,8 @@ class Backend(Protocol):
     """A target model with one gap-free cache: committed tokens at positions 0..length-1.
 
     A `score` leaves the scored rows in the cache; `commit` must follow before anything else,
-    and keeps a prefix of them that lies on the lead and the main chain. So the cache never
-    has holes.
+    and keeps the first of them, which lie on the pending tokens and the main chain. So the cache
+    never has holes.
     """
 
     @property
@@ -65,7 +65,7 @@ class Backend(Protocol):
         ...
 
     def commit(self, n_kept: int) -> None:
-        """Keep the first `n_kept` rows of the scored lead and main chain, drop all others.
+        """Keep the first `n_kept` scored rows, of pending tokens and main chain; drop all others.
 
         0 gives the step up: where the model cannot rewind, the cache is empty then.
         """
@@ -108,7 +108,7 @@ class Vocab(Protocol):
 
 
 class Candidate(NamedTuple):
-    """One guess of a drafter for the next token."""
+    """A token that a drafter thinks may come next."""
 
     token: int
     evidence: Evidence  # why: (drafter, match order, rank, ...), a small bucket to count by
@@ -124,7 +124,7 @@ class DraftCost(NamedTuple):
 
 
 class Drafter(Protocol):
-    """A tiny language model: in a state, it guesses what may come next and says why.
+    """A tiny language model: in a state, it names what may come next and says why.
 
     States are the drafter's own immutable values. None means "knows nothing here".
     Drafters are deterministic and keep no reference to the arrays they are given.
@@ -165,10 +165,10 @@ class Drafter(Protocol):
 
 
 class Pricing(Protocol):
-    """What calls cost: a cost.CostModel, or a tracker.CostTracker that refines one."""
+    """What calls cost: a CostModel, or a CostTracker that refines one."""
 
     def costs(self, context: int) -> Sequence[float]:
-        """Seconds of a call with 1, 2, …, cost.MAX_ROWS rows at `context` committed tokens."""
+        """Seconds of a call with 1, 2, …, MAX_ROWS rows at `context` committed tokens."""
         ...
 
 

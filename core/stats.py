@@ -45,8 +45,8 @@ class GenerationStats:
         nodes: scored, roots included.
         sizes: how many steps had a tree of so many nodes.
         offered: how many steps had a tree so deep.
-        reached: how many steps accepted so many guesses in a row.
-        drafted_by, accepted_by: guesses by drafter; one made by several counts for each of them.
+        reached: how many steps accepted so many draft tokens in a row.
+        drafted_by, accepted_by: draft tokens by drafter; one of several counts for each of them.
     """
 
     steps: int = 0
@@ -80,7 +80,7 @@ class GenerationStats:
 
     @property
     def drafted(self) -> int:
-        """Nodes that were guesses: all but the roots."""
+        """Draft tokens: all nodes but the roots."""
         return self.nodes - self.steps
 
     @property

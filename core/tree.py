@@ -78,7 +78,7 @@ class DraftTree:
 
     @property
     def depth(self) -> int:
-        """Most guesses in a row."""
+        """Most draft tokens on a path."""
         n = len(self.parents)
         return n - 1 if self.n_main == n else max(self.depths)
 
@@ -96,7 +96,7 @@ class DraftTree:
         return None
 
     def extended(self, tokens: Sequence[int], evidence: Evidence) -> DraftTree:
-        """The tree with a chain of `tokens` below its last node: guesses that nobody made."""
+        """The tree with a chain of `tokens` below its last node, which nobody drafted."""
         n = len(self.tokens)
         return DraftTree(
             (*self.tokens, *tokens),

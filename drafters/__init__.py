@@ -66,7 +66,7 @@ REGISTRY: dict[str, Spec] = {
     "recycle": Spec(".recycle", "Recycle", "the target's own runners-up after the same tokens"),
 }
 
-# Several at once, weighed by how often they were right and by what checking their drafts costs.
+# Several at once, weighed by how often their drafts were accepted and what checking them costs.
 # Where several name the same token, the first of them has it.
 AUTO: Final = "auto"
 AUTO_DRAFTERS: Final = ("suffix", "prompt-lookup", "recycle")

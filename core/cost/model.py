@@ -96,10 +96,10 @@ class CostModel:
         return low, (context - contexts[low]) / (contexts[low + 1] - contexts[low])
 
     def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
-        """Nothing is learnt from a call; tracker.CostTracker does."""
+        """Nothing is learnt from a call; online.CostTracker does."""
 
     def explore(self, context: int, max_rows: int) -> int | None:
-        """None: the table is taken for the truth; see tracker.CostTracker."""
+        """None: the table is taken for the truth; see online.CostTracker."""
         return None
 
     def record(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Strict decoding: every call has a width of one exact class, so no text depends on the drafts.
 
 Calls are padded to the next width of the class. Which class that is depends on the model, the
-machine and the settings alone (see exact.py), never on the drafter or on the text.
+machine and the settings alone (see rounding.py), never on the drafter or on the text.
 """
 
 from __future__ import annotations

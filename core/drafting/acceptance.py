@@ -98,9 +98,9 @@ class AcceptanceModel:
         prob = squash(total + self._confidence)
         return prob, table, evidence[0], known, base, key, like, value, weights
 
-    def learn(self, guess: Estimate, accepted: bool) -> None:
+    def learn(self, estimate: Estimate, accepted: bool) -> None:
         """Count what became of a draft token whose parent was accepted."""
-        prob, table, item, known, base, key, like, value, weights = guess
+        prob, table, item, known, base, key, like, value, weights = estimate
         confidence = self._confidence + CONFIDENCE_RATE * (accepted - prob)
         self._confidence = min(max(confidence, -MOST_CONFIDENCE), MOST_CONFIDENCE)
         step = LEARNING_RATE * (accepted - squash(weights[0] * base + weights[1] * value))

@@ -1,7 +1,7 @@
 """A draft tree while it grows, the likeliest node first.
 
-Drafters are asked and guesses judged only as far as it has to be known which node is next: not
-below a tree's last node, and not beside a guess that leaves its siblings no chance.
+Drafters are asked, and candidates estimated, only as far as it has to be known which node comes
+next: not below a tree's last node, and not beside a candidate that leaves its siblings no chance.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from .guarded import SafeDrafter
 _Live: TypeAlias = list[tuple[SafeDrafter, Any]]
 
 # Path probability, minus the number of the offer (the earlier of equals is the better one),
-# parent, token, probability, evidence, and the judged guess.
+# parent, token, probability, evidence, and the acceptance model's estimate.
 _Offer: TypeAlias = tuple[float, int, int, int, float, tuple[Evidence, ...], "Estimate | None"]
 
-# The token of an offer that stands for all further children of a node. One child alone comes
-# true, so they are worth no more than the first one leaves, and mostly need no judging.
+# The token of an offer that stands for all further children of a node. At most one child is
+# accepted, so they are worth no more than the first one leaves, and mostly need no estimate.
 _SIBLINGS = -1
 
-# A guess that is not judged yet: how likely its drafters think it, the token, their evidence.
+# A candidate without an estimate: how likely its drafters think it, the token, their evidence.
 _Merged: TypeAlias = tuple[float, int, tuple[Evidence, ...]]
 _CHANCE = itemgetter(0)
 
-# A guess must be about as likely as its row is dear, next to a plain call. Judging takes time, so
-# those that their drafters think far less likely are not judged.
+# A candidate must be about as likely as its row is expensive, as a share of a plain call. Estimates
+# take time, so those that their drafters think far less likely get none.
 _HOPELESS = 0.2
 
 
 class TreeRequest(NamedTuple):
     """What a tree is to be made for."""
 
-    root: int
-    budget: int  # guesses
-    depth: int
-    n_pending: int  # rows ahead of it
+    root: int  # the last token of the text
+    budget: int  # most draft tokens
+    depth: int  # most draft tokens on a path
+    n_pending: int  # rows ahead of the tree
     context: int  # committed tokens
     costs: Sequence[float] | None  # seconds of a call with 1, 2, … rows, where they are known
 
@@ -54,8 +54,8 @@ class BestFirstTree:
     Args:
         request: what the tree is for.
         max_leaves: most leaves.
-        acceptance: judges guesses; without one the drafters' own estimates count.
-        run: guesses in a row that were right, up to the root.
+        acceptance: estimates candidates; without one the drafters' own estimates count.
+        run: accepted first choices in a row, up to the root.
         eog: tokens that nothing is drafted behind.
         live: drafters that know something at the root, each with its state.
     """
@@ -73,12 +73,10 @@ class BestFirstTree:
         self._eog = eog
         self._request = request
         self._acceptance = acceptance
-        self._least = _least(
-            request
-        )  # guesses that their drafters think less likely are not judged
+        self._least = _least(request)
         self._run = run
         self._offers: list[_Offer] = []  # the best one last
-        self._unjudged: dict[int, list[_Merged]] = {}  # children by parent, with one offer for all
+        self._waiting: dict[int, list[_Merged]] = {}  # children by parent, with one offer for all
         self._max_leaves = max_leaves
         self._n_offers = 0
         self._n_leaves = 1
@@ -102,7 +100,7 @@ class BestFirstTree:
             self._ask(len(self._nodes) - 1)
         offers = self._offers
         while offers and offers[-1][3] == _SIBLINGS:
-            self._judge_siblings()
+            self._offer_siblings()
         return offers[-1][0] if offers else None
 
     def _ask(self, node: int) -> None:
@@ -115,12 +113,12 @@ class BestFirstTree:
         candidates = self._merged(self._live[node])
         if self._acceptance is None:
             for candidate in candidates:
-                self._judge(node, candidate, 1.0)
+                self._estimate(node, candidate, 1.0)
         elif candidates:
             candidates.sort(key=_CHANCE, reverse=True)
-            left = 1 - self._judge(node, candidates[0], 1.0)
+            left = 1 - self._estimate(node, candidates[0], 1.0)
             if len(candidates) > 1:
-                self._unjudged[node] = candidates[1:]
+                self._waiting[node] = candidates[1:]
                 self._offer(node, _SIBLINGS, left, (), None)
 
     def _below(self, live: _Live, path: float, token: int) -> _Live:
@@ -134,7 +132,7 @@ class BestFirstTree:
         return below
 
     def _merged(self, live: _Live) -> list[_Merged]:
-        """What they guess, each token once."""
+        """Their candidates, each token once."""
         merged: dict[int, _Merged] = {}
         for drafter, state in live:
             for token, evidence, prob in drafter.predict(state):
@@ -145,14 +143,14 @@ class BestFirstTree:
                     merged[token] = (prob, token, (evidence,))
         return [candidate for candidate in merged.values() if candidate[0] >= self._least]
 
-    def _judge_siblings(self) -> None:
+    def _offer_siblings(self) -> None:
         """Put in the place of the best offer those that it stands for."""
         _, _, parent, _, left, _, _ = self._offers.pop()
-        for merged in self._unjudged.pop(parent):
-            left = max(0.0, left - self._judge(parent, merged, left))
+        for merged in self._waiting.pop(parent):
+            left = max(0.0, left - self._estimate(parent, merged, left))
 
-    def _judge(self, parent: int, merged: _Merged, most: float) -> float:
-        """Put a guess on offer, and return its probability: at `most` what siblings leave."""
+    def _estimate(self, parent: int, merged: _Merged, most: float) -> float:
+        """Put a candidate on offer, and return its probability: at `most` what siblings leave."""
         prob, token, evidence = merged
         candidate = None
         if self._acceptance is not None:
@@ -199,7 +197,7 @@ class BestFirstTree:
             return True
         return worth_extending(effort, path, costs, self._request.n_pending + self.n_nodes)
 
-    def judge(self, node: int, token: int) -> tuple[int | None, int]:
+    def learn(self, node: int, token: int) -> tuple[int | None, int]:
         """Let the acceptance model learn that `token` followed `node`.
 
         Returns the token that was the first choice, or None, and the child with `token`, or 0.
@@ -234,6 +232,6 @@ class BestFirstTree:
 
 
 def _least(request: TreeRequest) -> float:
-    """The least chance of a guess that may be worth its row."""
+    """How likely a candidate must be at least to be worth its row."""
     costs, n = request.costs, request.n_pending
     return 0.0 if costs is None else _HOPELESS * (costs[n + 1] - costs[n]) / costs[n]

@@ -111,7 +111,7 @@ class Speculator:
             return
         node, best_first = 0, choice.best_first
         for token in emitted:
-            first, matching = best_first.judge(node, token) if best_first else (None, 0)
+            first, matching = best_first.learn(node, token) if best_first else (None, 0)
             self._run = self._run + 1 if first == token else 0
             if not matching:
                 best_first = None
