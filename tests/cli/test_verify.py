@@ -221,7 +221,8 @@ def test_another_distribution(endless: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Exit code 7 though no text was compared with another."""
 
     def biased(tree: DraftTree, logits: Any, sampler: Any, *rest: Any) -> Verdict:
-        if len(tree) > 4:  # a guess is called likelier than it is
+        # A draft token is called likelier than it is, however wide calls are here.
+        if len(tree) > 1 and ("padding",) not in tree.evidence[1]:
             logits = logits.copy()
             logits[0, tree.tokens[1]] += 1
         return core_verify(tree, logits, sampler, *rest)
