@@ -1,9 +1,8 @@
-"""What opens a model: its file, what is known of it here, and settings that fit the memory."""
+"""Before a model is opened: its file, fetched where it is missing, and what was measured of it."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any
 from specgen.core.config import EngineConfig
 from specgen.core.host.process_memory import reset_peak, trim_heap
 from specgen.core.knowledge.profile import Profile, find_profile, keep_profile
-from specgen.core.knowledge.profiling import (
-    measure_profile,
-)
+from specgen.core.knowledge.profiling import measure_profile
 from specgen.core.llama.door import require_runnable
 from specgen.core.models.catalogue import NAMES, CatalogueEntry, model_folder, resolve
 from specgen.core.models.pull import Progress, pull
@@ -24,8 +21,6 @@ from specgen.opening import require_room_to_measure
 from .interrupt import Interrupts
 from .model_card import size_text
 from .terminal import clean, is_terminal, note, shown_progress
-
-_log = logging.getLogger("specgen.memory")
 
 
 def ensure_model(model: str | None) -> Path:

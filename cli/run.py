@@ -100,6 +100,7 @@ class Job:
             self.memory_budget,
             learn=self.learn,
             answers=self.learn_answers,
+            is_predicted=self.predicted is not None,
             interface=self.interface,
         )
         text = read_file(self.predicted, "predicted output") if self.predicted else None

@@ -28,6 +28,15 @@ _MOST_LEAVES = 32
 _SNAPSHOTS = 8  # states that are kept, so that as many tokens can be taken back
 
 
+_BOUNDS = {  # least and most
+    "n_ctx": (0, 1 << 31),
+    "threads": (1, 1024),
+    "gpu_layers": (0, 1 << 31),
+    "max_drafts": (0, 1 << 16),
+    "chunk": (1, 1 << 31),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How to run a model.
@@ -47,6 +56,8 @@ class EngineConfig:
             where memory is short.
         few_drafters: leave out drafters, and what was learnt, that take more memory than they gain.
         draft_model: a GGUF file of a model that drafts; None has none.
+
+    Raises UsageError for a value that is out of bounds.
     """
 
     n_ctx: int | None = None
@@ -62,6 +73,12 @@ class EngineConfig:
     type_v: str | None = None
     few_drafters: bool = False
     draft_model: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
 
     @property
     def cache_types(self) -> tuple[str, str]:

@@ -54,6 +54,7 @@ class Engine:
     Attributes:
         draft: the model that drafts, for a drafter to use, or None.
         planned: the memory that it was said to take, where somebody planned it.
+        is_open: whether it was not closed yet.
         device_bytes: what llama.cpp says that it took on GPUs.
 
     Raises ModelError, BackendError, UsageError or Interrupted.
@@ -72,6 +73,7 @@ class Engine:
         self._should_stop = should_stop
         self.planned: MemoryPlan | None = None
         self._open = ExitStack()
+        self.is_open = True
         start = perf_counter()
         try:
             profile = profile or find_profile(path, config)
@@ -120,7 +122,12 @@ class Engine:
 
     def close(self) -> None:
         """Free the context and the weights."""
+        self.is_open = False
         self._open.close()
+
+    def _require_open(self) -> None:
+        if not self.is_open:
+            raise UsageError("the model is closed", "load it again")
 
     @property
     def n_ctx(self) -> int:
@@ -188,6 +195,7 @@ class Engine:
 
         Raises ContextFull for a text that cannot fit, however it is tokenized.
         """
+        self._require_open()
         self.vocab.require_room(self.n_ctx, len(text.encode("utf-8", "replace")))
         return self.vocab.tokenize(text, add_bos=True, special=True)
 
@@ -199,6 +207,7 @@ class Engine:
         from specgen.core.text.conversation import Conversation
         from specgen.core.text.template import ChatTemplate
 
+        self._require_open()
         vocab = self.vocab
         source = template if template is not None else self.model.chat_template()
         return Conversation(

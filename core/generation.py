@@ -7,7 +7,7 @@ from time import perf_counter
 
 from specgen.core.text.stream import TextStream
 
-from .errors import ContextFull
+from .errors import ContextFull, UsageError
 from .sampling import Sampler
 from .session import Session
 from .stats import GenerationStats
@@ -51,6 +51,7 @@ class Generation:
         self._stream = stream
         self._max_tokens = max_tokens
         self._on_chunk = on_chunk
+        self._is_begun = False
 
     @property
     def stop_string(self) -> str | None:
@@ -58,7 +59,13 @@ class Generation:
         return self._stream.stop_string
 
     def __iter__(self) -> Iterator[str]:
-        """Raises what Session.feed and Session.generate raise; the text so far is kept."""
+        """Raises what Session.feed and Session.generate raise; the text so far is kept.
+
+        Raises UsageError where it was iterated over before.
+        """
+        if self._is_begun:
+            raise UsageError("this text was generated before", "generate it anew")
+        self._is_begun = True
         start = perf_counter()
         self.reused = self._session.feed(self.prompt, self._on_chunk)
         self.prefill_s = perf_counter() - start

@@ -160,7 +160,12 @@ class Drafter(Protocol):
         ...
 
     def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
-        """The text grew by `emitted`; `logits` (len(tree), n_vocab) are valid during the call."""
+        """The text grew by `emitted`, and `tree` was scored.
+
+        `logits` (len(tree), n_vocab) are valid during the call. They have no columns where there
+        are none to see, as for what was emitted while the drafter was not asked; then `tree` is
+        its last token before that, alone.
+        """
         ...
 
 

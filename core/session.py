@@ -38,7 +38,7 @@ class Session:
 
     Attributes:
         tokens: the text.
-        n_ctx: tokens that it may have.
+        n_ctx: tokens of it that the cache can hold; one more, the last, needs no place there.
     """
 
     def __init__(
@@ -104,9 +104,11 @@ class Session:
 
         `ends` is told every emitted token, in order; True makes it the last one.
 
-        Raises ContextFull when the text fills the context before it ends.
+        Raises ContextFull when the text fills the context before it ends, and UsageError when
+        another text was fed meanwhile.
         """
-        sampler.begin(self.tokens)
+        text = self.tokens
+        sampler.begin(text)
         self._prefill(None)  # for a cache that a failed step left behind the text
         limit = self.n_ctx
         left = limit + 1 if max_tokens is None else max_tokens
@@ -119,6 +121,8 @@ class Session:
             step = self.step(sampler, left, ends)
             left -= len(step.tokens)
             yield step
+            if self.tokens is not text:
+                raise UsageError("another text was begun", "finish one before the next")
             if step.finished:
                 return
 

@@ -30,21 +30,32 @@ class Spec:
         """The class: called with `standalone`, it gives a Drafter. Raises UsageError."""
         try:
             return getattr(import_module(self.module, __name__), self.name)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"the drafter {self.module}:{self.name} cannot be loaded: {error}",
-                "install its package again, or choose another drafter",
-            ) from error
+        except Exception as error:  # a module of others may do anything
+            raise self._fault(error) from error
 
     def create(self, standalone: bool) -> Drafter:
         """A new drafter that knows no text yet; `standalone` as its paper describes it."""
-        drafter: Drafter = self.load()(standalone)
+        make = self.load()
+        try:
+            drafter: Drafter = make(standalone)
+        except Exception as error:
+            raise self._fault(error) from error
         return drafter
 
     def table_bytes(self, n_vocab: int, n_ctx: int) -> int:
         """Bytes of its tables once a context of `n_ctx` tokens is full; 0 where it says nothing."""
         tell = getattr(self.load(), "table_bytes", None)
-        return 0 if tell is None else int(tell(n_vocab, n_ctx))
+        try:
+            return 0 if tell is None else int(tell(n_vocab, n_ctx))
+        except Exception as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> UsageError:
+        what = f"{type(error).__name__}: {error}"
+        return UsageError(
+            f"the drafter {self.module}:{self.name} cannot be used: {what}",
+            "choose another drafter",
+        )
 
 
 NONE: Final = "none"

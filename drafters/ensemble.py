@@ -72,17 +72,18 @@ def table_bytes(
     *,
     learn: bool,
     answers: bool = False,
+    others: int = 0,
     few: bool = False,
 ) -> int:
     """Bytes of the tables of drafters, once a context of `n_ctx` tokens is full.
 
     `names` and `few` are as for `ensemble`; `learn` is whether what earlier runs left is used and
-    kept, `answers` whether that includes past answers. With `few` neither is. Raises UsageError
-    for an unknown name.
+    kept, `answers` whether that includes past answers. With `few` neither is. `others` draft beside
+    those that are named: a model, a predicted text. Raises UsageError for an unknown name.
     """
     chosen = names_of(fewer(names) if few else names)
     total = sum(find(name).table_bytes(n_vocab, n_ctx) for name in chosen)
-    if len(chosen) > 1:
+    if len(chosen) + others > 1:
         total += _ACCEPTANCE
         if learn and not few:
             total += _COUNTS

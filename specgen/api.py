@@ -13,7 +13,7 @@ from typing import TypedDict, Unpack
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS, EngineConfig
 from specgen.core.engine import Engine
-from specgen.core.errors import UsageError
+from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
 from specgen.core.knowledge.profile import find_profile
 from specgen.core.models.catalogue import CatalogueEntry, model_folder, resolve
@@ -47,7 +47,8 @@ class Result:
         text: what was generated, without the prompt.
         tokens: its tokens.
         prompt_tokens: tokens of the prompt.
-        finish_reason: "eog" (the model ended it), "stop" (a stop string), "length" (max_tokens).
+        finish_reason: "eog" (the model ended it), "stop" (a stop string), "length" (max_tokens),
+            "context" (it was full), or "" where it was left early.
         stats: what the target's calls did; `stats.tokens_per_step` is 1.00 for plain decoding.
         prefill_s: seconds spent on the prompt.
     """
@@ -71,13 +72,22 @@ class Stream:
 
         Raises ContextFull, BackendError or UsageError; the text so far is in `result`.
         """
-        for piece in self._generation:
-            if piece:
+        made = self._generation
+        try:
+            for piece in made:
+                if piece:
+                    yield piece
+        except SpecgenError:
+            if piece := made.rest():  # in case a stop string or a character would complete
                 yield piece
+            raise
+        except GeneratorExit:
+            made.rest()
+            raise
 
     @property
     def result(self) -> Result:
-        """The text so far; its finish_reason is "" while it is not finished."""
+        """The text so far."""
         made = self._generation
         return Result(
             text=made.text,
@@ -114,7 +124,7 @@ class Model:
         prompt: str | Sequence[int],
         *,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Continue a text; nothing is done until the stream is iterated over.
@@ -130,16 +140,24 @@ class Model:
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens is {max_tokens}", "give 0 or more, or None")
         engine = self.engine
-        tokens = engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = engine.tokenize(prompt) if isinstance(prompt, str) else self._ids(prompt)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampler = Sampler(SamplingParams(**sampling), engine.vocab.n_vocab)
         return Stream(engine.generate(tokens, sampler, max_tokens=max_tokens, stop=stop))
+
+    def _ids(self, tokens: Sequence[int]) -> list[int]:
+        """Raises UsageError for what are no token ids of the model."""
+        n_vocab = self.engine.vocab.n_vocab
+        if isinstance(tokens, bytes) or not all(0 <= token < n_vocab for token in tokens):
+            raise UsageError(f"a prompt is text, or token ids from 0 to {n_vocab - 1}")
+        return list(map(int, tokens))
 
     def generate(
         self,
         prompt: str | Sequence[int],
         *,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Continue a text, see `stream`. Raises what it raises, and ContextFull or BackendError."""
@@ -150,17 +168,19 @@ class Model:
         messages: Sequence[Mapping[str, str]],
         *,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer messages with the model's own chat template.
 
         `messages` have a "role" ("system", "user" or "assistant") and a "content" each, the last
-        one to be answered; what was answered before is taken from the cache. The rest is as for
-        `stream`.
+        one to be answered; what they have in common with the text before is taken from the cache.
+        The rest is as for `stream`.
 
         Raises ModelError for a model without a template, or one that does not take the messages.
         """
+        if not messages:
+            raise UsageError("there are no messages", 'give one with a "role" and a "content"')
         prompt = self.engine.conversation().prompt(list(map(_message, messages)))
         return self.stream(prompt, max_tokens=max_tokens, stop=stop, **sampling)
 
@@ -169,7 +189,7 @@ class Model:
         messages: Sequence[Mapping[str, str]],
         *,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Answer messages, see `stream_chat`. Raises what it raises, and ContextFull."""
@@ -202,7 +222,8 @@ def load(
         draft_model: a smaller model of the same family that drafts, or None.
         max_drafts: most draft tokens of a call; 0 decodes plainly.
         strict: the text depends on drafts in no bit; `specgen calibrate` must have run.
-        learn: start with what earlier runs on the model left.
+        learn: begin with what earlier runs on the model found out about drafts; what this program
+            finds out is kept by `engine.keep(generation)` alone.
 
     Raises ModelError, MemoryBudgetError, BackendError, PullError or UsageError.
     """
@@ -232,12 +253,10 @@ def _fetched(entry: CatalogueEntry) -> Path:
 
 def _message(message: Mapping[str, str]) -> Message:
     """Raises UsageError for what is no message."""
-    try:
-        return Message(message["role"], message["content"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"a message is {message!r}", 'give each a "role" and a "content"'
-        ) from error
+    role, content = (message.get(name) for name in ("role", "content"))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise UsageError(f"a message is {message!r}", 'give each a "role" and a "content" of text')
+    return Message(role, content)
 
 
 def _whole(stream: Stream) -> Result:

@@ -1,6 +1,7 @@
 """Opening a model: settings that fit the memory, then the engine, then who drafts.
 
-The Python API and the commands open models here.
+The Python API, `generate` and `chat` open models here; `plan`, `bench` and `verify`, which have
+drafters of their own, take their settings from here.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from specgen.core.config import EngineConfig
@@ -43,6 +45,7 @@ class Wanted:
         budget: as it was given, or None.
         learn: whether what earlier runs left is used and kept.
         answers: whether that includes past answers.
+        is_predicted: whether there is a text that the answer is expected to resemble.
         interface: bytes that the command takes beyond what `generate` does.
     """
 
@@ -52,6 +55,7 @@ class Wanted:
     budget: str | None
     learn: bool = True
     answers: bool = False
+    is_predicted: bool = False
     interface: int = 0
 
 
@@ -70,6 +74,7 @@ def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
             n_ctx,
             learn=wanted.learn,
             answers=wanted.answers,
+            others=wanted.is_predicted + (draft is not None),
             few=few,
         ),
         strict=profile.strict if profile and wanted.config.strict else None,
@@ -125,10 +130,10 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
 
     It opens a context with flash attention and one without, of a length that it chooses itself.
     """
-    wanted = Wanted(path, config, NONE, budget)
-    inputs = plan_inputs(wanted, None)
+    config = replace(config, draft_model=None)  # which is not opened
+    inputs = plan_inputs(Wanted(path, config, NONE, budget), None)
     n_ctx = measured_context(config, inputs.info.n_ctx_train)
-    largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS, draft_model=None)
+    largest = replace(config, n_ctx=n_ctx, max_drafts=MAX_ROWS)
     plans = [
         plan_for(inputs, replace(largest, flash_attention=setting))
         for setting in settings_to_measure(config)
@@ -176,18 +181,21 @@ def open_engine(
 def _let_draft(engine: Engine, wanted: Wanted, predicted: str | None) -> None:
     """Give the engine its drafters, and what earlier runs left for them."""
     config = engine.config
-    learns = wanted.learn and not config.few_drafters
-    learned = load_learned(engine.path, answers=wanted.answers) if learns else None
     tokens = None
     if predicted is not None:
         tokens = engine.vocab.tokenize(predicted, add_bos=False, special=False)
-    drafters = ensemble(
+    make = partial(
+        ensemble,
         wanted.drafters,
         predicted=tokens,
         draft=engine.draft,
         draft_name=config.draft.name if config.draft else "",
-        answers=learned.answers if learned else None,
         few=config.few_drafters,
     )
+    drafters = make()
     # A single one drafts as its paper says, and learns nothing that could be kept.
-    engine.renew(drafters, learned if len(drafters) > 1 else None)
+    if not wanted.learn or config.few_drafters or len(drafters) < 2:
+        engine.renew(drafters)
+        return
+    learned = load_learned(engine.path, answers=wanted.answers)
+    engine.renew(make(answers=learned.answers), learned)

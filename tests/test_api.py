@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import specgen
-from specgen.core.errors import ContextFull, ModelError, UsageError
+from specgen.core.errors import ContextFull, ModelError, SpecgenError, UsageError
 from specgen.drafters import REGISTRY, Spec
 from tests.conftest import TinyModel
 from tests.support.command import ROOT, run
@@ -127,6 +128,76 @@ def test_a_drafter_of_another_package(endless: Path, tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     unknown = command(*words, "--drafter", "trigrams")
     assert unknown.returncode == 2 and "bigram" in unknown.stderr.splitlines()[0]
+
+
+@pytest.mark.llama
+def test_one_text_at_a_time(endless: Path) -> None:
+    """A stream that another text came between ends with an error; it can be read once."""
+    with specgen.load(endless, n_ctx=256) as model:
+        first = model.stream(PROMPT, max_tokens=20, temperature=0)
+        pieces = iter(first)
+        next(pieces)
+        whole = model.generate("he was", max_tokens=8, temperature=0)
+        with pytest.raises(UsageError, match="another text was begun"):
+            list(pieces)
+        with pytest.raises(UsageError, match="generated before"):
+            list(first)
+        assert model.generate("he was", max_tokens=8, temperature=0).text == whole.text
+
+
+@pytest.mark.llama
+def test_a_closed_model_is_an_error(endless: Path) -> None:
+    """Whatever is asked of it, and also of a stream that began before."""
+    with specgen.load(endless, n_ctx=256) as model:
+        waiting, begun = (model.stream(PROMPT, max_tokens=20) for _ in range(2))
+        pieces = iter(begun)
+        next(pieces)
+    for use in (
+        lambda: model.generate(PROMPT),
+        lambda: model.chat([{"role": "user", "content": "hello"}]),
+        lambda: list(waiting),
+        lambda: list(pieces),
+    ):
+        with pytest.raises(SpecgenError, match="the model is closed"):
+            use()
+
+
+@pytest.mark.llama
+def test_what_a_stream_holds_back_is_not_lost(endless: Path) -> None:
+    """A beginning of a stop string comes when the text ends without it, however it ends."""
+    with specgen.load(endless, n_ctx=256) as model:
+        text = model.generate(PROMPT, max_tokens=20, temperature=0).text
+        stop = f"{text[-3:]}\N{SNOWMAN}"  # its beginning is the end of the text
+        held = model.stream(PROMPT, max_tokens=20, temperature=0, stop=stop)
+        assert "".join(held) == held.result.text == text
+        left = model.stream(PROMPT, max_tokens=40, temperature=0, stop=text[:1] + "\N{SNOWMAN}")
+        for piece in left:
+            if piece:
+                break
+        assert left.result.text.startswith(piece) and left.result.finish_reason == ""
+
+
+@pytest.mark.llama
+def test_arguments_of_other_kinds(endless: Path) -> None:
+    """One stop string is a list of one; bytes, ids out of range and odd messages are errors."""
+    with specgen.load(endless, n_ctx=256) as model:
+        text = model.generate(PROMPT, max_tokens=20, temperature=0).text
+        stop = text[4:8]
+        cut = model.generate(PROMPT, max_tokens=20, temperature=0, stop=stop)
+        assert cut.text == text[: text.index(stop)]
+        for prompt in (b"hello", [1, -1], [10**9]):
+            with pytest.raises(UsageError, match="token ids from 0 to"):
+                model.generate(prompt)
+        content: Any
+        for content in (None, [{"type": "text", "text": "hi"}], 5):
+            with pytest.raises(UsageError, match="a message is"):
+                model.chat([{"role": "user", "content": content}])
+        with pytest.raises(UsageError, match="there are no messages"):
+            model.chat([])
+    for name in ("threads", "gpu_layers", "max_drafts", "n_ctx"):
+        wrong: dict[str, Any] = {name: -1}
+        with pytest.raises(UsageError, match=f"{name} is -1"):
+            specgen.load(endless, **wrong)
 
 
 def test_help_does_not_load_the_api() -> None:

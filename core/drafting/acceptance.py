@@ -155,7 +155,7 @@ class AcceptanceModel:
 
     def record(self, of: Callable[[_Key], bool] = lambda key: True) -> dict[str, Any]:
         """What is worth keeping `of` the keys that say so, as JSON."""
-        kept = [item for item in self._items() if of(item[0])]
+        kept = [item for item in self._items() if _can_be_kept(item[0]) and of(item[0])]
         most = sorted(kept, key=lambda item: -item[1][1])[:KEPT_BUCKETS]
         buckets = []
         for key, (hits, visits, _) in most:
@@ -210,6 +210,12 @@ def _group(value: Any) -> Evidence:
         if not isinstance(part, str | bool):
             whole(part, "evidence", -MOST_WHOLE)
     return tuple(parts)
+
+
+def _can_be_kept(key: _Key) -> bool:
+    """Whether JSON gives back the key: a drafter of others may count by anything."""
+    what = key[0]
+    return isinstance(what, int) or all(type(part) in (str, int, bool) for part in what)
 
 
 def _weight(value: Any) -> float:

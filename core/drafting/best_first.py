@@ -34,7 +34,7 @@ _CHANCE = itemgetter(0)
 
 # A candidate must be about as likely as its row is expensive, as a share of a plain call. Estimates
 # take time, so those that their drafters think far less likely get none.
-_HOPELESS = 0.2
+_LEAST_SHARE = 0.2
 
 
 class TreeRequest(NamedTuple):
@@ -192,10 +192,13 @@ class BestFirstTree:
 
     def _is_worth_extending(self, drafter: SafeDrafter, path: float) -> bool:
         """Whether to ask it below the last node."""
-        costs, effort = self._request.costs, drafter.effort
+        request, effort = self._request, drafter.effort
+        costs = request.costs
         if costs is None or effort is None:
             return True
-        return worth_extending(effort, path, costs, self._request.n_pending + self.n_nodes)
+        n_rows = request.n_pending + self.n_nodes
+        most = request.n_pending + 1 + request.budget
+        return worth_extending(effort, path, costs, n_rows, most)
 
     def learn(self, node: int, token: int) -> tuple[int | None, int]:
         """Let the acceptance model learn that `token` followed `node`.
@@ -224,14 +227,14 @@ class BestFirstTree:
             return DraftTree(tokens, parents, probs, evidence)
         main = set(order)
         order += [node for node in range(n) if node not in main]
-        request = [-1] * (n + 1)  # the last for -1, the parent of the root
+        place = [-1] * (n + 1)  # the last for -1, the parent of the root
         for i, node in enumerate(order):
-            request[node] = i
+            place[node] = i
         _, _, parents, tokens, probs, evidence, _ = zip(*[nodes[i] for i in order], strict=True)
-        return DraftTree(tokens, tuple([request[parent] for parent in parents]), probs, evidence)
+        return DraftTree(tokens, tuple([place[parent] for parent in parents]), probs, evidence)
 
 
 def _least(request: TreeRequest) -> float:
     """How likely a candidate must be at least to be worth its row."""
     costs, n = request.costs, request.n_pending
-    return 0.0 if costs is None else _HOPELESS * (costs[n + 1] - costs[n]) / costs[n]
+    return 0.0 if costs is None else _LEAST_SHARE * (costs[n + 1] - costs[n]) / costs[n]

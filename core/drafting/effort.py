@@ -35,12 +35,14 @@ def worth_starting(
     return False
 
 
-def worth_extending(effort: DraftCost, path: float, costs: Sequence[float], n_rows: int) -> bool:
+def worth_extending(
+    effort: DraftCost, path: float, costs: Sequence[float], n_rows: int, most_rows: int
+) -> bool:
     """Whether one more answer is worth it at a node that is reached with the chance `path`.
 
-    The call has `n_rows` rows without it. An accepted token saves a call; its row costs what the
-    next few rows cost on average.
+    The call has `n_rows` rows without it, and may have `most_rows`. An accepted token saves a
+    call; its row costs what the next few rows cost on average.
     """
-    last = min(n_rows - 1 + _ROWS_AHEAD, len(costs) - 1)
+    last = min(n_rows - 1 + _ROWS_AHEAD, most_rows - 1, len(costs) - 1)
     slope = (costs[last] - costs[n_rows - 1]) / max(1, last - n_rows + 1)
     return path * effort.chance * costs[0] > effort.seconds + slope

@@ -68,9 +68,7 @@ class DrafterPool:
 
     def __init__(self, drafters: Sequence[Drafter], n_vocab: int) -> None:
         self._members = [_Member(SafeDrafter(drafter, n_vocab)) for drafter in drafters]
-
-    def __len__(self) -> int:
-        return len(self._members)
+        self._asked: list[_Member] = []
 
     def begin(self, context: Tokens) -> None:
         """Start on a text."""
@@ -80,18 +78,15 @@ class DrafterPool:
 
     def ready(self, text: Sequence[int], plain_s: float | None) -> list[SafeDrafter]:
         """Those to ask, who know all of `text` then; a plain step takes `plain_s` seconds."""
-        asked = [member for member in self._members if member.can_look(plain_s)]
-        for member in asked:
+        self._asked = [member for member in self._members if member.can_look(plain_s)]
+        for member in self._asked:
             member.catch_up(text)
-        return [member.drafter for member in asked]
+        return [member.drafter for member in self._asked]
 
-    def observe(
-        self, emitted: Sequence[int], tree: DraftTree, logits: Logits, plain_s: float | None
-    ) -> None:
+    def observe(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """Show those who were asked what came of it."""
-        for member in self._members:
-            if member.can_look(plain_s):
-                member.look(emitted, tree, logits)
+        for member in self._asked:
+            member.look(emitted, tree, logits)
 
 
 class _Member:

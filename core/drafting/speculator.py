@@ -84,7 +84,7 @@ class Speculator:
         return Draft(tree, choice, request, perf_counter() - start)
 
     def learn(self, draft: Draft, verdict: Verdict, logits: Logits, seconds: float) -> None:
-        """Learn from a step: prices, drafters, acceptance and back-off.
+        """Learn from a step with drafts: prices, drafters, acceptance and back-off.
 
         `logits` (len(draft.tree), n_vocab) came from a call that took `seconds`.
         """
@@ -94,7 +94,7 @@ class Speculator:
         start = perf_counter()
         self._builder.observe(request, len(choice.tree), len(draft.tree), seconds)
         costs = self._builder.costs(request.context)
-        self._pool.observe(emitted, draft.tree, logits, _plain_s(costs))
+        self._pool.observe(emitted, draft.tree, logits)
         self._count(choice, emitted)
         # A model that drafts knows what it is worth, and steps without it would leave it behind.
         if self._back_off is not None and costs is not None and not choice.asked_slow:

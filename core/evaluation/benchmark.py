@@ -40,7 +40,7 @@ class Arm:
         warm: whether what specgen learns from a conversation, its answers included, is there in
             the next one, as between runs of a user. It starts anew with each repetition, or
             answers would only be recited.
-        strict: whether calls are padded, see strict.Strict.
+        strict: whether calls are padded, see strict.WidthClass.
     """
 
     name: str

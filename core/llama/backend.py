@@ -138,6 +138,7 @@ class LlamaBackend:
         self._length = 0
         self._reach = [0] * config.max_leaves  # trunk cells that each extra sequence shares
         self._scored: Layout | None = None
+        self._has_loose_rows = False  # behind `length`, from a call that was not seen to its end
 
     def _params(self, model: LlamaModel, config: ContextConfig) -> Any:
         can_branch = not self._stateful and not self._window
@@ -180,6 +181,7 @@ class LlamaBackend:
         """See protocols.Backend."""
         n = len(tokens)
         heed(self._should_stop)
+        self._drop_loose_rows()
         self._require_room(n)
         rows = Layout(
             tuple(tokens.tolist()), tuple(range(self._length, self._length + n)), ((0,),) * n, 1
@@ -194,9 +196,11 @@ class LlamaBackend:
         if not self.limits.can_stop:  # GPUs work on when a call has returned: let it take its time
             self._api.llama_synchronize(self._context)
         self._length += n
+        self._has_loose_rows = False
 
     def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See protocols.Backend."""
+        self._drop_loose_rows()
         rows = lay_out(tree, pending, self._length)
         n = len(rows.tokens)
         if n > self.limits.max_rows or rows.n_sequences > self.limits.max_leaves:
@@ -221,9 +225,11 @@ class LlamaBackend:
         if n_kept < len(rows.tokens):
             self._cut(length)
         self._length = length
+        self._has_loose_rows = False
 
     def rewind(self, length: int) -> int:
         """See protocols.Backend."""
+        self._drop_loose_rows()
         if length >= self._length:
             return self._length
         if self._can_cut_to(length):
@@ -270,6 +276,7 @@ class LlamaBackend:
         self._api.llama_memory_clear(self._memory, False)
         self._reach = [0] * len(self._reach)
         self._length = 0
+        self._has_loose_rows = False
 
     def _cut(self, length: int) -> None:
         if not self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
@@ -277,6 +284,23 @@ class LlamaBackend:
                 f"llama.cpp could not cut the cache back to {length} tokens",
                 "this model cannot undo tokens; use --drafter none",
             )
+
+    def _drop_loose_rows(self) -> None:
+        """Take back what a failed call left, or one that a KeyboardInterrupt came after.
+
+        Raises BackendError for a context that is closed.
+        """
+        if not self._context:
+            raise BackendError("the model is closed", "load it again")
+        if not self._has_loose_rows:
+            return
+        if self._stateful or self._window:
+            # Part of the batch may be in the state, or in the place of what a window has left.
+            self._clear()
+        else:
+            for sequence in range(len(self._reach)):
+                self._api.llama_memory_seq_rm(self._memory, sequence, self._length, -1)
+        self._has_loose_rows = False
 
     def _require_room(self, n: int) -> None:
         if self._length + n > self.limits.n_ctx:
@@ -288,15 +312,11 @@ class LlamaBackend:
 
     def _decode(self, rows: Layout, *, outputs: bool) -> None:
         """Run one batch; on failure put the cache back and raise BackendError or Interrupted."""
+        self._has_loose_rows = True
         code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
         if code == 0:
             return
-        if self._stateful or self._window:
-            # Part of the batch may be in the state, or in the place of what a window has left.
-            self._clear()
-        else:
-            self._end_branches(rows)
-            self._api.llama_memory_seq_rm(self._memory, 0, self._length, -1)
+        self._drop_loose_rows()
         if self._should_stop():
             library().log.errors.clear()  # they say no more than that
             raise Interrupted

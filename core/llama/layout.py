@@ -15,7 +15,7 @@ from specgen.core.tree import DraftTree
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Rows of a batch, the lead first, then the tree's nodes in order.
+    """Rows of a batch: the pending tokens, then the tree's nodes in order.
 
     Attributes:
         tokens: (rows,) token ids.

@@ -76,7 +76,8 @@ class FittedConfig:
 def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
     """The memory that `config` takes. Raises ModelError or UsageError."""
     asked = replace(config, flash_attention=_flash_attention(inputs, config))
-    context = context_of(asked, inputs.info, inputs.strict)
+    strict = inputs.strict and inputs.strict.within(config.max_rows)
+    context = context_of(asked, inputs.info, strict)
     n_ctx, gpu_layers = config.context(inputs.info.n_ctx_train), _gpu_layers(inputs, config)
     plan = plan_memory(
         inputs.headers,

@@ -7,6 +7,7 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from specgen.core.drafting.acceptance import (
@@ -184,3 +185,16 @@ def test_experience_is_shipped() -> None:
     assert long[0] > short[0] + 0.3
     acceptance.learn(long, False)
     assert shipped_priors().record() != acceptance.record()  # each has one of its own
+
+
+def test_what_json_does_not_keep_is_left_out() -> None:
+    """A drafter of others may count by anything; a record of it must still be read."""
+    acceptance = AcceptanceModel()
+    part: Any
+    for part in (np.int64(7), 0.5, None, b"x", "fine", 3, True):
+        estimate = acceptance.estimate([("other", part)], 0.3, 1, 0)
+        acceptance.learn(estimate, True)
+    record = json.loads(json.dumps(acceptance.record()))
+    kept = [key[0] for key, *_ in record["buckets"] if isinstance(key[0], list)]
+    assert sorted(map(str, kept)) == sorted(map(str, [["other", p] for p in ("fine", 3, True)]))
+    AcceptanceModel.from_record(record)

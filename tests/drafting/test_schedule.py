@@ -9,7 +9,7 @@ import pytest
 
 from specgen.core.cost.model import CostModel
 from specgen.core.drafting.acceptance import AcceptanceModel
-from specgen.core.drafting.schedule import SKIPPED, BackOff
+from specgen.core.drafting.schedule import SKIPPED, BackOff, DrafterPool
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
@@ -137,3 +137,18 @@ def test_next_to_a_large_model_every_look_is_cheap(plain_s: float | None) -> Non
     slow = SlowReader("slow")
     assert text_with([slow], plain_s) == slow.text
     assert slow.looks == [True] * 30
+
+
+def test_who_was_not_asked_catches_up_later() -> None:
+    """Also where a plain step turns out to be slow enough for its looks within a step."""
+    slow = SlowReader("slow")
+    pool = DrafterPool([slow], N_VOCAB)
+    text = [1]
+    pool.begin(np.array(text, np.int32))
+    for step in range(40):
+        pool.ready(text, 1e-6 if step % 3 else 100.0)
+        tree = DraftTree.root(text[-1])
+        text.append(step % N_VOCAB)
+        pool.observe(text[-1:], tree, np.zeros((1, N_VOCAB), np.float32))
+    pool.ready(text, 100.0)
+    assert slow.text == text

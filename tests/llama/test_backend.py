@@ -11,6 +11,7 @@ import ctypes
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import llama_cpp
 import numpy as np
@@ -20,10 +21,13 @@ from numpy.typing import NDArray
 from specgen.core.config import ContextConfig
 from specgen.core.errors import BackendError, ContextFull, ModelError
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
+from specgen.core.llama.layout import Layout
 from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
+from specgen.drafters.prompt_lookup import PromptLookup
+from tests.conftest import TinyModel
 from tests.models.test_header import write_model
 from tests.support.drafting import session_of
 from tests.support.guessers import Oracle, RandomTree
@@ -341,3 +345,38 @@ def test_logits_view_is_of_the_tree_only(model: LlamaModel) -> None:
     backend.commit(0)
     assert np.array_equal(first, one_by_one(backend, [7, 8, 9]))
     backend.close()
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("call", ["prefill", "score"])
+def test_a_call_that_is_broken_off_leaves_nothing(
+    architecture: Architecture, call: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C in a Python program, right behind llama_decode: the next text is as ever."""
+    opened = LlamaModel(tiny_model(architecture))
+    backend = LlamaBackend(opened, config(256, chunk=32))
+    sampler = Sampler(SamplingParams(temperature=0), opened.vocab.n_vocab)
+    prompt = [5, 9, 3, 7, 5, 9, 3]
+
+    def text() -> list[int]:
+        session = session_of(backend, [PromptLookup()], 4)
+        session.feed(prompt)
+        list(session.generate(sampler, 12, lambda _: False))
+        return session.tokens
+
+    expected = text()
+    decode = LlamaBackend._decode
+
+    def broken_off(self: LlamaBackend, rows: Layout, *, outputs: bool) -> None:
+        decode(self, rows, outputs=outputs)
+        if outputs == (call == "score"):
+            raise KeyboardInterrupt
+
+    backend.rewind(0)
+    monkeypatch.setattr(LlamaBackend, "_decode", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        text()
+    monkeypatch.undo()
+    assert text() == expected
+    backend.close()
+    opened.close()
