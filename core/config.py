@@ -29,7 +29,7 @@ _SNAPSHOTS = 8  # states that are kept, so that as many tokens can be taken back
 
 
 _BOUNDS = {  # least and most
-    "n_ctx": (0, 1 << 31),
+    "n_ctx": (0, 1 << 62),  # more than the model was trained for is told by `context`
     "threads": (1, 1024),
     "gpu_layers": (0, 1 << 31),
     "max_drafts": (0, 1 << 16),
