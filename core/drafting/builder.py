@@ -168,20 +168,19 @@ class Builder:
                 break
         return _Grown(best_first, n_best, best)
 
-    def padded(
-        self, tree: DraftTree, text: Sequence[int], request: TreeRequest, *, probe: bool
-    ) -> DraftTree:
-        """The tree with as many rows as the width class wants, or as are worth a `probe`."""
-        n = request.n_pending + len(tree)
-        size: int | None = n
-        if self._strict:
-            size = self._strict.padded(n)
-        elif probe and self._pricing is not None:
-            largest = request.n_pending + 1 + request.budget
-            size = self._pricing.explore(request.context, largest)
-        if size is None or size <= n:
+    def padded(self, tree: DraftTree, text: Sequence[int], n_pending: int) -> DraftTree:
+        """The tree with as many rows as the width class wants, behind `n_pending` others."""
+        if self._strict is None:
             return tree
-        return tree.extended(filler(text, size - n), _PADDING)
+        return _extended(tree, text, self._strict.padded(n_pending + len(tree)) - n_pending)
+
+    def probed(self, tree: DraftTree, text: Sequence[int], request: TreeRequest) -> DraftTree:
+        """The tree with as many rows as are worth trying, to see what such a call costs."""
+        if self._strict is not None or self._pricing is None:
+            return tree
+        largest = request.n_pending + 1 + request.budget
+        size = self._pricing.explore(request.context, largest)
+        return tree if size is None else _extended(tree, text, size - request.n_pending)
 
     def observe(self, request: TreeRequest, n_wanted: int, n_scored: int, seconds: float) -> None:
         """A call took `seconds`: `n_wanted` nodes were drafted, and padded to `n_scored`."""
@@ -201,6 +200,12 @@ class _Grown(NamedTuple):
     best_first: BestFirstTree | None
     n_nodes: int
     rate: float
+
+
+def _extended(tree: DraftTree, text: Sequence[int], size: int) -> DraftTree:
+    """The tree with at least `size` nodes."""
+    missing = size - len(tree)
+    return tree.extended(filler(text, missing), _PADDING) if missing > 0 else tree
 
 
 def filler(text: Sequence[int], n: int) -> Sequence[int]:

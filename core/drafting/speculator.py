@@ -21,20 +21,30 @@ from .builder import Builder, Choice
 from .schedule import BackOff, DrafterPool
 
 
+class Made(NamedTuple):
+    """How a draft was made.
+
+    Attributes:
+        request: what the tree was made for.
+        choice: what was drafted.
+        seconds: host time that it took.
+    """
+
+    request: TreeRequest
+    choice: Choice
+    seconds: float
+
+
 class Draft(NamedTuple):
     """What is verified next.
 
     Attributes:
         tree: draft tokens below the last token of the text, and what the call is padded with.
-        choice: what was drafted; None in a step without drafts.
-        request: what the tree was made for.
-        seconds: host time that drafting took.
+        made: how it was made, to learn from; None where the drafters were not asked.
     """
 
     tree: DraftTree
-    choice: Choice | None
-    request: TreeRequest
-    seconds: float
+    made: Made | None = None
 
 
 class Speculator:
@@ -73,32 +83,32 @@ class Speculator:
             free: cells that are left for draft tokens.
         """
         start = perf_counter()
-        builder, context = self._builder, len(text) - n_pending - 1
-        request = builder.request(text[-1], n_pending, context, depth=depth, free=free)
-        choice = None
-        if self._back_off is None or self._back_off.should_draft():
-            drafters = self._pool.ready(text, _plain_s(request.costs))
-            choice = builder.build(request, drafters, self._run)
-        drafted = choice.tree if choice else DraftTree.root(text[-1])
-        tree = builder.padded(drafted, text, request, probe=choice is not None)
-        return Draft(tree, choice, request, perf_counter() - start)
+        builder, root = self._builder, text[-1]
+        if self._back_off is not None and not self._back_off.should_draft():
+            return Draft(builder.padded(DraftTree.root(root), text, n_pending))
+        context = len(text) - n_pending - 1
+        request = builder.request(root, n_pending, context, depth=depth, free=free)
+        drafters = self._pool.ready(text, _plain_s(request.costs))
+        choice = builder.build(request, drafters, self._run)
+        tree = builder.probed(builder.padded(choice.tree, text, n_pending), text, request)
+        return Draft(tree, Made(request, choice, perf_counter() - start))
 
     def learn(self, draft: Draft, verdict: Verdict, logits: Logits, seconds: float) -> None:
         """Learn from a step with drafts: prices, drafters, acceptance and back-off.
 
         `logits` (len(draft.tree), n_vocab) came from a call that took `seconds`.
         """
-        choice, request, emitted = draft.choice, draft.request, verdict.tokens
-        if choice is None:
+        if draft.made is None:
             return
         start = perf_counter()
+        (request, choice, drafting_s), emitted = draft.made, verdict.tokens
         self._builder.observe(request, len(choice.tree), len(draft.tree), seconds)
         costs = self._builder.costs(request.context)
         self._pool.observe(emitted, draft.tree, logits)
         self._count(choice, emitted)
         # A model that drafts knows what it is worth, and steps without it would leave it behind.
         if self._back_off is not None and costs is not None and not choice.asked_slow:
-            host_s = draft.seconds + perf_counter() - start
+            host_s = drafting_s + perf_counter() - start
             cost_s = costs[request.n_pending + len(choice.tree) - 1]
             self._back_off.settle(costs[0], len(emitted) * costs[0] - cost_s - host_s)
 
