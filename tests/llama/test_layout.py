@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.core.llama.batch import Batch
+from specgen.core.llama.buffers import Batch
 from specgen.core.llama.layout import Layout, lay_out
 from specgen.core.llama.library import library
 from specgen.core.tree import DraftTree

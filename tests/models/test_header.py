@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specgen.core.errors import ModelError
+from specgen.core.models.types import BLOCKS
 from specgen.core.models.header import ArrayInfo, read_header
 from specgen.core.models.modelinfo import ModelInfo, read_model
 
@@ -442,3 +443,13 @@ def test_vocabulary_without_architecture(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.close()
     assert "layers" in refusal(path).message
+
+
+def test_types_are_those_of_the_gguf_package() -> None:
+    """Numbers, names, values and bytes of a block, but for Q8_1, which no file holds, and Q2_0."""
+    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    ours = {number: (block.name, block.n_values, block.n_bytes) for number, block in BLOCKS.items()}
+    newer = {number for number in theirs if number > max(ours)}  # of a later package
+    differ = {n for n in theirs.keys() - newer if ours.get(n) != theirs[n]}
+    assert differ <= {int(GGMLQuantizationType.Q8_1)}
+    assert {ours[n][0] for n in ours.keys() - theirs.keys()} <= {"Q2_0", "Q1_0", "NVFP4"}
