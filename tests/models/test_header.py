@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specgen.core.errors import ModelError
-from specgen.core.models.types import BLOCKS
 from specgen.core.models.header import ArrayInfo, read_header
 from specgen.core.models.modelinfo import ModelInfo, read_model
+from specgen.core.models.types import BLOCKS
 
 N_VOCAB = 300
 
