@@ -49,7 +49,8 @@ from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.tree import DraftTree
-from specgen.drafters import AUTO, create
+from specgen.drafters import AUTO
+from specgen.drafters.ensemble import ensemble
 from specgen.drafters.prompt_lookup import PromptLookup
 
 STEPS = 200
@@ -177,7 +178,7 @@ def _session(engine: Engine, nodes: int, drafts: str) -> Session:
     """One whose trees have at most so many nodes."""
     if drafts == AUTO:
         engine.config = replace(engine.config, max_drafts=nodes - 1)
-        engine.renew(create(AUTO))
+        engine.renew(ensemble(AUTO))
         return engine.session
     acceptance = AcceptanceModel() if drafts == "judged" else None
     drafters: list[Drafter] = [PromptLookup(), Bushy(engine.vocab.n_vocab)]

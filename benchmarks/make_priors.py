@@ -25,7 +25,7 @@ from specgen.core.knowledge.learned import Learned
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.session import Session
 from specgen.core.text.stream import TextStream
-from specgen.drafters import AUTO, create
+from specgen.drafters import AUTO
 from specgen.drafters.ensemble import ensemble
 
 CURVE = "mi50"
@@ -38,7 +38,7 @@ def main(model: Path, files: list[Path]) -> None:
     learned = Learned(AcceptanceModel())
     lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
     config = EngineConfig(n_ctx=4096, flash_attention=True, max_drafts=MAX_DRAFTS)
-    with Engine(model, create("none"), config) as engine:
+    with Engine(model, ensemble("none"), config) as engine:
         for number, line in enumerate(lines, start=1):
             print(f"\r{number}/{len(lines)}", end="", file=sys.stderr, flush=True)
             for answer in _answers(engine, json.loads(line)["turns"], learned):

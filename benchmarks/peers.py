@@ -44,7 +44,8 @@ from specgen.core.generation import Generation
 from specgen.core.host.limits import default_threads
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stop import Interrupted
-from specgen.drafters import AUTO, create
+from specgen.drafters import AUTO
+from specgen.drafters.ensemble import ensemble
 
 from .llama_server import (
     MODES,
@@ -123,7 +124,7 @@ class Servers:
 
 def generated(engine: Engine, drafts: str, prompt: Sequence[int], n_predict: int) -> Generation:
     """A text that specgen has generated greedily, knowing nothing of earlier ones."""
-    engine.renew(() if drafts == PLAIN else create(drafts))
+    engine.renew(() if drafts == PLAIN else ensemble(drafts))
     sampler = Sampler(SamplingParams(temperature=0.0), engine.vocab.n_vocab)
     generation = engine.generate(prompt, sampler, max_tokens=n_predict)
     for _ in generation:

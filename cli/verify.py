@@ -16,7 +16,8 @@ import typer
 
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import ContextFull, UsageError
-from specgen.drafters import AUTO, REGISTRY, create, together
+from specgen.drafters import AUTO, REGISTRY, names_of, together
+from specgen.drafters.ensemble import ensemble
 
 from .choices import OnOffAuto, number
 from .grouping import grouped
@@ -111,7 +112,7 @@ def verify(
     require_model(model)
     names = [name.strip() for name in (drafter or _all_drafters()).split(",")]
     for name in names:
-        create(name)  # before the long work: an unknown name ends here
+        names_of(name)  # before the long work: an unknown name ends here
     asked = load_prompts(data) if data else own_prompts()
     with Interrupts() as interrupts:
         path = ensure_model(model)
@@ -202,7 +203,7 @@ def _settings(names: Sequence[str], tree: bool | None, *, branch: bool) -> list[
         raise UsageError("--tree on is not possible here: no side branches", "use --tree auto")
     settings = []
     for name in names:
-        make = partial(create, name)
+        make = partial(ensemble, name)
         if name == _PLAIN:
             settings.append(Setting(f"{name}, again", make, tree=False))
             continue
@@ -249,7 +250,7 @@ def _fit(engine: Engine, question: Question, draws: int, interrupts: Any) -> Chi
             interrupts.check()
             progress(f"distribution of {draws} sampled answers", n / draws)
 
-        return first_tokens(engine, sampled, create("recycle"), draws, on_draw)
+        return first_tokens(engine, sampled, ensemble("recycle"), draws, on_draw)
     return None
 
 

@@ -104,17 +104,6 @@ def _installed() -> dict[str, Spec]:
     }
 
 
-def create(names: str) -> list[Drafter]:
-    """New drafters for a comma-separated list of names, or those of AUTO_DRAFTERS for "auto".
-
-    A single one works as its paper describes it; several feed the builder.
-
-    Raises UsageError for a name that nobody has.
-    """
-    chosen = names_of(names)
-    return [find(name).create(standalone=len(chosen) == 1) for name in chosen]
-
-
 def names_of(names: str) -> tuple[str, ...]:
     """The drafters that a comma-separated list means, each once; "auto" in it means several.
 

@@ -32,7 +32,7 @@ def ensemble(
     may search past answers.
 
     Args:
-        names: as for `create`.
+        names: comma-separated, each a drafter; "auto" means several.
         predicted: tokens that the answer is expected to have.
         draft: a context of a model that drafts.
         draft_name: what that model is called in statistics.

@@ -15,7 +15,7 @@ from specgen.cli.options import MachineOptions, MemoryBudget, ModelDraft, Verbos
 from specgen.cli.terminal import set_up_logging
 from specgen.core.config import DEFAULT_MAX_DRAFTS
 from specgen.core.errors import UsageError
-from specgen.drafters import AUTO, create
+from specgen.drafters import AUTO, names_of
 
 _LIVE = "Live"
 _REPLAY = "Replay"
@@ -186,7 +186,7 @@ def bench(
     model = chosen.name
     names = list(dict.fromkeys(name.strip() for name in drafter.split(",")))
     for name in names:
-        create(name)  # before the long work: an unknown name ends here
+        names_of(name)  # before the long work: an unknown name ends here
     asked = _Asked(model, None if drafter == AUTO else drafter)
     if saved.compare:
         _refuse("with --compare", asked, live, replay, engine, replace(saved, compare=None))
@@ -226,7 +226,7 @@ def _measure(
     from .live import LiveJob, run_live
 
     require_model(model, live.model_draft)
-    if live.warm and all(len(create(name)) < 2 for name in names):
+    if live.warm and all(len(names_of(name)) < 2 for name in names):
         raise UsageError(
             f"--warm does nothing with {', '.join(names)}: what is learnt is used by auto only",
             "add auto to --drafter",

@@ -29,7 +29,7 @@ from specgen.core.knowledge.profile import Profile
 from specgen.core.memory.budget import FittedConfig
 from specgen.core.protocols import Backend, Drafter, Tokens, Vocab
 from specgen.core.stop import Interrupted
-from specgen.drafters import AUTO, create, names_of, together
+from specgen.drafters import AUTO, names_of, together
 from specgen.drafters.draft_model import DraftModel
 from specgen.drafters.ensemble import ensemble
 from specgen.opening import Wanted, fitted
@@ -206,7 +206,7 @@ def _arms(job: LiveJob, config: EngineConfig, engine: Engine) -> Iterator[Arm]:
         label = f"{name} strict" if strict else f"{name} again" if name == PLAIN else name
         make = partial(_drafters, name, engine.vocab, few=config.few_drafters)
         yield Arm(label, make, strict=strict)
-        if len(create(name)) < 2:  # a single one learns nothing that is kept
+        if len(names_of(name)) < 2:  # a single one learns nothing that is kept
             continue
         if job.warm:
             yield Arm(f"{label} warm", make, warm=True, strict=strict)
@@ -230,7 +230,7 @@ def _drafters(
 ) -> Sequence[Drafter]:
     """Drafters as `generate` has them. A single one is compared as its paper describes it."""
     if len(names_of(name)) < 2:
-        return create(name)
+        return ensemble(name)
     text = prompt.predicted
     predicted = None if text is None else vocab.tokenize(text, add_bos=False, special=False)
     return ensemble(name, predicted=predicted, draft=draft, answers=answers, few=few)

@@ -12,6 +12,7 @@ from specgen.cli.prepare import ensure_model
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.replay import load_recordings
+from specgen.drafters.ensemble import ensemble
 
 from .format import Report, print_report
 
@@ -64,13 +65,13 @@ def _replay(recordings: list[Recording], name: str, cost: CostModel) -> dict[str
     """
     from specgen.core.drafting.acceptance import shipped_priors
     from specgen.core.evaluation.replay import Tally, replay
-    from specgen.drafters import create
+    from specgen.drafters import names_of
 
-    acceptance = shipped_priors() if len(create(name)) > 1 else None
+    acceptance = shipped_priors() if len(names_of(name)) > 1 else None
     tallies = {ALL: Tally()}
     for number, recording in enumerate(recordings, start=1):
         _show(f"{name}: {number}/{len(recordings)}")
-        made = replay(recording, create(name), cost, acceptance, MAX_DRAFTS)
+        made = replay(recording, ensemble(name), cost, acceptance, MAX_DRAFTS)
         for group, tally in made.items():
             tallies.setdefault(group, Tally()).add(tally)
             tallies[ALL].add(tally)

@@ -34,7 +34,6 @@ from specgen.core.protocols import Drafter, Logits, Tokens
 from specgen.core.sampling import SamplingParams
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
-from specgen.drafters import create
 from specgen.drafters.ensemble import ensemble
 from tests.support.guessers import Letters
 from tests.support.made_up import CARD, CURVE, benchmark, results, run
@@ -343,8 +342,8 @@ def test_a_stop_while_a_prompt_is_read() -> None:
 @pytest.mark.parametrize(
     ("name", "predicted", "expected"),
     [
-        ("auto", "abc", ["predicted", *(drafter.name for drafter in create("auto"))]),
-        ("auto", None, [drafter.name for drafter in create("auto")]),
+        ("auto", "abc", ["predicted", *(drafter.name for drafter in ensemble("auto"))]),
+        ("auto", None, [drafter.name for drafter in ensemble("auto")]),
         ("prompt-lookup", "abc", ["prompt-lookup"]),
         ("none", "abc", ["none"]),
     ],
@@ -368,7 +367,7 @@ def test_past_answers_go_to_several() -> None:
         ]
         for name in ("auto", "suffix")
     ]
-    assert names == [[*(drafter.name for drafter in create("auto")), "past"], ["suffix"]]
+    assert names == [[*(drafter.name for drafter in ensemble("auto")), "past"], ["suffix"]]
 
 
 # ---- is a slowdown found?

@@ -33,7 +33,7 @@ from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from specgen.core.verify import Verdict, verify
-from specgen.drafters import create
+from specgen.drafters.ensemble import ensemble
 from tests.conftest import TinyModel
 from tests.support.drafting import session_of
 from tests.support.guessers import Letters, Oracle, RandomTree
@@ -99,9 +99,9 @@ def settings(seed: int) -> list[Setting]:
     makers: dict[str, Callable[[], Sequence[Drafter]]] = {
         "none": list,
         "random": lambda: [RandomTree(seed, N_VOCAB, 4)],
-        "recycle": lambda: create("recycle"),
-        "lookup": lambda: create("prompt-lookup"),
-        "crowd": lambda: [*create("recycle"), RandomTree(seed, N_VOCAB, 3)],
+        "recycle": lambda: ensemble("recycle"),
+        "lookup": lambda: ensemble("prompt-lookup"),
+        "crowd": lambda: [*ensemble("recycle"), RandomTree(seed, N_VOCAB, 3)],
     }
     return [
         Setting(f"{name}, {'tree' if tree else 'chains'}", make, tree=tree)
@@ -293,7 +293,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any], SamplingParams]] = {
 
 def _drafter(fault: Callable[..., Any], seed: int) -> Sequence[Drafter]:
     """Guesses at random; where it takes a whole path to be accepted, short ones that are better."""
-    return create("prompt-lookup") if fault is bonus else [RandomTree(seed, N_VOCAB, 4)]
+    return ensemble("prompt-lookup") if fault is bonus else [RandomTree(seed, N_VOCAB, 4)]
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -445,7 +445,7 @@ class _Draws:
     def fit(self) -> Any:
         asked = Question(question(self.seed).tokens, self.params)
         eog = frozenset({self.seed % N_VOCAB})
-        return first_tokens(fake(self.seed, eog=eog), asked, create("recycle"), 300)
+        return first_tokens(fake(self.seed, eog=eog), asked, ensemble("recycle"), 300)
 
 
 DISTRIBUTIONS = [_Draws(seed, params) for seed in range(2) for params in (OFF, SamplingParams())]
@@ -487,7 +487,7 @@ def llama(tiny_model: TinyModel) -> Any:
 
 
 LLAMA_SETTINGS = [
-    Setting(name, partial(create, name), tree=tree)
+    Setting(name, partial(ensemble, name), tree=tree)
     for name in ("recycle", "auto", "suffix")
     for tree in (True, False)
 ]
@@ -506,7 +506,7 @@ def test_llama_is_lossless(llama: Engine) -> None:
     assert len(findings) == 12
     assert not differences(findings)
     assert sum(finding.n_accepted for finding in findings) > 20
-    draws = first_tokens(llama, replace(asked[0], params=OFF), create("recycle"), 100)
+    draws = first_tokens(llama, replace(asked[0], params=OFF), ensemble("recycle"), 100)
     assert draws.is_good
     assert draws.draws == 100
 
@@ -517,7 +517,7 @@ def test_sampled_answers_have_strict_widths(llama: Engine) -> None:
     greedy, sampled = (answer(llama, asked, (), 20) for asked in llama_questions(llama))
     assert set(greedy.widths) == {1}
     assert set(sampled.widths) == {2}
-    drafters = create("recycle")
+    drafters = ensemble("recycle")
     assert set(answer(llama, llama_questions(llama)[1], drafters, 40).widths) > {2}
 
 

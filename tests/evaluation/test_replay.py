@@ -15,7 +15,8 @@ from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.replay import Recording, load_recordings, replay
 from specgen.core.protocols import Drafter, Tokens
-from specgen.drafters import REGISTRY, create
+from specgen.drafters import REGISTRY
+from specgen.drafters.ensemble import ensemble
 from tests.conftest import TinyModel
 from tests.support.command import run
 
@@ -31,7 +32,7 @@ def characters(text: str) -> list[int]:
 
 def test_plain_decoding_makes_one_token_a_step() -> None:
     """Without drafts: as many steps as tokens, one row each, speed 1."""
-    tallies = replay(RECORDING, create("none"), CURVE, None, 16)
+    tallies = replay(RECORDING, ensemble("none"), CURVE, None, 16)
     assert list(tallies) == ["task turn 1", "task turn 2"]
     for tally, (_, answer) in zip(tallies.values(), RECORDING.turns, strict=True):
         assert (tally.tokens, tally.steps, tally.nodes) == (len(answer),) * 3
@@ -41,7 +42,7 @@ def test_plain_decoding_makes_one_token_a_step() -> None:
 def test_a_copied_loop_is_counted_by_hand() -> None:
     """Prompt lookup on a loop accepts all of its seven copied tokens at each full step."""
     recording = Recording("task", ((LOOP[:15], LOOP[5:77]),))
-    (tally,) = replay(recording, create("prompt-lookup"), CURVE, None, 16).values()
+    (tally,) = replay(recording, ensemble("prompt-lookup"), CURVE, None, 16).values()
     assert (tally.tokens, tally.steps, tally.nodes) == (72, 9, 72)
     assert tally.accepted_by == {"prompt-lookup": 72 - 9}
     assert tally.speedup == pytest.approx(8 * CURVE.costs(0)[0] / CURVE.costs(0)[7])
@@ -53,7 +54,7 @@ def test_every_drafter_replays_the_whole_answer_twice_alike(name: str) -> None:
 
     def once() -> list[tuple[int, int, int]]:
         acceptance = AcceptanceModel() if name == "auto" else None
-        tallies = replay(RECORDING, create(name), CURVE, acceptance, 63)
+        tallies = replay(RECORDING, ensemble(name), CURVE, acceptance, 63)
         return [(tally.tokens, tally.steps, tally.nodes) for tally in tallies.values()]
 
     assert once() == once()
@@ -64,7 +65,7 @@ def test_the_curve_decides_the_size_of_trees() -> None:
     """Where calls cost the same whatever their size, trees grow; where they are dear, less."""
 
     def rows(curve: str) -> float:
-        tallies = replay(RECORDING, create("auto"), load_curve(curve), AcceptanceModel(), 63)
+        tallies = replay(RECORDING, ensemble("auto"), load_curve(curve), AcceptanceModel(), 63)
         return tallies["task turn 1"].nodes_per_step
 
     assert rows("flat") > rows("cpu2")
@@ -181,9 +182,9 @@ def test_learning_goes_through_all_answers() -> None:
     recordings = {q: [Recording("t", (((5,), t),)) for t in alike] for q, alike in texts.items()}
     seen: list[list[int]] = []
 
-    def make(answers: Tokens) -> list[Drafter]:
+    def make(answers: Tokens) -> tuple[Drafter, ...]:
         seen.append(answers.tolist())
-        return create("auto")
+        return ensemble("auto")
 
     learned = learn(recordings, make, CURVE, AcceptanceModel())
     assert seen == [[], [], [1, 2, 6, 6], [1, 2, 6, 6, 4]]

@@ -18,7 +18,6 @@ from specgen.core.errors import UsageError
 from specgen.core.knowledge.learned import MOST_ANSWERS
 from specgen.core.testing.fakes import fake_limits
 from specgen.core.verify import Verdict
-from specgen.drafters import create
 from specgen.drafters.ensemble import ensemble, table_bytes
 from specgen.drafters.suffix import Suffix
 from tests.support.drafting import begun, observe
@@ -117,7 +116,7 @@ def test_rings_are_no_larger_than_they_must_be(n: int, room: int) -> None:
 def test_single_tables_take_what_is_planned(name: str, n: int) -> None:
     """In a text that hardly ever repeats itself."""
     text = np.random.default_rng(0).zipf(1.3, n) % REAL_VOCAB
-    (drafter,) = create(name)
+    (drafter,) = ensemble(name)
     drafter.begin(text.astype(np.int32))
     planned, taken = table_bytes(name, REAL_VOCAB, n, learn=True, answers=True), size_of(drafter)
     assert 0.7 * taken - 1000 < planned < 1.3 * taken + 100_000
