@@ -44,13 +44,18 @@ dev: $(DEVELOPED) ## Set up with the development tools.
 
 check: lint types test ## Set up, then run everything that must pass: linter, types, tests, docs.
 
+KERNELS := $(wildcard kernels/*.h kernels/*.cpp)
+
 lint: $(DEVELOPED) ## Check style and formatting.
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+	$(CXX) -std=c++17 -fsyntax-only -Wall -Wextra -Werror kernels/kernels.cpp
 
 format: $(DEVELOPED) ## Correct style and formatting.
 	$(BIN)/python -m ruff check --fix
 	$(BIN)/python -m ruff format
+	$(BIN)/clang-format -i $(KERNELS)
 
 types: $(DEVELOPED) ## Check types.
 	$(BIN)/python -m mypy

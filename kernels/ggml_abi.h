@@ -1,5 +1,6 @@
 // The parts of ggml's structures that are used here. ggml does not install the headers that
-// declare them; core/llama/kernels.py compares them with the running library before anything is changed.
+// declare them; core/llama/kernels.py compares them with the running library before anything is
+// changed.
 #pragma once
 
 #include <cstddef>
@@ -64,5 +65,14 @@ struct ExtraBufferType {
     virtual bool supports_op(void *device, const Tensor *op) = 0;
     virtual TensorTraits *get_tensor_traits(const Tensor *op) = 0;
 };
+
+// As ggml 0.25 lays them out where pointers have 64 bits, which is all that there are kernels for.
+static_assert(sizeof(void *) != 8 || sizeof(Tensor) == 336, "ggml_tensor");
+static_assert(sizeof(void *) != 8 || offsetof(Tensor, src) == 152, "ggml_tensor.src");
+static_assert(sizeof(void *) != 8 || offsetof(Tensor, data) == 248, "ggml_tensor.data");
+static_assert(sizeof(void *) != 8 || offsetof(Tensor, extra) == 320, "ggml_tensor.extra");
+static_assert(sizeof(void *) != 8 || sizeof(Params) == 32, "ggml_compute_params");
+static_assert(sizeof(void *) != 8 || sizeof(TypeTraits) == 24, "ggml_type_traits_cpu");
+static_assert(sizeof(void *) != 8 || sizeof(BufferType) == 64, "ggml_backend_buffer_type");
 
 }  // namespace ggml
