@@ -11,7 +11,7 @@ import ctypes
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +64,7 @@ class _Unusable(Exception):
     """The kernels can't be used here; says why."""
 
 
-def install_kernels(ggml: Any) -> str:
+def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, path: "") -> str:
     """Puts the kernels into ggml's CPU backend, for this process.
 
     `SPECGEN_KERNELS` in the environment chooses: "none", "avx2" or "avx512"; without it the best
@@ -72,6 +72,7 @@ def install_kernels(ggml: Any) -> str:
 
     Args:
         ggml: the library as ctypes has it, or None.
+        crash: says which signal ended a process that tried them, see probe.py; "" is none.
 
     Returns:
         The instructions that they use, followed by " products" if attention stays ggml's; "none"
@@ -87,6 +88,9 @@ def install_kernels(ggml: Any) -> str:
     if not set(choices) <= set(INSTRUCTIONS):
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
+    if signal := crash(ggml, _LIBRARY):
+        _log.info("only llama.cpp's own kernels: a process that tried ours ended by %s", signal)
+        return NONE
     try:
         kernels = _compiled()
         kernels.specgen_enable(False, False)

@@ -25,6 +25,7 @@ from specgen.core.host.process_memory import resident_bytes
 from .ggml import function
 from .kernels import install_kernels
 from .last_words import LastWords
+from .probe import crash
 
 _log = logging.getLogger("specgen.llama")
 
@@ -120,7 +121,8 @@ def library() -> Library:
     api, ggml = _bindings()
     last_words = LastWords()
     last_words.listen(ggml)
-    kernels = install_kernels(ggml)  # may raise, and llama.cpp keeps the callback that it is given
+    # May raise, and llama.cpp keeps the callback that it is given.
+    kernels = install_kernels(ggml, crash)
     bridge = LogBridge()
     callback = api.llama_log_callback(bridge)
     api.llama_log_set(callback, ctypes.c_void_p(0))
