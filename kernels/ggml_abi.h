@@ -47,8 +47,8 @@ struct TypeTraits {  // ggml_type_traits_cpu
     int vec_dot_type;
 };
 
-struct BufferType {  // ggml_backend_buffer_type
-    void *functions[6];
+struct BufferType {      // ggml_backend_buffer_type
+    void *functions[6];  // the first gives the name
     void *device;
     void *context;
 };

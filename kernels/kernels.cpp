@@ -9,7 +9,7 @@
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 1; }
+extern "C" int specgen_version() { return 2; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
@@ -88,6 +88,20 @@ bool specgen_layout(const ggml::Tensor *result, const ggml::Tensor *weights,
            w->type == ggml::Q8_0 && w->nb[1] == w->ne[0] / BLOCK * sizeof(BlockQ8_0) &&
            result->type == ggml::F32 && x->type == ggml::F32 && (const void *)w->data > w &&
            !strcmp(result->name, "product");
+}
+
+// Takes the buffer type of this name out of those that weights may be kept in, before llama.cpp
+// has asked for them. False where there is none.
+bool specgen_leave_out(const char *name, std::vector<ggml::BufferType *> &(*extra_buffer_types)()) {
+    auto &types = extra_buffer_types();
+    for (auto type = types.begin(); type != types.end(); ++type) {
+        using Name = const char *(*)(ggml::BufferType *);
+        if (*type == &buffer_type) continue;  // which has no name
+        if (strcmp(reinterpret_cast<Name>((*type)->functions[0])(*type), name)) continue;
+        types.erase(type);
+        return true;
+    }
+    return false;
 }
 
 // Adds the kernels to ggml's CPU backend, switched off. False where the processor lacks the

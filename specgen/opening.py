@@ -22,10 +22,11 @@ from specgen.core.knowledge.learned import load_learned
 from specgen.core.knowledge.profile import Profile
 from specgen.core.knowledge.profiling import measured_context, settings_to_measure
 from specgen.core.llama.draft_model import require_undo
+from specgen.core.llama.kernels import NONE as NO_KERNELS
 from specgen.core.llama.library import free_device_memory, library, system_info
 from specgen.core.memory.budget import SHARE, FittedConfig, PlanInputs, fit, parse_budget, plan_for
 from specgen.core.memory.plan import memory_text
-from specgen.core.memory.repacked import cpu_features
+from specgen.core.memory.repacked import AMX, cpu_features
 from specgen.core.models.header import Header
 from specgen.core.models.modelinfo import ModelInfo, read_headers
 from specgen.core.stop import ShouldStop, never
@@ -64,10 +65,13 @@ def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
     headers = read_headers(wanted.path)
     info = ModelInfo.from_headers(headers)
     draft = wanted.config.draft
+    features = cpu_features(system_info())
+    if library().kernels != NO_KERNELS:  # they leave AMX out
+        features -= {AMX}
     return PlanInputs(
         headers=headers,
         info=info,
-        features=cpu_features(system_info()),
+        features=features,
         tables=lambda n_ctx, few: table_bytes(
             wanted.drafters,
             info.n_vocab,

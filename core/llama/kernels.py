@@ -52,12 +52,13 @@ _CLASSES: Final = MappingProxyType(
         ),
     }
 )
+_TYPES = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 _CONTEXT = 7  # words of a buffer type before the address of its object
 
 _LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
-_VERSION = 1  # of the compiled functions' arguments
+_VERSION = 2  # of the compiled functions' arguments
 
 
 class _Unusable(Exception):
@@ -95,6 +96,7 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
+        _leave_amx_out(ggml, kernels)
         _check_buffer_types(ggml)
         _check_tensors(ggml, kernels)
         instructions = _add(ggml, kernels, choices)
@@ -146,6 +148,8 @@ def _compiled() -> Any:
         raise _Unusable("there are none of ours for this processor")
     library.specgen_layout.restype = truth
     library.specgen_layout.argtypes = [pointer, pointer, pointer, ctypes.c_size_t, integer]
+    library.specgen_leave_out.restype = truth
+    library.specgen_leave_out.argtypes = [ctypes.c_char_p, pointer]
     library.specgen_install.restype = truth
     library.specgen_install.argtypes = [ctypes.c_char_p, integer, integer, *[pointer] * 3]
     library.specgen_enable.restype = truth
@@ -165,8 +169,17 @@ def _check_classes(ggml: Any) -> None:
             raise _Unusable("ggml's classes differ from those that ours were written for")
 
 
+def _leave_amx_out(ggml: Any, kernels: Any) -> None:
+    """Let no weights be laid out for AMX: ours cannot read them, and are quicker at a few rows.
+
+    And gcc before 13 sets AMX up wrongly: llama.cpp then crashes at the first prompt.
+    """
+    if kernels.specgen_leave_out(b"AMX", address(ggml, _TYPES)):
+        _log.info("AMX is left out: specgen's kernels take its place")
+
+
 def _check_buffer_types(ggml: Any) -> None:
-    """The first that ggml has must look as ours will."""
+    """One that ggml has must look as ours will."""
     pointer = ctypes.c_void_p
     registry = needed(ggml, "ggml_backend_cpu_reg", pointer)()
     device = needed(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
@@ -176,10 +189,12 @@ def _check_buffer_types(ggml: Any) -> None:
         raise _Unusable("ggml has no extra buffer types")
     # llama.cpp chooses buffers for weights from the list that the first call makes: without ours.
     listed = ctypes.CFUNCTYPE(pointer, pointer)(found)(device(registry, 0))
-    first = _word(listed) if listed else 0
-    table = address(ggml, f"_ZTV{_BUFFERS}E")
-    if not first or _word(_word(first + _CONTEXT * _WORD)) != table + 2 * _WORD:
-        raise _Unusable("ggml's buffer types differ from those that ours were written for")
+    table = address(ggml, f"_ZTV{_BUFFERS}E") + 2 * _WORD
+    while listed and (each := _word(listed)):
+        if _word(_word(each + _CONTEXT * _WORD)) == table:
+            return
+        listed += _WORD
+    raise _Unusable("ggml's buffer types differ from those that ours were written for")
 
 
 def _word(at: int) -> int:
@@ -198,8 +213,7 @@ def _check_tensors(ggml: Any, kernels: Any) -> None:
 
 def _add(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     names = ("ggml_barrier", "ggml_get_type_traits_cpu")
-    types = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
-    functions = [address(ggml, name) for name in (*names, types)]
+    functions = [address(ggml, name) for name in (*names, _TYPES)]
     if not all(functions):
         raise _Unusable("ggml hides what they build on")
     numbers = [operation(ggml, name) for name in ("MUL_MAT", "FLASH_ATTN_EXT")]

@@ -40,6 +40,8 @@ _KERNELS: Final = MappingProxyType(
     }
 )
 
+AMX: Final = "AMX_INT8"  # the feature's name
+
 # AMX multiplies tiles: columns that a row must be a multiple of. Rows come by 32.
 _TILES: Final = MappingProxyType(
     {
@@ -61,7 +63,7 @@ def is_copied(tensor: TensorInfo, features: frozenset[str]) -> bool:
     """Whether a weight that is multiplied is copied on a CPU with these features."""
     if len(tensor.shape) != (3 if "_exps." in tensor.name else 2):
         return False
-    if "AMX_INT8" in features and _fits_tiles(tensor):
+    if AMX in features and _fits_tiles(tensor):
         return True
     if "REPACK" not in features:
         return False

@@ -372,3 +372,23 @@ def test_layout_of_nothing(installed: Any) -> None:
     zeros = (ctypes.c_char * 4096)()
     start = ctypes.addressof(zeros)
     assert not installed.specgen_layout(start, start + 1024, start + 2048, 368, 29)
+
+
+def test_a_buffer_type_is_left_out_by_its_name(installed: Any) -> None:
+    """The others stay in their order; where there is none of the name, nothing changes."""
+    pointer = ctypes.c_void_p
+    naming = ctypes.CFUNCTYPE(ctypes.c_char_p, pointer)
+    names = [naming(lambda _, name=name: name) for name in (b"HBM", b"AMX", b"CPU_REPACK")]
+    types = [(pointer * 8)(ctypes.cast(name, pointer).value) for name in names]
+    items = (pointer * 3)(*map(ctypes.addressof, types))
+    start = ctypes.addressof(items)
+    end = start + ctypes.sizeof(items)
+    vector = (pointer * 3)(start, end, end)  # as gcc and clang lay out std::vector
+    listed = ctypes.CFUNCTYPE(pointer)(lambda: ctypes.addressof(vector))
+    address = ctypes.cast(listed, pointer).value
+    assert not installed.specgen_leave_out(b"KLEIDIAI", address)
+    assert vector[1] == end
+    assert installed.specgen_leave_out(b"AMX", address)
+    assert (vector[0], vector[1]) == (start, end - ctypes.sizeof(pointer))
+    assert items[:2] == [ctypes.addressof(types[0]), ctypes.addressof(types[2])]
+    assert not installed.specgen_leave_out(b"AMX", address)
