@@ -377,8 +377,9 @@ def test_layout_of_nothing(installed: Any) -> None:
 def test_a_buffer_type_is_left_out_by_its_name(installed: Any) -> None:
     """The others stay in their order; where there is none of the name, nothing changes."""
     pointer = ctypes.c_void_p
-    naming = ctypes.CFUNCTYPE(ctypes.c_char_p, pointer)
-    names = [naming(lambda _, name=name: name) for name in (b"HBM", b"AMX", b"CPU_REPACK")]
+    naming = ctypes.CFUNCTYPE(pointer, pointer)
+    texts = [ctypes.create_string_buffer(name) for name in (b"HBM", b"AMX", b"CPU_REPACK")]
+    names = [naming(lambda _, text=text: ctypes.addressof(text)) for text in texts]
     types = [(pointer * 8)(ctypes.cast(name, pointer).value) for name in names]
     items = (pointer * 3)(*map(ctypes.addressof, types))
     start = ctypes.addressof(items)
