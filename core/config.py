@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -28,7 +29,7 @@ _MOST_LEAVES = 32
 _SNAPSHOTS = 8  # states that are kept, so that as many tokens can be taken back
 
 
-_BOUNDS = {  # least and most
+_BOUNDS: Final = {  # least and most
     "n_ctx": (0, 1 << 62),  # more than the model was trained for is told by `context`
     "threads": (1, 1024),
     "gpu_layers": (0, 1 << 31),
@@ -75,10 +76,7 @@ class EngineConfig:
     draft_model: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
+        _check_bounds(self, _BOUNDS)
 
     @property
     def cache_types(self) -> tuple[str, str]:
@@ -118,6 +116,14 @@ class EngineConfig:
         return self.n_ctx
 
 
+def _check_bounds(config: object, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """Raise UsageError for a value, if there is one, below its least or above its most."""
+    for name, (least, most) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
+
+
 class ModelKind(Protocol):
     """What a context depends on of a model: a header says it, and so does a loaded model."""
 
@@ -134,7 +140,7 @@ class ModelKind(Protocol):
     def is_hybrid(self) -> bool: ...
 
 
-_LIMITS: Final = {  # least and most
+_CONTEXT_BOUNDS: Final = {  # least and most
     "n_ctx": (1, 1 << 31),
     "chunk": (1, 1 << 31),
     "max_rows": (1, 1 << 31),
@@ -173,10 +179,7 @@ class ContextConfig:
     type_v: str = DEFAULT_CACHE_TYPE
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _LIMITS.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise UsageError(f"{name} is {value:,}, and {least:,} to {most:,} are possible")
+        _check_bounds(self, _CONTEXT_BOUNDS)
 
     @property
     def batch_rows(self) -> int:

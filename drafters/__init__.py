@@ -24,7 +24,6 @@ class Spec:
 
     module: str
     name: str
-    summary: str
 
     def load(self) -> Any:
         """The class: called with `standalone`, it gives a Drafter. Raises UsageError."""
@@ -61,20 +60,12 @@ class Spec:
 NONE: Final = "none"
 
 REGISTRY: dict[str, Spec] = {
-    NONE: Spec(".none", "NoDrafter", "plain decoding, drafts nothing"),
-    "prompt-lookup": Spec(
-        ".prompt_lookup",
-        "PromptLookup",
-        "copies on from the last occurrence of the last tokens",
-    ),
-    "copyspec": Spec(
-        ".copyspec",
-        "CopySpec",
-        "copies on from the first occurrence of the last three tokens",
-    ),
-    "suffix": Spec(".suffix", "Suffix", "what followed the longest endings of the text before"),
-    "trigram": Spec(".trigram", "Trigram", "what lately followed the last two tokens"),
-    "recycle": Spec(".recycle", "Recycle", "the target's own runners-up after the same tokens"),
+    NONE: Spec(".none", "NoDrafter"),
+    "prompt-lookup": Spec(".prompt_lookup", "PromptLookup"),
+    "copyspec": Spec(".copyspec", "CopySpec"),
+    "suffix": Spec(".suffix", "Suffix"),
+    "trigram": Spec(".trigram", "Trigram"),
+    "recycle": Spec(".recycle", "Recycle"),
 }
 
 # Several at once, weighed by how often their drafts were accepted and what checking them costs.
@@ -98,10 +89,7 @@ def _installed() -> dict[str, Spec]:
     """Drafters of other packages, by the names of their entry points."""
     from importlib.metadata import entry_points
 
-    return {
-        point.name: Spec(point.module, point.attr, f"of {point.module}")
-        for point in entry_points(group=GROUP)
-    }
+    return {point.name: Spec(point.module, point.attr) for point in entry_points(group=GROUP)}
 
 
 def names_of(names: str) -> tuple[str, ...]:

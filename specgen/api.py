@@ -16,7 +16,7 @@ from specgen.core.engine import Engine
 from specgen.core.errors import SpecgenError, UsageError
 from specgen.core.generation import Generation
 from specgen.core.knowledge.profile import find_profile
-from specgen.core.models.catalogue import CatalogueEntry, model_folder, resolve
+from specgen.core.models.catalogue import model_folder, resolve
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stats import GenerationStats
 from specgen.core.text.template import Message
@@ -242,13 +242,11 @@ def load(
 
 def _file(model: str | Path | None) -> Path:
     found = resolve(None if model is None else str(model))
-    return _fetched(found) if isinstance(found, CatalogueEntry) else found
+    if isinstance(found, Path):
+        return found
+    from specgen.core.models.pull import pull  # which most programs never need
 
-
-def _fetched(entry: CatalogueEntry) -> Path:
-    from specgen.core.models.pull import pull
-
-    return entry.installed(model_folder()) or pull(entry, model_folder())
+    return pull(found, model_folder())
 
 
 def _message(message: Mapping[str, str]) -> Message:

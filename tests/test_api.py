@@ -231,7 +231,7 @@ def test_one_file_and_one_line_make_a_drafter(
     drafter, _ = blocks("docs/drafters.md")
     (tmp_path / "added_bigrams.py").write_text(drafter, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(REGISTRY, "added", Spec("added_bigrams", "Bigram", "a test's"))
+    monkeypatch.setitem(REGISTRY, "added", Spec("added_bigrams", "Bigram"))
     with specgen.load(tiny_model(), drafter="added", n_ctx=256) as model:
         drafted = model.generate([5, 6, 5, 6, 5], max_tokens=30, temperature=0)
         assert model.engine.planned and model.engine.planned.drafters == 0

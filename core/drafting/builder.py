@@ -100,8 +100,7 @@ class Builder:
             free: cells that are left for draft tokens.
         """
         budget = min(self._max_rows - n_pending - 1, free, self._max_drafts)
-        costs = None if self._pricing is None else self._pricing.costs(context)
-        return TreeRequest(root, budget, depth, n_pending, context, costs)
+        return TreeRequest(root, budget, depth, n_pending, context, self.costs(context))
 
     def build(self, request: TreeRequest, drafters: Sequence[SafeDrafter], run: int) -> Choice:
         """The tree of `drafters` that is worth most.
@@ -176,7 +175,7 @@ class Builder:
 
     def probed(self, tree: DraftTree, text: Sequence[int], request: TreeRequest) -> DraftTree:
         """The tree with as many rows as are worth trying, to see what such a call costs."""
-        if self._strict is not None or self._pricing is None:
+        if self._pricing is None:
             return tree
         largest = request.n_pending + 1 + request.budget
         size = self._pricing.explore(request.context, largest)
