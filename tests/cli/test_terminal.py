@@ -469,7 +469,9 @@ def _read(master: int) -> bytes:
 @pytest.mark.llama
 def test_an_answer_cannot_write_the_clipboard(endless: Path) -> None:
     """On a terminal it is text alone; a pipe gets every byte."""
-    words = ("generate", endless, "-p", "hello", "-n", "18", "-t", "1", "--drafter", "none")
+    # Greedy: only so the model's text never ends, and each token has text.
+    options = ("-n", "18", "-t", "1", "--drafter", "none", "--greedy")
+    words = ("generate", endless, "-p", "hello", *options)
     code, shown = on_a_terminal(*words, code=_SAYING)
     assert code == 0
     assert shown.replace("\r\n", "\n") == "Hi שredx" * 2 + "52;c;\n"  # its end never came
