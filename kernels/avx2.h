@@ -1,48 +1,70 @@
-// Vectors of one column with 8 lanes. Included by kernels.cpp before product_tile.h.
+// 8 rows a vector, AVX2. Included by kernels.cpp before unpack.h, with DOT256 defined to dpbusd
+// where the processor has it for 256 bits.
 
 struct Simd {
-    using Float = __m256;
     using Int = __m256i;
-    static constexpr int COLUMNS = 1;
-    static constexpr int64_t MOST_Q8_0 = 16;
-    static constexpr uint8_t FLIP = 0;
+    using Float = __m256;
+    static constexpr int LANES = 8, COLUMNS = 4;
+#ifdef DOT256
+    TARGET static Int dot(Int c, Int weights, Int values) { return DOT256(c, weights, values); }
+#endif
 
-    TARGET static Float zero() { return _mm256_setzero_ps(); }
-    TARGET static Float load(const void *p) { return _mm256_load_ps((const float *)p); }
-    TARGET static Int load_bytes(const void *p) { return _mm256_load_si256((const Int *)p); }
-    TARGET static Float scaled_add(Float a, Float b, Int sums, Float c) {
-        return _mm256_fmadd_ps(_mm256_mul_ps(a, b), _mm256_cvtepi32_ps(sums), c);
-    }
-
-    TARGET static Int nibbles(const uint8_t *p) {
-        __m128i bytes = _mm_loadu_si128((const __m128i *)p);
-        Int both = _mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes);
-        return _mm256_and_si256(both, _mm256_set1_epi8(15));
-    }
-    // Two products of 8 bits are at most 2 x 128 x 127: no sum is cut off at 16 bits.
-    TARGET static Int dot(Int weights, Int values) {
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(weights, values), _mm256_set1_epi16(1));
-    }
-
-    struct Signed {
-        Int weights, sizes;
-    };
-    TARGET static Signed signed_bytes(const int8_t *p) {
-        Int weights = _mm256_loadu_si256((const Int *)p);
-        return {weights, _mm256_sign_epi8(weights, weights)};
-    }
-    TARGET static Int dot(Signed row, Int values) {
-        return dot(row.sizes, _mm256_sign_epi8(values, row.weights));
-    }
-
-    TARGET static Float half(uint16_t h) { return _mm256_cvtph_ps(_mm_set1_epi16(h)); }
-    TARGET static void half_pair(const uint16_t *p, Float &first, __m256 &second) {
-        uint32_t both;
+    TARGET static Int load(const void *p) { return _mm256_loadu_si256((const Int *)p); }
+    TARGET static Int each(int32_t x) { return _mm256_set1_epi32(x); }
+    TARGET static Int each_pair(const int16_t *p) {
+        int32_t both;
         memcpy(&both, p, sizeof both);
-        Float x = _mm256_cvtph_ps(_mm_set1_epi32(both));
-        first = _mm256_moveldup_ps(x);
-        second = _mm256_movehdup_ps(x);
+        return each(both);
+    }
+    TARGET static Int zero() { return _mm256_setzero_si256(); }
+    TARGET static Int low4(Int x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+    TARGET static Int high4(Int x) { return low4(_mm256_srli_epi16(x, 4)); }
+    // Bits of each byte, shifted right (left if `by` is negative), that `mask` has.
+    TARGET static Int bits(Int x, int by, int mask) {
+        x = by < 0 ? _mm256_slli_epi16(x, -by) : _mm256_srli_epi16(x, by);
+        return _mm256_and_si256(x, _mm256_set1_epi8(mask));
+    }
+    TARGET static Int either(Int a, Int b) { return _mm256_or_si256(a, b); }
+    TARGET static Int lookup(__m128i table, Int x) {
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), x);
     }
 
-    TARGET static void sum_lanes(Float x, float *columns) { columns[0] = sum8(x); }
+    TARGET static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+    TARGET static Int times(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+    TARGET static Int pairs(Int c, Int a, Int b) { return add(c, _mm256_madd_epi16(a, b)); }
+    // Sums of two unsigned times signed bytes.
+    TARGET static Int words(Int weights, Int values) {
+        return _mm256_maddubs_epi16(weights, values);
+    }
+    // The same of weights less 128.
+    TARGET static Int signed_words(Int weights, Int values) {
+        const Int w = _mm256_xor_si256(weights, each(0x80808080));
+        return words(_mm256_sign_epi8(w, w), _mm256_sign_epi8(values, w));
+    }
+    TARGET static Int add_words(Int a, Int b) { return _mm256_add_epi16(a, b); }
+    TARGET static Int widen_signed(const void *p) {
+        return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    }
+    // The low words of both.
+    TARGET static Int join(Int a, Int b) {
+        return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xAA);
+    }
+    TARGET static Int widen_pairs(const void *p) {
+        return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+    }
+
+    TARGET static Float halves(const void *p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    }
+    TARGET static Float eachf(float x) { return _mm256_set1_ps(x); }
+    TARGET static Float zerof() { return _mm256_setzero_ps(); }
+    TARGET static Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
+    TARGET static Float product(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    TARGET static Float fused(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+    TARGET static Float sum(Float a, Float b) { return _mm256_add_ps(a, b); }
+    TARGET static Float difference(Float a, Float b) { return _mm256_sub_ps(a, b); }
+    TARGET static void store(float *p, Float x, int n) {
+        const Int lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(each(n), lanes), x);
+    }
 };

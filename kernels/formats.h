@@ -1,44 +1,213 @@
-// How quantized weights and activations lie in memory: blocks of 32 values with a scale, and with
-// a minimum in some formats, in half precision.
+// The formats of weights: how GGUF files hold a block of them, and what a product needs to know.
+//
+// A format says how its values and scales are read from the file's block. How they are laid out in
+// memory (weights.h), how columns are quantized for them (columns.h) and how they are multiplied
+// (product_tile.h, with unpack.h) is written once for all.
 #pragma once
 
-#include "ggml_abi.h"
-
 #include <cstdint>
+#include <cstring>
 
-constexpr int BLOCK = 32;
-
-struct BlockQ4_1 {
-    uint16_t scale, minimum;
-    uint8_t values[BLOCK / 2];  // value i in the low half of byte i, value i + 16 in the high half
+// TYPE      its number in GGUF files (ggml_type)
+// VALUES    of a block
+// SHARE     values that share a scale; where a block has several scales, these are small integers
+//           times one number in half precision
+// LARGEST   that a value is when it is multiplied, unsigned
+// OFFSET    to take off such a value
+// PACKED    bytes of a block's values, four bytes for the same four values in all rows
+struct Q4_0 {
+    static constexpr int TYPE = 2, VALUES = 32, SHARE = 32, LARGEST = 15, OFFSET = 8, PACKED = 16;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint16_t scale;
+        uint8_t values[16];  // value i in the low half of byte i, value i + 16 in the high half
+    };
+    static void packed(const Block &b, uint8_t *to) { memcpy(to, b.values, PACKED); }
 };
 
-struct BlockQ8_0 {
-    uint16_t scale;
-    int8_t values[BLOCK];
+struct Q4_1 {
+    static constexpr int TYPE = 3, VALUES = 32, SHARE = 32, LARGEST = 15, OFFSET = 0, PACKED = 16;
+    static constexpr bool HAS_MINIMA = true;
+    struct Block {
+        uint16_t scale, minimum;
+        uint8_t values[16];
+    };
+    static void packed(const Block &b, uint8_t *to) { memcpy(to, b.values, PACKED); }
 };
 
-struct BlockQ8_1 {
-    uint16_t scale, sum;  // the sum of the values, times the scale
-    int8_t values[BLOCK];
-};
-
-// The functions of one format in one instruction set.
-struct FormatKernel {
-    int type;                         // of the weights
-    int64_t most;                     // columns in all: with more, ggml's own product is faster
-    int group;                        // columns at once, at most
-    int vector_columns;               // of these share a vector
-    size_t block_base, block_vector;  // bytes of a packed block: a base, and some per vector
-    void (*pack)(ggml::Quantize, const char *from, size_t stride, int columns, int index, char *to);
-    void (*rows[4])(const ggml::Tensor *weights, const char *packed, int64_t from, int64_t to,
-                    int columns, float *out, size_t out_stride);  // by vectors - 1
-
-    int vectors(int columns) const { return (columns + vector_columns - 1) / vector_columns; }
-    size_t packed_block(int columns) const { return block_base + vectors(columns) * block_vector; }
-    // Bytes that n columns take, in groups.
-    size_t packed(int64_t blocks, int n) const {
-        const int rest = n % group;
-        return blocks * (n / group * packed_block(group) + (rest ? packed_block(rest) : 0));
+// Bit i belongs to value i; here bit k of byte i to value 4 k + i.
+inline void spread_bits(const uint8_t *bits, uint8_t *to) {
+    uint32_t all;
+    memcpy(&all, bits, sizeof all);
+    for (int i = 0; i < 4; i++) {
+        to[i] = 0;
+        for (int k = 0; k < 8; k++) to[i] |= (all >> (4 * k + i) & 1) << k;
     }
+}
+
+struct Q5_0 {
+    static constexpr int TYPE = 6, VALUES = 32, SHARE = 32, LARGEST = 31, OFFSET = 16, PACKED = 20;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint16_t scale;
+        uint8_t high[4], values[16];
+    };
+    static void packed(const Block &b, uint8_t *to) {
+        memcpy(to, b.values, 16);
+        spread_bits(b.high, to + 16);
+    }
+};
+
+struct Q5_1 {
+    static constexpr int TYPE = 7, VALUES = 32, SHARE = 32, LARGEST = 31, OFFSET = 0, PACKED = 20;
+    static constexpr bool HAS_MINIMA = true;
+    struct Block {
+        uint16_t scale, minimum;
+        uint8_t high[4], values[16];
+    };
+    static void packed(const Block &b, uint8_t *to) {
+        memcpy(to, b.values, 16);
+        spread_bits(b.high, to + 16);
+    }
+};
+
+struct Q8_0 {
+    static constexpr int TYPE = 8, VALUES = 32, SHARE = 32, LARGEST = 255, OFFSET = 128,
+                         PACKED = 32;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint16_t scale;
+        uint8_t values[32];  // signed
+    };
+    static void packed(const Block &b, uint8_t *to) {
+        for (int i = 0; i < PACKED; i++) to[i] = b.values[i] ^ 0x80;
+    }
+};
+
+struct IQ4_NL {
+    static constexpr int TYPE = 20, VALUES = 32, SHARE = 32, LARGEST = 255, OFFSET = 128,
+                         PACKED = 16;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint16_t scale;
+        uint8_t values[16];
+    };
+    static void packed(const Block &b, uint8_t *to) { memcpy(to, b.values, PACKED); }
+};
+
+struct Q2_K {
+    static constexpr int TYPE = 10, VALUES = 256, SHARE = 16, LARGEST = 3, OFFSET = 0, PACKED = 64;
+    static constexpr bool HAS_MINIMA = true;
+    struct Block {
+        uint8_t scales[16], values[64];
+        uint16_t scale, minimum;
+    };
+    static void packed(const Block &b, uint8_t *to) { memcpy(to, b.values, PACKED); }
+    static void scales(const Block &b, uint8_t *scales, uint8_t *minima) {
+        for (int i = 0; i < 16; i++) {
+            scales[i] = b.scales[i] & 15;
+            minima[i] = b.scales[i] >> 4;
+        }
+    }
+};
+
+struct Q3_K {
+    static constexpr int TYPE = 11, VALUES = 256, SHARE = 16, LARGEST = 7, OFFSET = 4, PACKED = 96;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint8_t high[32], values[64], scales[12];
+        uint16_t scale;
+    };
+    static void packed(const Block &b, uint8_t *to) {
+        memcpy(to, b.values, 64);
+        memcpy(to + 64, b.high, 32);
+    }
+    static void scales(const Block &b, uint8_t *scales, uint8_t *) {
+        for (int i = 0; i < 16; i++) {
+            const int low = b.scales[i % 8] >> (i / 8 * 4) & 15;
+            const int high = b.scales[8 + i % 4] >> (i / 4 * 2) & 3;
+            scales[i] = (low | high << 4) - 32;
+        }
+    }
+};
+
+// Eight scales and eight minima of 6 bits in 12 bytes.
+inline void six_bits(const uint8_t *from, uint8_t *scales, uint8_t *minima) {
+    for (int i = 0; i < 4; i++) {
+        scales[i] = from[i] & 63;
+        minima[i] = from[i + 4] & 63;
+        scales[i + 4] = (from[i + 8] & 15) | from[i] >> 6 << 4;
+        minima[i + 4] = from[i + 8] >> 4 | from[i + 4] >> 6 << 4;
+    }
+}
+
+struct Q4_K {
+    static constexpr int TYPE = 12, VALUES = 256, SHARE = 32, LARGEST = 15, OFFSET = 0,
+                         PACKED = 128;
+    static constexpr bool HAS_MINIMA = true;
+    struct Block {
+        uint16_t scale, minimum;
+        uint8_t scales[12], values[128];
+    };
+    static void packed(const Block &b, uint8_t *to) { memcpy(to, b.values, PACKED); }
+    static void scales(const Block &b, uint8_t *scales, uint8_t *minima) {
+        six_bits(b.scales, scales, minima);
+    }
+};
+
+struct Q5_K {
+    static constexpr int TYPE = 13, VALUES = 256, SHARE = 32, LARGEST = 31, OFFSET = 0,
+                         PACKED = 160;
+    static constexpr bool HAS_MINIMA = true;
+    struct Block {
+        uint16_t scale, minimum;
+        uint8_t scales[12], high[32], values[128];
+    };
+    static void packed(const Block &b, uint8_t *to) {
+        memcpy(to, b.values, 128);
+        memcpy(to + 128, b.high, 32);
+    }
+    static void scales(const Block &b, uint8_t *scales, uint8_t *minima) {
+        six_bits(b.scales, scales, minima);
+    }
+};
+
+struct Q6_K {
+    static constexpr int TYPE = 14, VALUES = 256, SHARE = 16, LARGEST = 63, OFFSET = 32,
+                         PACKED = 192;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint8_t values[128], high[64], scales[16];  // scales are signed
+        uint16_t scale;
+    };
+    static void packed(const Block &b, uint8_t *to) {
+        memcpy(to, b.values, 128);
+        memcpy(to + 128, b.high, 64);
+    }
+    static void scales(const Block &b, uint8_t *scales, uint8_t *) { memcpy(scales, b.scales, 16); }
+};
+
+struct IQ4_XS {
+    static constexpr int TYPE = 23, VALUES = 256, SHARE = 32, LARGEST = 255, OFFSET = 128,
+                         PACKED = 128;
+    static constexpr bool HAS_MINIMA = false;
+    struct Block {
+        uint16_t scale, high_scales;
+        uint8_t low_scales[4], values[128];
+    };
+    static void packed(const Block &b, uint8_t *to) { memcpy(to, b.values, PACKED); }
+    static void scales(const Block &b, uint8_t *scales, uint8_t *) {
+        for (int i = 0; i < 8; i++) {
+            const int low = b.low_scales[i / 2] >> (i % 2 * 4) & 15;
+            scales[i] = (low | (b.high_scales >> 2 * i & 3) << 4) - 32;
+        }
+    }
+};
+
+// What a format's definition leads to.
+template <class Format>
+struct Traits : Format {
+    static constexpr int SHARES = Format::VALUES / Format::SHARE;  // scales of a block
+    static constexpr bool HAS_SCALES = SHARES > 1;
+    static constexpr int STEPS = Format::SHARE / 4;  // four values a step
 };

@@ -8,7 +8,7 @@
 
 namespace ggml {
 
-constexpr int F32 = 0, F16 = 1, Q4_1 = 3, Q8_0 = 8, Q8_1 = 9;  // ggml_type, as in GGUF files
+constexpr int F32 = 0, F16 = 1, Q8_0 = 8;  // ggml_type, as in GGUF files
 
 struct Tensor {  // ggml_tensor
     int type;
@@ -39,16 +39,24 @@ struct Params {  // ggml_compute_params: one thread's share of one operation
     }
 };
 
-using Quantize = void (*)(const float *from, void *to, int64_t n);
-
-struct TypeTraits {  // ggml_type_traits_cpu
-    Quantize quantize;
-    void *vec_dot;
-    int vec_dot_type;
+// ggml_backend_buffer, as words: functions, then (where it is, differs) its type, and more.
+struct Buffer {
+    enum { FREE, BASE, INIT, MEMSET, SET, GET, FUNCTIONS, MOST = 16 };
+    void *words[MOST];
 };
 
-struct BufferType {      // ggml_backend_buffer_type
-    void *functions[6];  // the first gives the name
+struct BufferType;
+struct BufferTypeFunctions {
+    const char *(*name)(BufferType *);
+    Buffer *(*allocate)(BufferType *, size_t size);
+    size_t (*alignment)(BufferType *);
+    size_t (*most)(BufferType *);  // bytes of a buffer; null: any number
+    size_t (*tensor_bytes)(BufferType *, const Tensor *);
+    bool (*is_host)(BufferType *);  // whether all may read what is in it; null: no
+};
+
+struct BufferType {  // ggml_backend_buffer_type
+    BufferTypeFunctions functions;
     void *device;
     void *context;
 };
@@ -72,7 +80,6 @@ static_assert(sizeof(void *) != 8 || offsetof(Tensor, src) == 152, "ggml_tensor.
 static_assert(sizeof(void *) != 8 || offsetof(Tensor, data) == 248, "ggml_tensor.data");
 static_assert(sizeof(void *) != 8 || offsetof(Tensor, extra) == 320, "ggml_tensor.extra");
 static_assert(sizeof(void *) != 8 || sizeof(Params) == 32, "ggml_compute_params");
-static_assert(sizeof(void *) != 8 || sizeof(TypeTraits) == 24, "ggml_type_traits_cpu");
 static_assert(sizeof(void *) != 8 || sizeof(BufferType) == 64, "ggml_backend_buffer_type");
 
 }  // namespace ggml

@@ -1,75 +1,154 @@
 // specgen's kernels for llama.cpp's CPU backend, and how they get into it.
 //
-// ggml asks its "extra buffer types" about every operation that it computes on the CPU; one more
-// of these, which holds no data, answers for the operations that are computed here. The results
-// have the same bits as ggml's own for one token at a time.
+// ggml asks its "extra buffer types" where to keep weights and who computes each operation on the
+// CPU. One more of these keeps weights in our layout and answers for the operations that are
+// computed here.
 
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 2; }
+extern "C" int specgen_version() { return 3; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
+#include "buffer.h"
 #include "product.h"
+#include "weights.h"
 
 #include <cpuid.h>
 #include <immintrin.h>
 
 namespace {
 
+#define INLINE __attribute__((always_inline)) inline
+
 #define TARGET __attribute__((target("avx2,fma,f16c")))
-TARGET inline float half_to_float(uint16_t h) {
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+TARGET inline float through_half(float x) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph(_mm_set_ss(x), 0)));
 }
-// The order in which ggml adds 8 lanes.
-TARGET inline float sum8(__m256 x) {
-    __m128 s = _mm_add_ps(_mm256_extractf128_ps(x, 1), _mm256_castps256_ps128(x));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
+#include "columns.h"
 namespace avx2 {
 #include "avx2.h"
+#include "unpack.h"
+#include "shares_words.h"
 #include "product_tile.h"
 }  // namespace avx2
 #undef TARGET
 
+// The 256-bit instructions of AVX-512: what AVX-VNNI computes, for machines to test that have none.
 #define TARGET \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define DOT256 _mm256_dpbusd_epi32
+namespace avx512vl {
+#include "avx2.h"
+#include "unpack.h"
+#include "shares_dot.h"
+#include "product_tile.h"
+}  // namespace avx512vl
+#undef DOT256
+
 namespace avx512 {
 #include "avx512.h"
+#include "unpack.h"
+#include "shares_dot.h"
 #include "product_tile.h"
 #include "attention_tile.h"
 }  // namespace avx512
 #undef TARGET
 
+#if defined(__clang__) || __GNUC__ >= 11
+#define HAS_AVXVNNI 1
+#define TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define DOT256 _mm256_dpbusd_avx_epi32
+namespace avxvnni {
+#include "avx2.h"
+#include "unpack.h"
+#include "shares_dot.h"
+#include "product_tile.h"
+}  // namespace avxvnni
+#undef DOT256
+#undef TARGET
+#endif
+
 Product product;
 Attention attention;
+WeightBuffers buffers;
 
 struct Interceptor final : ggml::ExtraBufferType {
-    // Nothing is kept in it.
-    bool supports_op(void *, const ggml::Tensor *) override { return false; }
+    // Where llama.cpp may put a matrix that is multiplied.
+    bool supports_op(void *, const ggml::Tensor *op) override {
+        const ggml::Tensor *w = op->src[0], *x = op->src[1];
+        return product.enabled && op->op == product.number && !op->op_params[1] &&
+               x->type == ggml::F32 && !w->view_src && w->ne[2] * w->ne[3] == 1 &&
+               buffers.format(w->type);
+    }
     ggml::TensorTraits *get_tensor_traits(const ggml::Tensor *op) override {
-        if (product.applies(op)) return &product;
+        if (product.applies(op) && is_ours(op->src[0])) return &product;
         return attention.applies(op) ? &attention : nullptr;
     }
+    static bool is_ours(const ggml::Tensor *w);
 };
 
 Interceptor interceptor;
-ggml::BufferType buffer_type{{}, nullptr, &interceptor};
+
+int init_tensor(ggml::Buffer *, ggml::Tensor *w) {
+    w->extra = (void *)buffers.format(w->type);
+    return 0;
+}
+
+void set_tensor(ggml::Buffer *, ggml::Tensor *w, const void *data, size_t offset, size_t size) {
+    if (!w->extra || offset || size != Product::kernel(w).file_bytes(w)) abort();  // as ggml does
+    buffers.lay_out(w, (const char *)data);
+    buffers.mapping.let_go(data, size);
+}
+
+const char *name_of_type(ggml::BufferType *) { return "CPU_SPECGEN"; }
+ggml::Buffer *allocate(ggml::BufferType *type, size_t size) {
+    return buffers.make(type, size, init_tensor, set_tensor);
+}
+size_t alignment(ggml::BufferType *) { return 64; }
+size_t tensor_bytes(ggml::BufferType *, const ggml::Tensor *w) { return buffers.bytes(w); }
+
+ggml::BufferType buffer_type{
+    {name_of_type, allocate, alignment, nullptr, tensor_bytes, nullptr}, nullptr, &interceptor};
+
+bool Interceptor::is_ours(const ggml::Tensor *w) {
+    return w->buffer && w->extra && buffers.ggml.type_of((ggml::Buffer *)w->buffer) == &buffer_type;
+}
 
 bool has(const char *instructions) {
     unsigned eax, ebx, ecx = 0, edx;
     __get_cpuid(1, &eax, &ebx, &ecx, &edx);
     const bool basic =
         ecx & bit_F16C && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!strcmp(instructions, "avx512"))
+    if (!strncmp(instructions, "avx512", 6))
         return basic && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vnni");
+#ifdef HAS_AVXVNNI
+    if (!strcmp(instructions, "avxvnni")) {
+        constexpr unsigned AVX_VNNI = 1 << 4;  // of leaf 7, subleaf 1
+        return basic && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax & AVX_VNNI;
+    }
+#endif
     return basic && !strcmp(instructions, "avx2");
+}
+
+template <int N>
+void use(const FormatKernel (&formats)[N]) {
+    buffers.formats = formats;
+    buffers.n_formats = N;
+}
+
+void use(const char *instructions) {
+    if (!strcmp(instructions, "avx512")) return use(avx512::FORMATS);
+    if (!strcmp(instructions, "avx512vl")) return use(avx512vl::FORMATS);
+#ifdef HAS_AVXVNNI
+    if (!strcmp(instructions, "avxvnni")) return use(avxvnni::FORMATS);
+#endif
+    use(avx2::FORMATS);
 }
 
 }  // namespace
@@ -85,9 +164,17 @@ bool specgen_layout(const ggml::Tensor *result, const ggml::Tensor *weights,
            !result->op_params[1] && result->src[0] == w && result->src[1] == x && !result->src[2] &&
            result->ne[0] == w->ne[1] && result->ne[1] == x->ne[1] && result->ne[2] == 1 &&
            result->nb[1] == sizeof(float) * result->ne[0] && w->ne[0] == x->ne[0] && !w->extra &&
-           w->type == ggml::Q8_0 && w->nb[1] == w->ne[0] / BLOCK * sizeof(BlockQ8_0) &&
+           w->type == ggml::Q8_0 && w->nb[1] == w->ne[0] / 32 * sizeof(Q8_0::Block) &&
            result->type == ggml::F32 && x->type == ggml::F32 && (const void *)w->data > w &&
            !strcmp(result->name, "product");
+}
+
+// Whether some buffer type has an object with this table of virtual functions.
+bool specgen_has_type(const void *table, std::vector<ggml::BufferType *> &(*extra_buffer_types)()) {
+    for (auto *type : extra_buffer_types())
+        if (type != &buffer_type && type->context && *(const void **)type->context == table)
+            return true;
+    return false;
 }
 
 // Takes the buffer type of this name out of those that weights may be kept in, before llama.cpp
@@ -95,37 +182,48 @@ bool specgen_layout(const ggml::Tensor *result, const ggml::Tensor *weights,
 bool specgen_leave_out(const char *name, std::vector<ggml::BufferType *> &(*extra_buffer_types)()) {
     auto &types = extra_buffer_types();
     for (auto type = types.begin(); type != types.end(); ++type) {
-        using Name = const char *(*)(ggml::BufferType *);
-        if (*type == &buffer_type) continue;  // which has no name
-        if (strcmp(reinterpret_cast<Name>((*type)->functions[0])(*type), name)) continue;
+        if (strcmp((*type)->functions.name(*type), name)) continue;
         types.erase(type);
         return true;
     }
     return false;
 }
 
+// What ggml gives, in the order in which core/llama/kernels.py has it.
+struct Addresses {
+    void (*barrier)(void *);
+    std::vector<ggml::BufferType *> &(*extra_buffer_types)();
+    Ggml ggml;
+    void *device;
+};
+
 // Adds the kernels to ggml's CPU backend, switched off. False where the processor lacks the
-// instructions, or ggml's own products take their columns in another format.
+// instructions.
 bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
-                     void (*barrier)(void *), const ggml::TypeTraits *(*type_traits)(int),
-                     std::vector<ggml::BufferType *> &(*extra_buffer_types)()) {
+                     const Addresses *from) {
     if (!has(instructions)) return false;
-    if (type_traits(ggml::Q4_1)->vec_dot_type != ggml::Q8_1 ||
-        type_traits(ggml::Q8_0)->vec_dot_type != ggml::Q8_0)
-        return false;
-    const bool wide = !strcmp(instructions, "avx512");
-    product.formats = wide ? avx512::FORMATS : avx2::FORMATS;
-    product.quantize[0] = type_traits(ggml::Q8_1)->quantize;
-    product.quantize[1] = type_traits(ggml::Q8_0)->quantize;
+    use(instructions);
+    buffers.ggml = from->ggml;
+    buffer_type.device = from->device;
     product.number = mul_mat;
-    attention.heads = wide ? avx512::HEADS : nullptr;
+    attention.heads = !strcmp(instructions, "avx512") ? avx512::HEADS : nullptr;
     attention.number = flash_attn_ext;
-    product.barrier = attention.barrier = barrier;
-    auto &types = extra_buffer_types();
+    product.barrier = attention.barrier = from->barrier;
+    auto &types = from->extra_buffer_types();
     for (auto *type : types)
         if (type == &buffer_type) return true;
-    types.push_back(&buffer_type);
+    types.insert(types.begin(), &buffer_type);
     return true;
+}
+
+// The buffer type that was added.
+const void *specgen_buffer_type() { return &buffer_type; }
+
+// Bytes that a matrix takes in our layout, or 0 where there are no kernels for this ggml_type.
+int64_t specgen_laid_out(int type, int64_t columns, int64_t rows) {
+    const FormatKernel *k = buffers.format(type);
+    if (!k || columns % k->values) return 0;
+    return (rows + k->lanes - 1) / k->lanes * (columns / k->values) * k->band_block;
 }
 
 // Switches kernels on and off. False where there is none that attends.

@@ -1,36 +1,71 @@
-// Products of quantized weights with a few columns of activations: how they are shared out.
+// Products of quantized weights with columns of activations: how they are shared out.
 //
-// With more than one column ggml hands out weights in pieces of a few kB, by turns to the threads,
-// and unpacks them for each column anew: two columns of Q4_1 take twice as long as one. Here a
-// thread reads weights in one go and multiplies them with up to 8 columns at once.
+// The weights lie in a buffer of ours (buffer.h). A thread takes some bands of rows and multiplies
+// them with up to 8 columns at once; where there are more, a band meets all columns of a panel
+// while it is in the cache.
 #pragma once
 
-#include "formats.h"
 #include "operation.h"
 
 #include <algorithm>
 
 constexpr int PANEL = 64;  // columns that are packed at a time
-constexpr int STRIP = 16;  // rows that stay in the cache while they meet all columns of a panel
+
+// The functions of one format for groups of so many columns.
+struct Group {
+    int columns;
+    size_t block;  // bytes of a packed block
+    void (*pack)(const float *const *from, int columns, int64_t index, char *to);
+    void (*band)(const char *weights, const char *packed, int64_t blocks, int rows, int columns,
+                 float *out, size_t out_stride);
+};
+
+// The functions of one format in one instruction set.
+struct FormatKernel {
+    static constexpr int GROUPS = 6;
+    int type, values;   // of a block
+    size_t file_block;  // its bytes in the file
+    int lanes;          // rows of a band
+    size_t band_block;  // bytes of a block of all rows of a band
+    void (*lay_out)(const char *from, size_t stride, int rows, int64_t blocks, char *to);
+    Group groups[GROUPS];  // by columns, fewest first; those that are 0 are not there
+
+    // The smallest group that holds so many columns, else the largest one.
+    const Group &group(int columns) const {
+        int i = 0;
+        while (groups[i].columns < columns && i + 1 < GROUPS && groups[i + 1].columns) i++;
+        return groups[i];
+    }
+    int widest() const { return group(PANEL).columns; }
+
+    int64_t blocks(const ggml::Tensor *w) const { return w->ne[0] / values; }
+    int64_t bands(const ggml::Tensor *w) const { return (w->ne[1] + lanes - 1) / lanes; }
+    size_t file_bytes(const ggml::Tensor *w) const {
+        return blocks(w) * file_block * w->ne[1] * w->ne[2] * w->ne[3];
+    }
+    size_t matrix_bytes(const ggml::Tensor *w) const { return bands(w) * blocks(w) * band_block; }
+};
+
+// The columns of a product, in a row, whatever dimensions they have.
+struct Columns {
+    const ggml::Tensor *x;
+    int64_t count() const { return x->ne[1] * x->ne[2] * x->ne[3]; }
+    const float *at(int64_t c) const {
+        const int64_t i = c % x->ne[1], j = c / x->ne[1] % x->ne[2], k = c / x->ne[1] / x->ne[2];
+        return (const float *)((const char *)x->data + i * x->nb[1] + j * x->nb[2] + k * x->nb[3]);
+    }
+};
 
 struct Product final : Operation {
-    const FormatKernel *formats = nullptr;
-    ggml::Quantize quantize[2] = {};
-
-    int format(const ggml::Tensor *op) const { return op->src[0]->type == formats[1].type; }
-
-    bool applies(const ggml::Tensor *op) const override {
-        if (op->op != number || op->op_params[1] || !enabled) return false;  // [1]: a Hadamard hint
-        const ggml::Tensor *w = op->src[0], *x = op->src[1];
-        return (w->type == formats[0].type || w->type == formats[1].type) && x->type == ggml::F32 &&
-               !w->extra && x->nb[0] == sizeof(float) && op->nb[0] == sizeof(float) &&
-               w->ne[2] * w->ne[3] * x->ne[2] * x->ne[3] == 1 &&
-               x->ne[1] <= formats[format(op)].most;
+    static const FormatKernel &kernel(const ggml::Tensor *w) {
+        return *(const FormatKernel *)w->extra;
     }
 
+    // Of weights that lie in our buffer.
+    bool applies(const ggml::Tensor *op) const override { return op->op == number; }
+
     bool work_size(int, const ggml::Tensor *op, size_t &size) override {
-        const int n = std::min<int64_t>(op->ne[1], PANEL);
-        size = SHARED + formats[format(op)].packed(op->src[0]->ne[0] / BLOCK, n);
+        size = SHARED + packed_bytes(op, std::min<int64_t>(Columns{op->src[1]}.count(), PANEL));
         return true;
     }
 
@@ -39,46 +74,62 @@ struct Product final : Operation {
         work_size(params->nth, op, needed);
         if (!params->fits(needed)) return false;
         count(params);
-        for (int first = 0; first < op->ne[1]; first += PANEL) {
+        const int64_t n = Columns{op->src[1]}.count();
+        for (int64_t first = 0; first < n; first += PANEL) {
             if (first) barrier(params->threadpool);  // others still read the last panel
-            panel(params, op, first, std::min<int64_t>(op->ne[1] - first, PANEL));
+            panel(params, op, first, std::min<int64_t>(n - first, PANEL));
         }
         return true;
     }
 
-    // Columns `first` to `first` + n of the product.
-    void panel(const ggml::Params *params, const ggml::Tensor *op, int first, int n) const {
-        const ggml::Tensor *w = op->src[0], *x = op->src[1];
-        const FormatKernel &kernel = formats[format(op)];
-        const int64_t blocks = w->ne[0] / BLOCK, rows = w->ne[1];
-        const int ith = params->ith, nth = params->nth;
-        char *packed = (char *)&next_task(params) + LINE;
+  private:
+    static size_t packed_bytes(const ggml::Tensor *op, int n) {
+        const FormatKernel &k = kernel(op->src[0]);
+        const int64_t blocks = k.blocks(op->src[0]);
+        size_t size = n / k.widest() * k.group(k.widest()).block * blocks;
+        if (n % k.widest()) size += k.group(n % k.widest()).block * blocks;
+        return size;
+    }
 
-        const size_t group_bytes = kernel.packed(blocks, kernel.group);
-        auto from = (const char *)x->data + first * x->nb[1];
-        for (int c = 0; c < n; c += kernel.group) {
-            const int columns = std::min(n - c, kernel.group);
-            char *group = packed + c / kernel.group * group_bytes;
-            for (int64_t b = blocks * ith / nth; b < blocks * (ith + 1) / nth; b++)
-                kernel.pack(quantize[format(op)], from + c * x->nb[1], x->nb[1], columns, b,
-                            group + b * kernel.packed_block(columns));
-        }
+    // Columns `first` to `first` + n of the product.
+    void panel(const ggml::Params *params, const ggml::Tensor *op, int64_t first, int n) const {
+        const ggml::Tensor *w = op->src[0];
+        const FormatKernel &k = kernel(w);
+        char *packed = (char *)&next_task(params) + LINE;
+        pack(params, op, first, n, packed);
         start_tasks(params);
 
-        const int64_t strips = (rows + STRIP - 1) / STRIP;
-        const int64_t task = (strips + 4 * nth - 1) / (4 * nth) * STRIP;  // rows
-        auto out = (float *)((char *)op->data + first * op->nb[1]);
-        const size_t out_stride = op->nb[1] / sizeof(float);
-        for (int64_t t = ith; t * task < rows; t = take_task(params)) {
-            const int64_t end = std::min((t + 1) * task, rows);
-            const int64_t step = n > kernel.group ? STRIP : task;
-            for (int64_t i = t * task; i < end; i += step)
-                for (int c = 0; c < n; c += kernel.group) {
-                    const int columns = std::min(n - c, kernel.group);
-                    kernel.rows[kernel.vectors(columns) - 1](
-                        w, packed + c / kernel.group * group_bytes, i, std::min(i + step, end),
-                        columns, out + c * out_stride, out_stride);
+        const int64_t bands = k.bands(w), blocks = k.blocks(w);
+        const size_t band_bytes = blocks * k.band_block, stride = op->nb[1] / sizeof(float);
+        const int64_t task = (bands + 8 * params->nth - 1) / (8 * params->nth);  // bands
+        for (int64_t t = params->ith; t * task < bands; t = take_task(params))
+            for (int64_t band = t * task; band < std::min((t + 1) * task, bands); band++) {
+                const int rows = std::min<int64_t>(w->ne[1] - band * k.lanes, k.lanes);
+                const char *group = packed;
+                for (int c = 0; c < n; c += k.widest()) {
+                    const int columns = std::min(n - c, k.widest());
+                    const Group &g = k.group(columns);
+                    g.band((const char *)w->data + band * band_bytes, group, blocks, rows, columns,
+                           (float *)op->data + (first + c) * stride + band * k.lanes, stride);
+                    group += g.block * blocks;
                 }
+            }
+    }
+
+    static void pack(const ggml::Params *params, const ggml::Tensor *op, int64_t first, int n,
+                     char *to) {
+        const FormatKernel &k = kernel(op->src[0]);
+        const Columns all{op->src[1]};
+        const int64_t blocks = k.blocks(op->src[0]);
+        const int ith = params->ith, nth = params->nth;
+        for (int c = 0; c < n; c += k.widest()) {
+            const int columns = std::min(n - c, k.widest());
+            const Group &g = k.group(columns);
+            const float *from[PANEL];
+            for (int i = 0; i < columns; i++) from[i] = all.at(first + c + i);
+            for (int64_t b = blocks * ith / nth; b < blocks * (ith + 1) / nth; b++)
+                g.pack(from, columns, b, to + b * g.block);
+            to += g.block * blocks;
         }
     }
 };

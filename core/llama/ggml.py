@@ -74,15 +74,18 @@ class _InitParams(ctypes.Structure):
 
 
 @contextmanager
-def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
-    """Memory for tensors of `n_bytes`, a graph and what computing takes."""
+def _context(ggml: Any, n_bytes: int, no_data: bool = False) -> Iterator[int]:
+    """Memory for tensors of `n_bytes`, a graph and what computing takes.
+
+    With `no_data` tensors are described only: a buffer is to hold what is in them.
+    """
     free = needed(ggml, "ggml_free", None, _POINTER)
     init = needed(ggml, "ggml_init", _POINTER, _InitParams)
     size = _ROOM + 4 * n_bytes
     # Not of malloc: freeing a large block makes it keep more for itself from then on.
     with mmap(-1, size) as memory:
         start = ctypes.c_char.from_buffer(memory)
-        context: int = init(_InitParams(size, ctypes.addressof(start), False))
+        context: int = init(_InitParams(size, ctypes.addressof(start), no_data))
         try:
             yield context
         finally:
@@ -91,17 +94,54 @@ def _context(ggml: Any, n_bytes: int) -> Iterator[int]:
 
 
 @contextmanager
-def product(ggml: Any, kind: int, columns: int, rows: int, n: int) -> Iterator[Product]:
-    """Tensors for `rows` rows of `columns` weights of type `kind`, times n vectors of float32."""
+def product(
+    ggml: Any, kind: int, columns: int, rows: int, n: int, place: int = 0
+) -> Iterator[Product]:
+    """Tensors for `rows` rows of `columns` weights of type `kind`, times n vectors of float32.
+
+    Args:
+        ggml: the library as ctypes has it.
+        kind: ggml_type of the weights.
+        columns, rows: of the weights.
+        n: vectors.
+        place: address of the buffer type that the weights are kept in; 0 is no buffer.
+    """
     multiply_ = needed(ggml, "ggml_mul_mat", _POINTER, *[_POINTER] * 3)
-    with _context(ggml, 4 * (columns * (rows + n) + rows * n)) as context:
-        weights = _tensor(ggml, context, kind, columns, rows)
+    with (
+        _context(ggml, 4 * (columns * (rows + n) + rows * n)) as context,
+        _weights(ggml, context, kind, columns, rows, place) as weights,
+    ):
         values = _tensor(ggml, context, F32, columns, n)
         yield Product(context, weights, values, multiply_(context, weights, values))
 
 
+@contextmanager
+def _weights(
+    ggml: Any, context: int, kind: int, columns: int, rows: int, place: int
+) -> Iterator[int]:
+    """A tensor in `context`, or in a buffer of the type `place`."""
+    if not place:
+        yield _tensor(ggml, context, kind, columns, rows)
+        return
+    allocate = needed(ggml, "ggml_backend_alloc_ctx_tensors_from_buft", *[_POINTER] * 3)
+    with _context(ggml, 0, no_data=True) as described:
+        weights = _tensor(ggml, described, kind, columns, rows)
+        buffer = allocate(described, place)
+        if not buffer:
+            raise AttributeError("ggml's buffers differ")
+        try:
+            yield weights
+        finally:
+            needed(ggml, "ggml_backend_buffer_free", None, _POINTER)(buffer)
+
+
 def multiply(
-    ggml: Any, kind: int, weights: NDArray[np.uint8], values: NDArray[np.float32], threads: int = 2
+    ggml: Any,
+    kind: int,
+    weights: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    threads: int = 2,
+    place: int = 0,
 ) -> NDArray[np.float32]:
     """A product as ggml's CPU backend computes it.
 
@@ -111,6 +151,7 @@ def multiply(
         weights: (rows, bytes of a row), quantized.
         values: (n, columns).
         threads: that share the work.
+        place: as for `product`.
 
     Returns:
         (n, rows).
@@ -119,8 +160,13 @@ def multiply(
         AttributeError: ggml lacks a function that this takes.
     """
     n, columns = values.shape
-    with product(ggml, kind, columns, len(weights), n) as tensors:
-        _fill(ggml, tensors.weights, weights)
+    with product(ggml, kind, columns, len(weights), n, place) as tensors:
+        if place:
+            size = ctypes.c_size_t
+            put = needed(ggml, "ggml_backend_tensor_set", None, _POINTER, _POINTER, size, size)
+            put(tensors.weights, weights.tobytes(), 0, weights.nbytes)
+        else:
+            _fill(ggml, tensors.weights, weights)
         _fill(ggml, tensors.values, values)
         return _compute(ggml, tensors.context, tensors.result, (n, len(weights)), threads)
 

@@ -1,15 +1,14 @@
 """specgen's own products and attention, put into llama.cpp's CPU backend when it is loaded.
 
 Their code is in kernels/, compiled when specgen is installed. Before they are used, ggml's
-structures are compared with those they were written for, and their results bit by bit with
-ggml's own; where anything differs, llama.cpp stays as it is.
+structures are compared with those they were written for, and their results with ggml's own, those
+of attention bit by bit; where anything differs, llama.cpp stays as it is.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,20 +19,19 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
 
+from .formats import FORMATS, Format, some_weights, spread
 from .ggml import address, attend, multiply, needed, operation, product
 
 _log = logging.getLogger("specgen.kernels")
 
 NONE: Final = "none"  # llama.cpp's own
-INSTRUCTIONS: Final = ("avx512", "avx2")  # best first
+INSTRUCTIONS: Final = ("avx512", "avxvnni", "avx2")  # best first
+_FOR_TESTS: Final = "avx512vl"  # what AVX-VNNI computes, where a processor has only AVX-512
 VARIABLE: Final = "SPECGEN_KERNELS"
 
-Q4_1, Q8_0 = 3, 8  # ggml_type
-BLOCK_BYTES: Final = MappingProxyType({Q4_1: 20, Q8_0: 34})  # of 32 weights
 HEAD_SIZES: Final = (64, 128, 256)  # dimensions of a head that attention is written for
 
 # Tables of virtual functions, and those that we replace, whose names tell their arguments too.
@@ -55,10 +53,9 @@ _CLASSES: Final = MappingProxyType(
 _TYPES = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
 _WORD = ctypes.sizeof(ctypes.c_size_t)
-_CONTEXT = 7  # words of a buffer type before the address of its object
 
 _LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
-_VERSION = 2  # of the compiled functions' arguments
+_VERSION = 3  # of the compiled functions' arguments
 
 
 class _Unusable(Exception):
@@ -68,8 +65,8 @@ class _Unusable(Exception):
 def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, path: "") -> str:
     """Puts the kernels into ggml's CPU backend, for this process.
 
-    `SPECGEN_KERNELS` in the environment chooses: "none", "avx2" or "avx512"; without it the best
-    that this processor has are taken. Where they can't be used, the log says why.
+    `SPECGEN_KERNELS` in the environment chooses: "none", "avx2", "avxvnni" or "avx512"; without it
+    the best that this processor has are taken. Where they can't be used, the log says why.
 
     Args:
         ggml: the library as ctypes has it, or None.
@@ -86,7 +83,7 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
     if wanted == NONE:
         return NONE
     choices = INSTRUCTIONS if wanted == "auto" else (wanted,)
-    if not set(choices) <= set(INSTRUCTIONS):
+    if not set(choices) <= {*INSTRUCTIONS, _FOR_TESTS}:
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     if signal := crash(ggml, _LIBRARY):
@@ -97,7 +94,7 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
         _leave_amx_out(ggml, kernels)
-        _check_buffer_types(ggml)
+        _check_buffer_types(ggml, kernels)
         _check_tensors(ggml, kernels)
         instructions = _add(ggml, kernels, choices)
         _check_products(ggml, kernels)
@@ -111,7 +108,7 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         kernels.specgen_enable(True, False)
         return f"{instructions} products"
     kernels.specgen_enable(True, True)
-    _log.info("products of Q4_1 and Q8_0, and attention, by specgen's kernels: %s", instructions)
+    _log.info("products and attention by specgen's kernels: %s", instructions)
     return instructions
 
 
@@ -146,16 +143,20 @@ def _compiled() -> Any:
         raise _Unusable(f"{_LIBRARY} is of another version; install specgen again")
     if not hasattr(library, "specgen_install"):
         raise _Unusable("there are none of ours for this processor")
-    library.specgen_layout.restype = truth
-    library.specgen_layout.argtypes = [pointer, pointer, pointer, ctypes.c_size_t, integer]
-    library.specgen_leave_out.restype = truth
-    library.specgen_leave_out.argtypes = [ctypes.c_char_p, pointer]
-    library.specgen_install.restype = truth
-    library.specgen_install.argtypes = [ctypes.c_char_p, integer, integer, *[pointer] * 3]
-    library.specgen_enable.restype = truth
-    library.specgen_enable.argtypes = [truth, truth]
-    library.specgen_products.restype = ctypes.c_int64
-    library.specgen_attentions.restype = ctypes.c_int64
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "layout": (truth, [pointer, pointer, pointer, ctypes.c_size_t, integer]),
+        "has_type": (truth, [pointer, pointer]),
+        "leave_out": (truth, [ctypes.c_char_p, pointer]),
+        "install": (truth, [ctypes.c_char_p, integer, integer, ctypes.POINTER(_Addresses)]),
+        "buffer_type": (pointer, []),
+        "laid_out": (ctypes.c_int64, [integer, ctypes.c_int64, ctypes.c_int64]),
+        "enable": (truth, [truth, truth]),
+        "products": (ctypes.c_int64, []),
+        "attentions": (ctypes.c_int64, []),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, f"specgen_{name}")
+        function.restype, function.argtypes = result, arguments
     return library
 
 
@@ -178,23 +179,25 @@ def _leave_amx_out(ggml: Any, kernels: Any) -> None:
         _log.info("AMX is left out: specgen's kernels take its place")
 
 
-def _check_buffer_types(ggml: Any) -> None:
-    """One that ggml has must look as ours will."""
+def _check_buffer_types(ggml: Any, kernels: Any) -> None:
+    """One that ggml has must look as ours does."""
+    table = address(ggml, f"_ZTV{_BUFFERS}E") + 2 * _WORD
+    if not kernels.specgen_has_type(table, address(ggml, _TYPES)):
+        raise _Unusable("ggml's buffer types differ from those that ours were written for")
+
+
+def _check_listed(ggml: Any, kernels: Any, device: int) -> None:
+    """llama.cpp chooses from the list that the first call makes: ours must be in it."""
     pointer = ctypes.c_void_p
     registry = needed(ggml, "ggml_backend_cpu_reg", pointer)()
-    device = needed(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
     find = needed(ggml, "ggml_backend_reg_get_proc_address", pointer, pointer, ctypes.c_char_p)
     found = find(registry, b"ggml_backend_dev_get_extra_bufts")
-    if not found:
-        raise _Unusable("ggml has no extra buffer types")
-    # llama.cpp chooses buffers for weights from the list that the first call makes: without ours.
-    listed = ctypes.CFUNCTYPE(pointer, pointer)(found)(device(registry, 0))
-    table = address(ggml, f"_ZTV{_BUFFERS}E") + 2 * _WORD
+    listed = ctypes.CFUNCTYPE(pointer, pointer)(found)(device) if found else None
     while listed and (each := _word(listed)):
-        if _word(_word(each + _CONTEXT * _WORD)) == table:
+        if each == kernels.specgen_buffer_type():
             return
         listed += _WORD
-    raise _Unusable("ggml's buffer types differ from those that ours were written for")
+    raise _Unusable("somebody has asked ggml for its buffer types before")
 
 
 def _word(at: int) -> int:
@@ -204,38 +207,64 @@ def _word(at: int) -> int:
 def _check_tensors(ggml: Any, kernels: Any) -> None:
     overhead = needed(ggml, "ggml_tensor_overhead", ctypes.c_size_t)
     name = needed(ggml, "ggml_set_name", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
-    with product(ggml, Q8_0, columns=96, rows=5, n=3) as tensors:
+    with product(ggml, FORMATS["Q8_0"].number, columns=96, rows=5, n=3) as tensors:
         name(tensors.result, b"product")
         found = tensors.result, tensors.weights, tensors.values
         if not kernels.specgen_layout(*found, overhead(), operation(ggml, "MUL_MAT")):
             raise _Unusable("ggml's tensors differ from those that ours were written for")
 
 
+class _Addresses(ctypes.Structure):
+    """What the kernels take of ggml, as kernels.cpp has it."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("barrier", "types", "cpu_type", "allocate", "type_of", "base_of", "device")
+    )
+
+
 def _add(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
-    names = ("ggml_barrier", "ggml_get_type_traits_cpu")
-    functions = [address(ggml, name) for name in (*names, _TYPES)]
-    if not all(functions):
+    names = (
+        *("ggml_barrier", _TYPES, "ggml_backend_cpu_buffer_type", "ggml_backend_buft_alloc_buffer"),
+        *("ggml_backend_buffer_get_type", "ggml_backend_buffer_get_base"),
+    )
+    functions = [address(ggml, name) for name in names]
+    pointer = ctypes.c_void_p
+    registry = needed(ggml, "ggml_backend_cpu_reg", pointer)()
+    get = needed(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
+    device = get(registry, 0)
+    if not all(functions) or not device:
         raise _Unusable("ggml hides what they build on")
     numbers = [operation(ggml, name) for name in ("MUL_MAT", "FLASH_ATTN_EXT")]
+    addresses = _Addresses(*functions, device)
     for instructions in choices:
-        if kernels.specgen_install(instructions.encode(), *numbers, *functions):
+        if kernels.specgen_install(instructions.encode(), *numbers, addresses):
+            _check_listed(ggml, kernels, device)
             return instructions
-    raise _Unusable(f"neither {' nor '.join(choices)} suits this processor and ggml's formats")
+    raise _Unusable(f"this processor has neither {' nor '.join(choices)}")
 
 
 def _check_products(ggml: Any, kernels: Any) -> None:
-    """One vector at a time by ggml, all together by the kernels."""
-    values = _spread(11, 96)
-    for kind in BLOCK_BYTES:
-        weights = _some_weights(kind, rows=35, blocks=3)
-        expected = np.concatenate([multiply(ggml, kind, weights, v[None]) for v in values])
-        before = calls().products
-        with _switched_on(kernels, products=True):
-            found = multiply(ggml, kind, weights, values)
-        if calls().products != before + 1:
-            raise _Unusable("ggml does not ask for ours")
-        if found.tobytes() != expected.tobytes():
-            raise _Unusable("our products differ from ggml's in some bits")
+    """They are ggml's but for rounding, and the same for one vector as for several."""
+    for format_ in FORMATS.values():
+        if not _is_right(ggml, kernels, format_):
+            raise _Unusable("our products differ from ggml's")
+
+
+def _is_right(ggml: Any, kernels: Any, format_: Format) -> bool:
+    n_values = 3 * format_.values if format_.values < 256 else format_.values
+    values, number = spread(11, n_values), format_.number
+    weights = some_weights(format_, rows=35, blocks=n_values // format_.values)
+    expected = multiply(ggml, number, weights, values)
+    before = calls().products
+    found = multiply(ggml, number, weights, values, place=kernels.specgen_buffer_type())
+    one = multiply(ggml, number, weights, values[-1:], place=kernels.specgen_buffer_type())
+    if calls().products != before + 2:
+        raise _Unusable("ggml does not ask for ours")
+    largest = np.abs(expected).max()
+    return one.tobytes() == found[-1:].tobytes() and bool(
+        np.all(np.abs(found - expected) < 1e-5 * largest)
+    )
 
 
 def _check_attention(ggml: Any, kernels: Any) -> None:
@@ -243,12 +272,12 @@ def _check_attention(ggml: Any, kernels: Any) -> None:
     if not kernels.specgen_enable(False, False):
         raise _Unusable("ours needs other instructions")
     for size in HEAD_SIZES:
-        queries, cached = 2 * _spread(3, 3, size), _spread(2, 1, 40, size).astype(np.float16)
-        mask = np.where(_spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16)
+        queries, cached = 2 * spread(3, 3, size), spread(2, 1, 40, size).astype(np.float16)
+        mask = np.where(spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16)
         inputs = (queries, cached[0], cached[1], mask)
         expected = attend(ggml, *inputs)
         before = calls().attentions
-        with _switched_on(kernels, attention=True):
+        with _attending(kernels):
             found = attend(ggml, *inputs)
         if calls().attentions != before + 1:
             raise _Unusable("ggml does not ask for ours")
@@ -257,26 +286,18 @@ def _check_attention(ggml: Any, kernels: Any) -> None:
 
 
 @contextmanager
-def _switched_on(
-    kernels: Any, *, products: bool = False, attention: bool = False
-) -> Iterator[None]:
-    kernels.specgen_enable(products, attention)
+def _attending(kernels: Any) -> Iterator[None]:
+    kernels.specgen_enable(False, True)
     try:
         yield
     finally:
         kernels.specgen_enable(False, False)
 
 
-def _spread(*shape: int) -> NDArray[np.float32]:
-    """Numbers from -1 to 1 in no order. NumPy's generators would take 2.5 MB for good."""
-    numbers = np.sin(np.arange(1, 1 + math.prod(shape), dtype=np.float64) ** 2)
-    return numbers.astype(np.float32).reshape(shape)
+def laid_out_bytes(number: int, columns: int, rows: int) -> int:
+    """What a matrix takes in the kernels' layout; 0 where they are not written for its ggml_type.
 
-
-def _some_weights(kind: int, rows: int, blocks: int) -> NDArray[np.uint8]:
-    size = BLOCK_BYTES[kind]
-    weights = (128 + 127 * _spread(rows, blocks, size)).astype(np.uint8)
-    halves = 2 if kind == Q4_1 else 1  # a scale, and a minimum
-    scales = (_spread(rows, blocks, halves) / 64).astype(np.float16)
-    weights[..., : 2 * halves] = scales.view(np.uint8)
-    return weights.reshape(rows, blocks * size)
+    The kernels must be installed.
+    """
+    n_bytes: int = _compiled().specgen_laid_out(number, columns, rows)
+    return n_bytes

@@ -1,0 +1,61 @@
+// Step k of a block: values 4 k to 4 k + 3 of each row as unsigned bytes.
+// Included by kernels.cpp after a Simd. `k` is a constant wherever these are used.
+
+#define STEP(FORMAT) TARGET INLINE Simd::Int step(FORMAT, const char *body, int k)
+
+// Four bytes of each row's packed values.
+TARGET INLINE Simd::Int packed_step(const char *body, int i) {
+    return Simd::load(body + i * Simd::LANES * 4);
+}
+
+// 32 values in halves of bytes: value i in the low half of byte i, i + 16 in the high half.
+TARGET INLINE Simd::Int halves_of_32(const char *body, int k) {
+    const Simd::Int x = packed_step(body, k / 8 * 4 + k % 4);
+    return k % 8 < 4 ? Simd::low4(x) : Simd::high4(x);
+}
+STEP(Q4_0) { return halves_of_32(body, k); }
+STEP(Q4_1) { return halves_of_32(body, k); }
+
+TARGET INLINE Simd::Int fifth_of_32(const char *body, int k) {
+    return Simd::either(halves_of_32(body, k), Simd::bits(packed_step(body, 4), k - 4, 16));
+}
+STEP(Q5_0) { return fifth_of_32(body, k); }
+STEP(Q5_1) { return fifth_of_32(body, k); }
+
+STEP(Q8_0) { return packed_step(body, k); }
+
+// The values of IQ4's sixteen numbers, and 128.
+TARGET INLINE Simd::Int uneven(Simd::Int x) {
+    return Simd::lookup(
+        _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15),
+        x);
+}
+STEP(IQ4_NL) { return uneven(halves_of_32(body, k)); }
+STEP(IQ4_XS) { return uneven(halves_of_32(body, k)); }
+
+// 64 values in halves of bytes: value i in the low half of byte i, i + 32 in the high half.
+TARGET INLINE Simd::Int halves_of_64(const char *body, int k) {
+    const Simd::Int x = packed_step(body, k / 16 * 8 + k % 8);
+    return k % 16 < 8 ? Simd::low4(x) : Simd::high4(x);
+}
+STEP(Q4_K) { return halves_of_64(body, k); }
+STEP(Q5_K) {
+    return Simd::either(halves_of_64(body, k),
+                        Simd::bits(packed_step(body, 32 + k % 8), k / 8 - 4, 16));
+}
+
+// Two bits of each value: byte i of 32 has values i, i + 32, i + 64, i + 96 of 128.
+STEP(Q2_K) { return Simd::bits(packed_step(body, k / 32 * 8 + k % 8), k % 32 / 8 * 2, 3); }
+STEP(Q3_K) {
+    return Simd::either(step(Q2_K(), body, k),
+                        Simd::bits(packed_step(body, 16 + k % 8), k / 8 - 2, 4));
+}
+
+STEP(Q6_K) {
+    const int quarter = k % 32 / 8;
+    const Simd::Int x = packed_step(body, k / 32 * 16 + quarter % 2 * 8 + k % 8);
+    const Simd::Int low = quarter < 2 ? Simd::low4(x) : Simd::high4(x);
+    const Simd::Int high = packed_step(body, 32 + k / 32 * 8 + k % 8);
+    return Simd::either(low, Simd::bits(high, 2 * quarter - 4, 48));
+}
+#undef STEP
