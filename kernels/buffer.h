@@ -116,7 +116,7 @@ struct WeightBuffers {
                 const int64_t first = i % bands * k.lanes;
                 k.lay_out(data + (i / bands * w->ne[1] + first) * row, row,
                           std::min<int64_t>(w->ne[1] - first, k.lanes), blocks,
-                          (char *)w->data + i * blocks * k.band_block);
+                          (char *)w->data + i * k.band_bytes(blocks));
             }
         };
         const int64_t all = bands * matrices;

@@ -223,7 +223,7 @@ const void *specgen_buffer_type() { return &buffer_type; }
 int64_t specgen_laid_out(int type, int64_t columns, int64_t rows) {
     const FormatKernel *k = buffers.format(type);
     if (!k || columns % k->values) return 0;
-    return (rows + k->lanes - 1) / k->lanes * (columns / k->values) * k->band_block;
+    return (rows + k->lanes - 1) / k->lanes * k->band_bytes(columns / k->values);
 }
 
 // Switches kernels on and off. False where there is none that attends.

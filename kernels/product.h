@@ -26,7 +26,7 @@ struct FormatKernel {
     int type, values;   // of a block
     size_t file_block;  // its bytes in the file
     int lanes;          // rows of a band
-    size_t band_block;  // bytes of a block of all rows of a band
+    size_t (*band_bytes)(int64_t blocks);
     void (*lay_out)(const char *from, size_t stride, int rows, int64_t blocks, char *to);
     Group groups[GROUPS];  // by columns, fewest first; those that are 0 are not there
 
@@ -43,7 +43,7 @@ struct FormatKernel {
     size_t file_bytes(const ggml::Tensor *w) const {
         return blocks(w) * file_block * w->ne[1] * w->ne[2] * w->ne[3];
     }
-    size_t matrix_bytes(const ggml::Tensor *w) const { return bands(w) * blocks(w) * band_block; }
+    size_t matrix_bytes(const ggml::Tensor *w) const { return bands(w) * band_bytes(blocks(w)); }
 };
 
 // The columns of a product, in a row, whatever dimensions they have.
@@ -100,7 +100,7 @@ struct Product final : Operation {
         start_tasks(params);
 
         const int64_t bands = k.bands(w), blocks = k.blocks(w);
-        const size_t band_bytes = blocks * k.band_block, stride = op->nb[1] / sizeof(float);
+        const size_t band_bytes = k.band_bytes(blocks), stride = op->nb[1] / sizeof(float);
         const int64_t task = (bands + 8 * params->nth - 1) / (8 * params->nth);  // bands
         for (int64_t t = params->ith; t * task < bands; t = take_task(params))
             for (int64_t band = t * task; band < std::min((t + 1) * task, bands); band++) {

@@ -8,7 +8,6 @@
 template <class Format>
 constexpr int WIDEST = Simd::COLUMNS;
 
-constexpr int AHEAD = 6144;  // bytes: weights are fetched this early
 
 // A band of rows times packed columns; `rows` of the band and `columns` are there.
 template <class Format, int N>
@@ -21,8 +20,6 @@ TARGET void band(const char *weights, const char *packed, int64_t blocks, int ro
     Simd::Float sums[N], minima[N];
     for (int c = 0; c < N; c++) sums[c] = minima[c] = Simd::zerof();
     for (int64_t b = 0; b < blocks; b++, x++, body += L::BODY, halves += L::HALVES) {
-        for (size_t line = 0; line < L::BODY; line += 64)
-            _mm_prefetch(body + AHEAD + line, _MM_HINT_T0);
         Simd::Int whole[N];
         for (int c = 0; c < N; c++) whole[c] = Simd::zero();
         add_shares<Format, N>(body, *x, whole);
@@ -73,7 +70,7 @@ constexpr FormatKernel kernel() {
         Format::VALUES,
         sizeof(typename Format::Block),
         Simd::LANES,
-        L::BODY + L::HALVES,
+        L::band_bytes,
         L::band,
         {group<Format, 1>(), group<Format, 2>(), group<Format, 3>(), group<Format, 4>()}};
     if constexpr (WIDEST<Format> > 4) {

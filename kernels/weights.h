@@ -19,13 +19,13 @@ struct Layout {
     static constexpr size_t BODY = VALUES + SCALES + MINIMA;
     static constexpr size_t HALVES = (F::HAS_MINIMA ? 2 : 1) * LANES * sizeof(uint16_t);
 
-    static size_t bytes(int64_t rows, int64_t blocks) {
-        return (rows + LANES - 1) / LANES * blocks * (BODY + HALVES);
+    static size_t band_bytes(int64_t blocks) {
+        return (blocks * (BODY + HALVES) + 63) / 64 * 64;  // the next band is aligned, too
     }
 
     // Lays out the rows of one band; `rows` of them are there.
     static void band(const char *from, size_t stride, int rows, int64_t blocks, char *to) {
-        memset(to, 0, blocks * (BODY + HALVES));
+        memset(to, 0, band_bytes(blocks));
         for (int row = 0; row < rows; row++) {
             auto block = (const typename Format::Block *)(from + row * stride);
             for (int64_t b = 0; b < blocks; b++)
