@@ -251,9 +251,11 @@ def test_other_products(
 ) -> None:
     """What differs by more than rounding is noticed, and a bit that depends on other vectors."""
 
-    def spoilt(*arguments: Any, **options: Any) -> NDArray[np.float32]:
-        found = ggml.multiply(*arguments, **options)
-        if is_spoilt(len(found), options.get("place", 0)):
+    def spoilt(
+        lib: Any, kind: int, weights: Any, values: Any, threads: int = 1, place: int = 0
+    ) -> NDArray[np.float32]:
+        found = ggml.multiply(lib, kind, weights, values, threads, place)
+        if is_spoilt(len(found), place):
             worst = np.unravel_index(np.abs(found).argmax(), found.shape)
             found[worst] *= 1 + by
         return found
@@ -266,7 +268,7 @@ def test_products_that_ggml_keeps(
     installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Right results are not enough: our kernels must have computed them."""
-    monkeypatch.setattr(kernels, "multiply", lambda *arguments, **_: ggml.multiply(*arguments))
+    monkeypatch.setattr(kernels, "multiply", lambda *inputs, **_: ggml.multiply(*inputs[:4]))
     assert "does not ask for ours" in reason_for_none(caplog, library().ggml)
 
 

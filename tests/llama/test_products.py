@@ -110,6 +110,14 @@ def filled(context: int, values: NDArray[np.float32]) -> int:
     return tensor
 
 
+def memory_behind(context: int) -> bytes:
+    """What follows the last thing in `context`: after a computation, the memory it asked for."""
+    handle = library().ggml
+    start = ggml.needed(handle, "ggml_get_mem_buffer", POINTER, POINTER)(context)
+    used = ggml.needed(handle, "ggml_used_mem", ctypes.c_size_t, POINTER)(context)
+    return ctypes.string_at(start + used, 1 << 16)
+
+
 def buffer_type(name: bytes) -> int:
     """The address of the buffer type of ggml's CPU backend with this name, or 0."""
     handle = library().ggml
@@ -310,11 +318,11 @@ def test_they_have_the_bits_of_llama_cpps_own_layout(installed: Any, name: str) 
 
 
 @each_set
-def test_a_large_matrix(installed: Any) -> None:
-    """Several threads lay it out, and each computes many bands of it."""
-    random = np.random.default_rng(7)
-    weights, values = random_weights(random, "Q5_K", 523, 9), random_values(random, "Q5_K", 3, 9)
-    assert weights.nbytes > 1 << 19
+def test_large_products(installed: Any) -> None:
+    """Several threads lay a matrix out, and each computes many bands of it, for all panels."""
+    random, n = np.random.default_rng(7), 131
+    weights, values = random_weights(random, "Q5_K", 523, 5), random_values(random, "Q5_K", n, 5)
+    assert weights.nbytes > 1 << 18
     expected = quants.product("Q5_K", weights, values)
     assert_same_bits(by_kernels(installed, "Q5_K", weights, values, 3), expected)
 
@@ -322,7 +330,7 @@ def test_a_large_matrix(installed: Any) -> None:
 @each_set
 @each_format
 def test_views_of_vectors(installed: Any, name: str) -> None:
-    """Vectors may lie apart, in another order, and in three dimensions."""
+    """Vectors may lie apart, in another order, and in three dimensions; all have room."""
     handle, random = library().ggml, np.random.default_rng(8)
     size, integer = ctypes.c_size_t, ctypes.c_int64
     view = ggml.needed(handle, "ggml_view_3d", POINTER, *[POINTER] * 2, *[integer] * 3, *[size] * 3)
@@ -346,6 +354,7 @@ def test_views_of_vectors(installed: Any, name: str) -> None:
             flat = np.ascontiguousarray(seen).reshape(-1, n)
             expected = quants.product(name, weights, flat)
             assert_same_bits(found, expected.reshape(shape))
+            assert not any(memory_behind(context))
 
 
 @each_set
