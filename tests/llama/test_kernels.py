@@ -1,17 +1,15 @@
-"""specgen's own matrix products have the bits of ggml's, or are not used."""
+"""How specgen's kernels get into llama.cpp, and what keeps them out; and its attention."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
-from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -24,22 +22,8 @@ from tests.support.tiny import Quantization
 
 pytestmark = pytest.mark.llama
 
-KINDS = {"Q4_1": kernels.Q4_1, "Q8_0": kernels.Q8_0}
 # Of the tiny models Q4_K is the one whose heads have 64 dimensions.
 QUANTIZATIONS: tuple[Quantization, ...] = ("Q4_1", "Q8_0", "Q4_K")
-each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-
-
-def random_weights(
-    random: np.random.Generator, kind: int, rows: int, blocks: int
-) -> NDArray[np.uint8]:
-    """(rows, bytes of a row): weights of type `kind` with scales as models have them."""
-    size = kernels.BLOCK_BYTES[kind]
-    weights = random.integers(0, 256, (rows, blocks, size), np.uint8)
-    halves = 2 if kind == kernels.Q4_1 else 1  # a scale, and a minimum
-    scales = (random.standard_normal((rows, blocks, halves)) / 64).astype(np.float16)
-    weights[..., : 2 * halves] = scales.view(np.uint8)
-    return weights.reshape(rows, blocks * size)
 
 
 def random_attention(
@@ -55,110 +39,6 @@ def random_attention(
     keys[:, hidden.all(0)] = np.nan
     values[:, hidden.all(0)] = np.nan
     return queries, keys, values, np.where(hidden, -np.inf, 0).astype(np.float16)
-
-
-@pytest.fixture(scope="module", params=kernels.INSTRUCTIONS)
-def installed(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The compiled kernels, with one set of instructions after the other, switched off."""
-    loaded = library()
-    if loaded.kernels == kernels.NONE:
-        pytest.skip("there are none for this processor, or no compiler was there")
-    compiled = kernels._compiled()
-    try:
-        kernels._add(loaded.ggml, compiled, (request.param,))
-    except kernels._Unusable:
-        pytest.skip(f"this processor does not have {request.param}")
-    compiled.specgen_enable(False, False)
-    yield compiled
-    kernels._add(loaded.ggml, compiled, (loaded.kernels.split()[0],))
-    compiled.specgen_enable(True, loaded.kernels in kernels.INSTRUCTIONS)
-
-
-def by_ggml(kind: int, weights: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[Any]:
-    """Products with one vector at a time: those of plain decoding."""
-    return np.concatenate([ggml.multiply(library().ggml, kind, weights, v[None]) for v in values])
-
-
-def by_kernels(
-    compiled: Any, kind: int, weights: NDArray[np.uint8], values: NDArray[np.float32], threads: int
-) -> NDArray[np.float32]:
-    """All products at once; few are always the kernels'."""
-    before = kernels.calls().products
-    compiled.specgen_enable(True, False)
-    found = ggml.multiply(library().ggml, kind, weights, values, threads)
-    compiled.specgen_enable(False, False)
-    assert kernels.calls().products == before + 1 or len(values) > 16
-    return found
-
-
-@each_kind
-@settings(max_examples=15, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 32),
-    rows=st.integers(1, 90),
-    blocks=st.integers(1, 40),
-    n=st.one_of(st.integers(1, 20), st.sampled_from((63, 64, 65, 130))),
-    threads=st.integers(1, 4),
-)
-def test_products_have_the_same_bits(
-    installed: Any, kind: int, seed: int, rows: int, blocks: int, n: int, threads: int
-) -> None:
-    """Whatever the sizes, each result is that of ggml for its vector alone."""
-    random = np.random.default_rng(seed)
-    weights = random_weights(random, kind, rows, blocks)
-    values = random.standard_normal((n, 32 * blocks)).astype(np.float32)
-    found = by_kernels(installed, kind, weights, values, threads)
-    assert found.tobytes() == by_ggml(kind, weights, values).tobytes()
-
-
-@each_kind
-def test_products_are_right(installed: Any, kind: int) -> None:
-    """They are those of the dequantized weights, but for the rounding of the vectors to 8 bits."""
-    random = np.random.default_rng(1)
-    weights = random_weights(random, kind, rows=48, blocks=9)
-    values = random.standard_normal((7, 288)).astype(np.float32)
-    plain = dequantize(weights, gguf.GGMLQuantizationType(kind)).astype(np.float64)
-    steps = np.abs(values.reshape(7, 9, 32)).max(2) / 127
-    most = np.repeat(steps, 32, axis=1) @ np.abs(plain).T  # each value is off by one step at most
-    found = by_kernels(installed, kind, weights, values, threads=2)
-    assert np.all(np.abs(found - values @ plain.T) <= most)
-    assert np.abs(found).mean() > 2 * most.mean()
-
-
-@each_kind
-def test_extreme_blocks(installed: Any, kind: int) -> None:
-    """The largest products of every sign, zeros, and scales too small for a normal half."""
-    random = np.random.default_rng(2)
-    weights = random_weights(random, kind, rows=6, blocks=4).reshape(6, 4, -1)
-    first = 4 if kind == kernels.Q4_1 else 2
-    for row, byte in ((0, 0x80), (1, 0x7F), (2, 0xFF), (3, 0x00)):
-        weights[row, :, first:] = byte
-    weights[4, :, :first] = 0
-    weights[5, :, :first] = np.tile(np.array([3, 0x80], np.uint8), first // 2)
-    values = random.standard_normal((5, 128)).astype(np.float32)
-    values[0] = 3.0
-    values[1] = -3.0
-    values[2, 32:] = 0.0
-    values[3] = 1e-30
-    values[4, 7] = 3e38
-    flat = weights.reshape(6, -1)
-    found = by_kernels(installed, kind, flat, values, threads=2)
-    assert found.tobytes() == by_ggml(kind, flat, values).tobytes()
-
-
-def test_other_formats_are_left_to_ggml(installed: Any) -> None:
-    """Kernels multiply with weights of their own formats only."""
-    random = np.random.default_rng(3)
-    installed.specgen_enable(True, False)
-    before = kernels.calls()
-    values = random.standard_normal((3, 64)).astype(np.float32)
-    q4_0 = random.integers(0, 100, (8, 2 * 18), np.uint8)
-    ggml.multiply(library().ggml, int(gguf.GGMLQuantizationType.Q4_0), q4_0, values)
-    floats = random.standard_normal((8, 64)).astype(np.float32).view(np.uint8)
-    found = ggml.multiply(library().ggml, ggml.F32, floats, values)
-    installed.specgen_enable(False, False)
-    assert kernels.calls() == before
-    assert np.allclose(found, values @ floats.view(np.float32).T, atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -223,21 +103,25 @@ def test_attention_is_right(installed: Any) -> None:
 
 @pytest.mark.long
 def test_a_model_computes_the_same(
-    tiny_llama: Callable[[Quantization], Path], monkeypatch: pytest.MonkeyPatch
+    installed: Any,
+    request: pytest.FixtureRequest,
+    tiny_llama: Callable[[Quantization], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Text and log-probabilities of a whole model do not depend on the kernels."""
+    """Text and log-probabilities of a whole model do not depend on instructions or threads."""
     options = ["-n", "24", "--greedy", "--drafter", "none", "--logprobs", "3", "--json"]
     for quantization in QUANTIZATIONS:
         found = []
-        for name in (kernels.NONE, *kernels.INSTRUCTIONS):
+        for name, threads in (("avx2", "1"), (request.node.callspec.params["installed"], "2")):
             monkeypatch.setenv("SPECGEN_KERNELS", name)
             path = tiny_llama(quantization)
-            outcome = finish(start("generate", path, "-p", "the way that was", *options))
+            prompt = ("-p", "the way that was", "-t", threads)
+            outcome = finish(start("generate", path, *prompt, *options))
             assert (outcome.code, outcome.err) == (0, "")
             choice = outcome.record["choices"][0]
             found.append((choice["text"], choice["logprobs"]))
         assert found[0][1]
-        assert found[1:] == found[:1] * (len(found) - 1), quantization
+        assert found[0] == found[1], quantization
 
 
 def test_a_model_runs_on_the_kernels(
@@ -299,9 +183,28 @@ def test_a_library_that_does_not_fit(
 def test_other_buffer_types(
     installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An object that does not lie where it is expected is noticed."""
-    monkeypatch.setattr(kernels, "_CONTEXT", 0)
+    """Where no buffer type begins with the table that is expected there, ours may not look so."""
+    monkeypatch.setattr(kernels, "_BUFFERS", kernels._TRAITS)
     assert "buffer types differ" in reason_for_none(caplog, library().ggml)
+
+
+def test_a_list_that_was_made_before(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where llama.cpp would not find our buffer type, no weights are laid out."""
+    monkeypatch.setattr(kernels, "_word", lambda at: 0)
+    assert "before" in reason_for_none(caplog, library().ggml)
+
+
+def test_hidden_functions(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that the kernels call must be there."""
+    hidden = "ggml_backend_buffer_get_base"
+    monkeypatch.setattr(
+        kernels, "address", lambda lib, name: 0 if name == hidden else ggml.address(lib, name)
+    )
+    assert "hides" in reason_for_none(caplog, library().ggml)
 
 
 def test_without_ggml(caplog: pytest.LogCaptureFixture) -> None:
@@ -326,19 +229,47 @@ def test_other_tensors(
     assert "tensors differ" in reason_for_none(caplog, library().ggml)
 
 
-def test_other_bits(
-    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One bit that differs from ggml's is enough."""
+def is_alone(n: int, place: int) -> bool:
+    """The product with one vector by our kernels."""
+    return n == 1 and place != 0
 
-    def flipped(*arguments: Any) -> NDArray[np.float32]:
-        found = ggml.multiply(*arguments)
-        if len(found) > 1:
-            found.view(np.uint32)[-1, -1] ^= 1
+
+def is_among_others(n: int, place: int) -> bool:
+    """The one with several."""
+    return n > 1 and place != 0
+
+
+@pytest.mark.parametrize(
+    ("is_spoilt", "by"), [(is_alone, 2.0**-23), (is_among_others, 1e-4)], ids=["alone", "others"]
+)
+def test_other_products(
+    installed: Any,
+    is_spoilt: Callable[[int, int], bool],
+    by: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What differs by more than rounding is noticed, and a bit that depends on other vectors."""
+
+    def spoilt(
+        lib: Any, kind: int, weights: Any, values: Any, threads: int = 1, place: int = 0
+    ) -> NDArray[np.float32]:
+        found = ggml.multiply(lib, kind, weights, values, threads, place)
+        if is_spoilt(len(found), place):
+            worst = np.unravel_index(np.abs(found).argmax(), found.shape)
+            found[worst] *= 1 + by
         return found
 
-    monkeypatch.setattr(kernels, "multiply", flipped)
-    assert "some bits" in reason_for_none(caplog, library().ggml)
+    monkeypatch.setattr(kernels, "multiply", spoilt)
+    assert "our products differ" in reason_for_none(caplog, library().ggml)
+
+
+def test_products_that_ggml_keeps(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Right results are not enough: our kernels must have computed them."""
+    monkeypatch.setattr(kernels, "multiply", lambda *inputs, **_: ggml.multiply(*inputs[:4]))
+    assert "does not ask for ours" in reason_for_none(caplog, library().ggml)
 
 
 def test_a_setting_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
