@@ -9,7 +9,7 @@
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 2; }
+extern "C" int specgen_version() { return 3; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
@@ -30,9 +30,19 @@ TARGET inline float sum8(__m256 x) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+// The sums of four vectors whose halves are added up already, each in that order.
+TARGET inline __m128 sum_each8(__m128 a, __m128 b, __m128 c, __m128 d) {
+    const __m128 ab = _mm_add_ps(_mm_shuffle_ps(a, b, 0x44), _mm_shuffle_ps(a, b, 0xEE));
+    const __m128 cd = _mm_add_ps(_mm_shuffle_ps(c, d, 0x44), _mm_shuffle_ps(c, d, 0xEE));
+    return _mm_hadd_ps(ab, cd);
+}
 namespace avx2 {
 #include "avx2.h"
 #include "product_tile.h"
+namespace attending {
+#include "attention_avx2.h"
+#include "attention_tile.h"
+}  // namespace attending
 }  // namespace avx2
 #undef TARGET
 
@@ -41,7 +51,10 @@ namespace avx2 {
 namespace avx512 {
 #include "avx512.h"
 #include "product_tile.h"
+namespace attending {
+#include "attention_avx512.h"
 #include "attention_tile.h"
+}  // namespace attending
 }  // namespace avx512
 #undef TARGET
 
@@ -118,7 +131,8 @@ bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
     product.quantize[0] = type_traits(ggml::Q8_1)->quantize;
     product.quantize[1] = type_traits(ggml::Q8_0)->quantize;
     product.number = mul_mat;
-    attention.heads = wide ? avx512::HEADS : nullptr;
+    attention.attend = wide ? avx512::attending::ATTEND : avx2::attending::ATTEND;
+    attention.quantize = product.quantize[1];
     attention.number = flash_attn_ext;
     product.barrier = attention.barrier = barrier;
     auto &types = extra_buffer_types();
@@ -128,11 +142,16 @@ bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
     return true;
 }
 
-// Switches kernels on and off. False where there is none that attends.
-bool specgen_enable(bool products, bool attentions) {
+// Switches kernels on and off; attention only to caches that are allowed.
+void specgen_enable(bool products, bool attentions) {
     product.enabled = products;
-    attention.enabled = attentions && attention.heads;
-    return attention.heads;
+    attention.enabled = attentions;
+}
+
+// Whether attention to caches with keys and values of these types, by heads of this size, may be
+// computed here. False where it can't be.
+bool specgen_allow(int keys, int values, int64_t size, bool yes) {
+    return attention.allow(keys, values, size, yes);
 }
 
 // How many products, and how many attentions, were computed here since the library was loaded.

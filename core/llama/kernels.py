@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
 
-from .ggml import address, attend, multiply, needed, operation, product
+from .ggml import F16, address, attend, multiply, needed, operation, product
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -35,6 +35,7 @@ VARIABLE: Final = "SPECGEN_KERNELS"
 Q4_1, Q8_0 = 3, 8  # ggml_type
 BLOCK_BYTES: Final = MappingProxyType({Q4_1: 20, Q8_0: 34})  # of 32 weights
 HEAD_SIZES: Final = (64, 128, 256)  # dimensions of a head that attention is written for
+CACHE_TYPES: Final = MappingProxyType({"f16": F16, "q8_0": Q8_0})  # of keys, and of values
 
 # Tables of virtual functions, and those that we replace, whose names tell their arguments too.
 _REPACK = "N4ggml3cpu6repack"
@@ -58,7 +59,7 @@ _WORD = ctypes.sizeof(ctypes.c_size_t)
 _CONTEXT = 7  # words of a buffer type before the address of its object
 
 _LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
-_VERSION = 2  # of the compiled functions' arguments
+_VERSION = 3  # of the compiled functions' arguments
 
 
 class _Unusable(Exception):
@@ -76,8 +77,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         crash: says which signal ended a process that tried them, see probe.py; "" is none.
 
     Returns:
-        The instructions that they use, followed by " products" if attention stays ggml's; "none"
-        where nothing is used.
+        The instructions that they use, followed by " products" if attention stays ggml's, or by
+        " without" and the caches to which it does; "none" where nothing is used.
 
     Raises:
         UsageError: the environment asks for others.
@@ -105,13 +106,16 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         _log.info("only llama.cpp's own kernels: %s", reason)
         return NONE
     try:
-        _check_attention(ggml, kernels)
+        left = _check_attention(ggml, kernels)
     except (_Unusable, AttributeError) as reason:
         _log.info("only llama.cpp's own attention: %s", reason)
         kernels.specgen_enable(True, False)
         return f"{instructions} products"
     kernels.specgen_enable(True, True)
     _log.info("products of Q4_1 and Q8_0, and attention, by specgen's kernels: %s", instructions)
+    if left:
+        _log.info("only llama.cpp's own attention to %s: ours differs from ggml's in some bits", left)
+        return f"{instructions} without {left}"
     return instructions
 
 
@@ -152,8 +156,10 @@ def _compiled() -> Any:
     library.specgen_leave_out.argtypes = [ctypes.c_char_p, pointer]
     library.specgen_install.restype = truth
     library.specgen_install.argtypes = [ctypes.c_char_p, integer, integer, *[pointer] * 3]
-    library.specgen_enable.restype = truth
+    library.specgen_enable.restype = None
     library.specgen_enable.argtypes = [truth, truth]
+    library.specgen_allow.restype = truth
+    library.specgen_allow.argtypes = [integer, integer, ctypes.c_int64, truth]
     library.specgen_products.restype = ctypes.c_int64
     library.specgen_attentions.restype = ctypes.c_int64
     return library
@@ -238,22 +244,46 @@ def _check_products(ggml: Any, kernels: Any) -> None:
             raise _Unusable("our products differ from ggml's in some bits")
 
 
-def _check_attention(ggml: Any, kernels: Any) -> None:
-    """Several tokens by ggml and by the kernels."""
-    if not kernels.specgen_enable(False, False):
-        raise _Unusable("ours needs other instructions")
-    for size in HEAD_SIZES:
-        queries, cached = 2 * _spread(3, 3, size), _spread(2, 1, 40, size).astype(np.float16)
-        mask = np.where(_spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16)
-        inputs = (queries, cached[0], cached[1], mask)
-        expected = attend(ggml, *inputs)
-        before = calls().attentions
-        with _switched_on(kernels, attention=True):
-            found = attend(ggml, *inputs)
-        if calls().attentions != before + 1:
-            raise _Unusable("ggml does not ask for ours")
-        if found.tobytes() != expected.tobytes():
-            raise _Unusable("ours differs from ggml's in some bits")
+def _check_attention(ggml: Any, kernels: Any) -> str:
+    """Several tokens by ggml and by the kernels, for each kind of cache and each size of a head.
+
+    The kernels attend to those alone where all bits are ggml's.
+
+    Returns:
+        The others: types of keys and of values, and a size, such as "f16/q8_0 128, q8_0/q8_0 64".
+    """
+    kernels.specgen_enable(False, False)
+    kinds = [(k, v, size) for k in CACHE_TYPES for v in CACHE_TYPES for size in HEAD_SIZES]
+    left = [kind for kind in kinds if not _attends_alike(ggml, kernels, *kind)]
+    if left == kinds:
+        raise _Unusable("ours differs from ggml's in some bits")
+    return ", ".join(f"{keys}/{values} {size}" for keys, values, size in left)
+
+
+def _attends_alike(ggml: Any, kernels: Any, keys: str, values: str, size: int) -> bool:
+    """Whether the kernels attend to such a cache; they do from now on, or don't."""
+    types = CACHE_TYPES[keys], CACHE_TYPES[values], size
+    cached = [_some_cached(kind, size, i) for i, kind in enumerate(types[:2])]
+    mask = np.where(_spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16)
+    inputs = (2 * _spread(3, 3, size), *cached, mask)
+    kernels.specgen_allow(*types, True)
+    expected = attend(ggml, *inputs)
+    before = calls().attentions
+    with _switched_on(kernels, attention=True):
+        found = attend(ggml, *inputs)
+    if calls().attentions != before + 1:
+        raise _Unusable("ggml does not ask for ours")
+    alike = found.tobytes() == expected.tobytes()
+    kernels.specgen_allow(*types, alike)
+    return alike
+
+
+def _some_cached(kind: int, size: int, leave_out: int) -> NDArray[Any]:
+    """Keys or values of 40 positions, in one shared head."""
+    positions = 40 + leave_out  # so that values are not the same as keys
+    if kind == F16:
+        return _spread(1, positions, size)[:, leave_out:].astype(np.float16)
+    return _some_weights(kind, positions, size // 32)[None, leave_out:]
 
 
 @contextmanager
