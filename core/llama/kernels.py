@@ -114,7 +114,9 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
     kernels.specgen_enable(True, True)
     _log.info("products of Q4_1 and Q8_0, and attention, by specgen's kernels: %s", instructions)
     if left:
-        _log.info("only llama.cpp's own attention to %s: ours differs from ggml's in some bits", left)
+        _log.info(
+            "only llama.cpp's own attention to %s: ours differs from ggml's in some bits", left
+        )
         return f"{instructions} without {left}"
     return instructions
 
@@ -262,11 +264,14 @@ def _check_attention(ggml: Any, kernels: Any) -> str:
 
 def _attends_alike(ggml: Any, kernels: Any, keys: str, values: str, size: int) -> bool:
     """Whether the kernels attend to such a cache; they do from now on, or don't."""
-    types = CACHE_TYPES[keys], CACHE_TYPES[values], size
-    cached = [_some_cached(kind, size, i) for i, kind in enumerate(types[:2])]
-    mask = np.where(_spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16)
-    inputs = (2 * _spread(3, 3, size), *cached, mask)
-    kernels.specgen_allow(*types, True)
+    types = CACHE_TYPES[keys], CACHE_TYPES[values]
+    inputs = (
+        2 * _spread(3, 3, size),
+        _some_cached(types[0], size, 0),
+        _some_cached(types[1], size, 1),
+        np.where(_spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16),
+    )
+    kernels.specgen_allow(*types, size, True)
     expected = attend(ggml, *inputs)
     before = calls().attentions
     with _switched_on(kernels, attention=True):
@@ -274,7 +279,7 @@ def _attends_alike(ggml: Any, kernels: Any, keys: str, values: str, size: int) -
     if calls().attentions != before + 1:
         raise _Unusable("ggml does not ask for ours")
     alike = found.tobytes() == expected.tobytes()
-    kernels.specgen_allow(*types, alike)
+    kernels.specgen_allow(*types, size, alike)
     return alike
 
 

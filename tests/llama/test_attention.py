@@ -29,6 +29,12 @@ each_cache = pytest.mark.parametrize("cache", CACHES, ids="/".join)
 each_size = pytest.mark.parametrize("size", kernels.HEAD_SIZES)
 
 
+@pytest.fixture
+def instructions(request: pytest.FixtureRequest) -> str:
+    """Those of `installed`."""
+    return str(request.node.callspec.params["installed"])
+
+
 class Inputs(NamedTuple):
     """The arguments of `ggml.attend`."""
 
@@ -46,7 +52,7 @@ def random_cached(
     if kind == "f16":
         numbers[:, hidden] = np.nan
         return numbers.astype(np.float16)
-    blocks = quantize(numbers, Q8_0)
+    blocks: NDArray[np.uint8] = quantize(numbers, Q8_0)
     blocks.reshape(shared, len(hidden), -1, 34)[:, hidden, :, :2] = 0xFF  # scales
     return blocks
 
@@ -64,10 +70,11 @@ def random_inputs(
     hidden = random.random((tokens, positions)) < 0.3
     hidden[:, 0] = False
     hidden[:, positions - positions // 8 :] = True
+    unseen: NDArray[np.bool_] = np.all(hidden, axis=0)
     return Inputs(
         2 * random.standard_normal((heads, tokens, size), np.float32),
-        random_cached(random, cache[0], hidden.all(0), shared, size),
-        random_cached(random, cache[1], hidden.all(0), shared, size),
+        random_cached(random, cache[0], unseen, shared, size),
+        random_cached(random, cache[1], unseen, shared, size),
         np.where(hidden, -np.inf, 0).astype(np.float16),
     )
 
@@ -142,15 +149,18 @@ def test_the_same_bits(
     assert found.tobytes() == by_ggml(inputs).tobytes()
 
 
-def test_it_is_used_where_ggml_computes_alike(installed: Any) -> None:
-    """No tests of bits are skipped where ggml was built for the instructions of the kernels."""
+def test_it_is_used_where_ggml_computes_alike(installed: Any, instructions: str) -> None:
+    """Nothing is left to ggml where it was built for the instructions of the kernels."""
     left = kernels._check_attention(library().ggml, installed)
-    assert "q8_0/q8_0" not in left  # in 8 lanes with all instructions
-    wide = kernels._add(library().ggml, installed, kernels.INSTRUCTIONS[:1]) == "avx512"
-    print(left, wide, system_info())
+    assert "q8_0/q8_0" not in left  # summed in 8 lanes with all instructions
+    built_for = "avx512" if "AVX512 = 1" in system_info() else "avx2"
+    if "avx512_fp16" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("ggml may have been built for arithmetic in half precision")
+    assert bool(left) == (instructions != built_for)
 
 
 def dequantized(cached: NDArray[Any]) -> NDArray[np.float64]:
+    """Keys or values as numbers, zeros where they are none."""
     plain = dequantize(cached, Q8_0) if cached.dtype == np.uint8 else cached
     return np.nan_to_num(plain.astype(np.float64))
 
@@ -169,3 +179,155 @@ def test_it_is_right(installed: Any, cache: tuple[str, str], size: int) -> None:
     rounding = 0.01 if cache[0] == "f16" else 0.05  # of queries, to 11 bits or to 8
     assert np.abs(found - expected.swapaxes(0, 1)).max() < rounding
     assert np.abs(found).max() > 0.5
+
+
+@each_cache
+def test_without_a_finite_score(installed: Any, cache: tuple[str, str]) -> None:
+    """What is no number, or overflows, gives what it gives in ggml, and not something else."""
+    same_arithmetic(installed, cache, 64)
+    inputs = random_inputs(np.random.default_rng(5), cache, 64, 5, 1, tokens=4, positions=60)
+    inputs.queries[1, 2, 5] = 1e6  # too large for half precision
+    inputs.queries[2, 3] = np.nan
+    inputs.queries[3, 1, 7] = 3e38
+    inputs.queries[4, 0, 9] = np.inf
+    found = by_kernels(installed, cache, inputs)
+    assert np.array_equal(found, by_ggml(inputs), equal_nan=True)
+    assert np.isnan(found).any() and not np.isnan(found).all()
+
+
+@each_cache
+def test_a_token_that_sees_nothing(installed: Any, cache: tuple[str, str]) -> None:
+    """It gets zeros, as in ggml, and the others get theirs."""
+    same_arithmetic(installed, cache, 128)
+    inputs = random_inputs(np.random.default_rng(6), cache, 128, 2, 1, tokens=5, positions=50)
+    inputs.mask[2] = -np.inf
+    found = by_kernels(installed, cache, inputs)
+    assert not found[2].any() and found[[0, 1, 3, 4]].all()
+    assert found.tobytes() == by_ggml(inputs).tobytes()
+
+
+@each_cache
+def test_extreme_blocks(installed: Any, cache: tuple[str, str]) -> None:
+    """The smallest and largest bytes, zeros and scales too small for a normal half."""
+    if cache != ("q8_0", "q8_0"):
+        pytest.skip("halves have no blocks")
+    inputs = random_inputs(np.random.default_rng(7), cache, 64, 3, 1, tokens=4, positions=24)
+    for cached in inputs.keys, inputs.values:
+        blocks = cached.reshape(24, 2, 34)
+        for position, byte in ((0, 0x80), (1, 0x7F), (2, 0xFF), (3, 0x00)):
+            blocks[position, :, 2:] = byte
+        blocks[4, :, :2] = 0
+        blocks[5, :, :2] = 3, 0x80  # a tiny negative one
+    inputs.queries[0, 0] = 3.0
+    inputs.queries[0, 1] = -3.0
+    inputs.queries[0, 2] = 0.0
+    inputs.queries[0, 3] = 1e-30
+    assert by_kernels(installed, cache, inputs).tobytes() == by_ggml(inputs).tobytes()
+
+
+@each_cache
+def test_many_tokens(installed: Any, cache: tuple[str, str]) -> None:
+    """From 64 on ggml has another kernel for halves, which stays, and none for other caches."""
+    inputs = random_inputs(np.random.default_rng(8), cache, 64, 3, 1, tokens=70, positions=90)
+    expected = by_ggml(inputs)
+    before = kernels.calls().attentions
+    with attention(installed, cache, 64):
+        found = ggml.attend(library().ggml, *inputs)
+    halves = cache == ("f16", "f16")
+    assert kernels.calls().attentions == before + (not halves)
+    if kernels._attends_alike(library().ggml, installed, *cache, 64) or halves:
+        assert found.tobytes() == expected.tobytes()
+
+
+def test_others_are_left_to_ggml(installed: Any) -> None:
+    """What was not allowed is not computed, and there is nothing to allow for other formats."""
+    inputs = random_inputs(np.random.default_rng(9), ("q8_0", "f16"), 64, 2, 1, 3, positions=20)
+    before = kernels.calls()
+    installed.specgen_allow(ggml.Q8_0, ggml.F16, 64, False)
+    with attention(installed, ("q8_0", "f16"), 128), attention(installed, ("q8_0", "q8_0"), 64):
+        ggml.attend(library().ggml, *inputs)
+    assert kernels.calls() == before
+    assert not installed.specgen_allow(ggml.F32, ggml.F16, 64, True)
+    assert not installed.specgen_allow(ggml.F16, kernels.Q4_1, 64, True)
+    assert not installed.specgen_allow(ggml.F16, ggml.F16, 80, True)
+
+
+def flip(monkeypatch: pytest.MonkeyPatch, where: Callable[[Inputs], bool]) -> None:
+    """Every second result of `attend`, that is of the kernels, differs in one bit."""
+    seen = []
+
+    def flipped(*arguments: Any) -> NDArray[np.float32]:
+        found = ggml.attend(*arguments)
+        seen.append(found)
+        if where(Inputs(*arguments[1:])):
+            found.view(np.uint32)[-1, -1, -1] ^= len(seen) % 2
+        return found
+
+    monkeypatch.setattr(kernels, "attend", flipped)
+
+
+def test_other_bits(
+    installed: Any,
+    instructions: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where attention alone differs, products are kept."""
+    monkeypatch.setenv(kernels.VARIABLE, instructions)
+    flip(monkeypatch, lambda _: True)
+    caplog.set_level(logging.INFO, "specgen.kernels")
+    assert kernels.install_kernels(library().ggml).endswith(" products")
+    assert "only llama.cpp's own attention: " in caplog.messages[-1]
+
+
+def test_other_bits_of_one_kind(
+    installed: Any,
+    instructions: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where attention differs for one size of a head in one format, the rest is kept."""
+    monkeypatch.setenv(kernels.VARIABLE, instructions)
+    flip(monkeypatch, lambda it: it.keys.shape[2] == 136 and it.values.dtype == np.uint8)
+    caplog.set_level(logging.INFO, "specgen.kernels")
+    name = kernels.install_kernels(library().ggml)
+    assert "q8_0/q8_0 128" in name and name.split()[1] == "without"
+    assert "q8_0/f16 128" not in name and "q8_0/q8_0 64" not in name
+    assert "only llama.cpp's own attention to " in caplog.messages[-1]
+    for size, calls in ((64, 1), (128, 0)):
+        inputs = random_inputs(np.random.default_rng(3), ("q8_0", "q8_0"), size, 2, 1, 3, 20)
+        before = kernels.calls().attentions
+        ggml.attend(library().ggml, *inputs)
+        assert kernels.calls().attentions == before + calls
+    installed.specgen_enable(False, False)
+
+
+@pytest.mark.long
+def test_a_model_computes_the_same(
+    tiny_llama: Callable[[Quantization], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and log-probabilities of a model with a cache in Q8_0 do not depend on the kernels."""
+    options = ["-n", "24", "--greedy", "--drafter", "none", "--logprobs", "3", "--json"]
+    options += ["-fa", "on", "-ctk", "q8_0", "-ctv", "q8_0"]
+    found = []
+    for name in (kernels.NONE, *kernels.INSTRUCTIONS):
+        monkeypatch.setenv("SPECGEN_KERNELS", name)
+        path = tiny_llama("Q4_K")  # its heads have 64 dimensions
+        outcome = finish(start("generate", path, "-p", "the way that was", *options))
+        assert (outcome.code, outcome.err) == (0, "")
+        choice = outcome.record["choices"][0]
+        found.append((choice["text"], choice["logprobs"]))
+    assert found[0][1]
+    assert found[1:] == found[:1] * (len(found) - 1)
+
+
+@each_cache
+def test_a_model_attends(
+    installed: Any, cache: tuple[str, str], tiny_llama: Callable[[Quantization], Path]
+) -> None:
+    """In a model, too, the kernels are asked for attention, whatever its cache is in."""
+    options = ["-n", "8", "--no-learn", "-fa", "on", "-ctk", cache[0], "-ctv", cache[1]]
+    before = kernels.calls().attentions
+    with attention(installed, cache, 64):
+        text_of(tiny_llama("Q4_K"), "-p", "the way", *options)
+    assert kernels.calls().attentions > before
