@@ -50,9 +50,9 @@ using Attend = void (*)(const Query *queries, const Cache &cache, float scale);
 struct Attention final : Operation {
     static constexpr int CACHES = 4;  // formats of keys times formats of values
 
-    const Attend (*attend)[MOST_QUERIES] = nullptr;  // by cache, then by queries - 1
     ggml::Quantize quantize = nullptr;
-    std::atomic<bool> allowed[CACHES][std::size(HEAD_SIZES)] = {};
+    // By cache and head, see below, then by queries - 1. Null where attention is ggml's.
+    std::atomic<const Attend *> attend[CACHES][std::size(HEAD_SIZES)] = {};
 
     // ggml has another kernel for more, where keys and values are both halves.
     static constexpr int MOST_TOKENS = 63;
@@ -80,11 +80,12 @@ struct Attention final : Operation {
             if (HEAD_SIZES[i] == size) return i;
         return -1;
     }
-    // False where there is no code for it.
-    bool allow(int keys, int values, int64_t size, bool yes) {
+    // Has attention to such caches computed by this code, or by ggml where there is none. False
+    // where no code is written for them.
+    bool allow(int keys, int values, int64_t size, const Attend (*code)[MOST_QUERIES]) {
         const int c = cache(keys, values), h = head(size);
-        if (!attend || c < 0 || h < 0) return false;
-        allowed[c][h] = yes;
+        if (c < 0 || h < 0) return false;
+        attend[c][h] = code ? code[c] : nullptr;
         return true;
     }
 
@@ -92,7 +93,7 @@ struct Attention final : Operation {
         if (op->op != number || !enabled) return false;
         const ggml::Tensor *q = op->src[QUERY], *k = op->src[KEY], *v = op->src[VALUE];
         const int c = cache(k->type, v->type), h = head(k->ne[0]);
-        return c >= 0 && h >= 0 && allowed[c][h] && fits(q, k, v) && fits(op);
+        return c >= 0 && h >= 0 && attend[c][h] && fits(q, k, v) && fits(op);
     }
 
     bool work_size(int, const ggml::Tensor *, size_t &size) override {
@@ -150,7 +151,8 @@ struct Attention final : Operation {
                             k->ne[1],
                             (int)k->ne[0],
                             quantize};
-        attend[cache(k->type, v->type)][n - 1](queries, of_head, settings(op).scale);
+        const Attend *code = attend[cache(k->type, v->type)][head(k->ne[0])];
+        code[n - 1](queries, of_head, settings(op).scale);
     }
     static Query query(const ggml::Tensor *op, int64_t token, int64_t head) {
         const ggml::Tensor *q = op->src[QUERY], *mask = op->src[MASK];

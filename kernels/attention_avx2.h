@@ -5,10 +5,7 @@ struct Lanes {
     using Narrow = __m128;   // half as many floats
     using Double = __m256d;  // as many as those
     static constexpr int COUNT = 8;
-    static constexpr int QUERIES = 2;  // whose products with halves are summed at the same time
-    static constexpr int KEYS = 1;     // in Q8_0, that share a vector
-    // Of values, whose sums for this many queries stay in registers.
-    static constexpr int vectors(int queries) { return queries == 1 ? 8 : queries == 2 ? 4 : 2; }
+    static constexpr int KEYS = 1;  // in Q8_0, that share a vector
 
     TARGET static Float zero() { return _mm256_setzero_ps(); }
     TARGET static Float all(float x) { return _mm256_set1_ps(x); }

@@ -5,10 +5,7 @@ struct Lanes {
     using Narrow = __m256;   // half as many floats
     using Double = __m512d;  // as many as those
     static constexpr int COUNT = 16;
-    static constexpr int QUERIES = 4;  // whose products with halves are summed at the same time
-    static constexpr int KEYS = 2;     // in Q8_0, that share a vector
-    // Of values, whose sums for this many queries stay in registers.
-    static constexpr int vectors(int) { return 4; }
+    static constexpr int KEYS = 2;  // in Q8_0, that share a vector
 
     TARGET static Float zero() { return _mm512_setzero_ps(); }
     TARGET static Float all(float x) { return _mm512_set1_ps(x); }

@@ -6,8 +6,9 @@
 
 using Float = Lanes::Float;
 constexpr int LANES = Lanes::COUNT;
-constexpr int SPAN = 16;  // positions at a time
-constexpr int KEYS = 4;   // of these are multiplied at a time
+constexpr int SPAN = 16;    // positions at a time
+constexpr int KEYS = 4;     // of these are multiplied at a time
+constexpr int VECTORS = 4;  // of values are added at a time
 
 // expf of values that are not positive, NaN included, by the method of the GNU C library (Arm's
 // optimized routines, math/expf.c): equal for every such float.
@@ -42,26 +43,47 @@ struct HalfKeys {
     template <int Q>
     TARGET static void multiply(const char *const *keys, const Ready *queries, int size,
                                 __m128 *products) {
-        constexpr int N = Q < Lanes::QUERIES ? Q : Lanes::QUERIES;
-        Float dots[N][KEYS];
+        if (size == 4 * LANES) return multiply_short<Q>(keys, queries, products);
+        Float dots[Q][KEYS];
         for (int k = 0; k < KEYS; k++) {
-            Float part[N][4];
-            for (int q = 0; q < N; q++)
+            Float part[Q][4];
+            for (int q = 0; q < Q; q++)
                 for (int p = 0; p < 4; p++) part[q][p] = Lanes::zero();
             for (int d = 0; d < size; d += 4 * LANES)
                 for (int p = 0; p < 4; p++) {
                     const int at = d + p * LANES;
                     const Float key = Lanes::load_halves(keys[k] + at * sizeof(uint16_t));
-                    for (int q = 0; q < N; q++)
+                    for (int q = 0; q < Q; q++)
                         part[q][p] =
                             Lanes::fused(key, Lanes::load(queries[q].values + at), part[q][p]);
                 }
-            for (int q = 0; q < N; q++)
+            for (int q = 0; q < Q; q++)
                 dots[q][k] = Lanes::add(Lanes::add(part[q][0], part[q][2]),
                                         Lanes::add(part[q][1], part[q][3]));
         }
-        for (int q = 0; q < N; q++) products[q] = Lanes::sum_each(dots[q]);
-        if constexpr (Q > N) multiply<Q - N>(keys, queries + N, size, products + N);
+        for (int q = 0; q < Q; q++) products[q] = Lanes::sum_each(dots[q]);
+    }
+
+  private:
+    // The same where a key is 4 vectors: those of all keys stay in registers.
+    template <int Q>
+    TARGET static void multiply_short(const char *const *keys, const Ready *queries,
+                                      __m128 *products) {
+        Float key[KEYS][4];
+        for (int k = 0; k < KEYS; k++)
+            for (int p = 0; p < 4; p++)
+                key[k][p] = Lanes::load_halves(keys[k] + p * LANES * sizeof(uint16_t));
+        for (int q = 0; q < Q; q++) {
+            Float dots[KEYS];
+            for (int k = 0; k < KEYS; k++) {
+                Float part[4];
+                for (int p = 0; p < 4; p++)
+                    part[p] = Lanes::fused(key[k][p], Lanes::load(queries[q].values + p * LANES),
+                                           Lanes::zero());
+                dots[k] = Lanes::add(Lanes::add(part[0], part[2]), Lanes::add(part[1], part[3]));
+            }
+            products[q] = Lanes::sum_each(dots);
+        }
     }
 };
 
@@ -199,7 +221,7 @@ TARGET void multiply_keys(const Cache &cache, const typename Keys::Ready *querie
 // Adds a span's values to the sums of Q queries.
 template <class Values, int Q>
 TARGET void add_values(const Cache &cache, const Span &span, float (*sums)[LARGEST_HEAD]) {
-    constexpr int V = Lanes::vectors(Q);
+    constexpr int V = VECTORS;
     for (int d = 0; d < cache.size; d += V * LANES) {
         Float sum[Q][V];
         for (int q = 0; q < Q; q++)

@@ -131,7 +131,6 @@ bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
     product.quantize[0] = type_traits(ggml::Q8_1)->quantize;
     product.quantize[1] = type_traits(ggml::Q8_0)->quantize;
     product.number = mul_mat;
-    attention.attend = wide ? avx512::attending::ATTEND : avx2::attending::ATTEND;
     attention.quantize = product.quantize[1];
     attention.number = flash_attn_ext;
     product.barrier = attention.barrier = barrier;
@@ -148,10 +147,14 @@ void specgen_enable(bool products, bool attentions) {
     attention.enabled = attentions;
 }
 
-// Whether attention to caches with keys and values of these types, by heads of this size, may be
-// computed here. False where it can't be.
-bool specgen_allow(int keys, int values, int64_t size, bool yes) {
-    return attention.allow(keys, values, size, yes);
+// Has attention to caches with keys and values of these types, by heads of this size, computed with
+// these instructions, or by ggml where they are "none". False where that can't be.
+bool specgen_allow(const char *instructions, int keys, int values, int64_t size) {
+    if (!strcmp(instructions, "none")) return attention.allow(keys, values, size, nullptr);
+    if (!has(instructions)) return false;
+    const bool wide = !strcmp(instructions, "avx512");
+    return attention.allow(keys, values, size,
+                           wide ? avx512::attending::ATTEND : avx2::attending::ATTEND);
 }
 
 // How many products, and how many attentions, were computed here since the library was loaded.

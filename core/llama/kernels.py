@@ -106,7 +106,7 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         _log.info("only llama.cpp's own kernels: %s", reason)
         return NONE
     try:
-        left = _check_attention(ggml, kernels)
+        left = _check_attention(ggml, kernels, choices)
     except (_Unusable, AttributeError) as reason:
         _log.info("only llama.cpp's own attention: %s", reason)
         kernels.specgen_enable(True, False)
@@ -161,7 +161,7 @@ def _compiled() -> Any:
     library.specgen_enable.restype = None
     library.specgen_enable.argtypes = [truth, truth]
     library.specgen_allow.restype = truth
-    library.specgen_allow.argtypes = [integer, integer, ctypes.c_int64, truth]
+    library.specgen_allow.argtypes = [ctypes.c_char_p, integer, integer, ctypes.c_int64]
     library.specgen_products.restype = ctypes.c_int64
     library.specgen_attentions.restype = ctypes.c_int64
     return library
@@ -246,24 +246,31 @@ def _check_products(ggml: Any, kernels: Any) -> None:
             raise _Unusable("our products differ from ggml's in some bits")
 
 
-def _check_attention(ggml: Any, kernels: Any) -> str:
+def _check_attention(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     """Several tokens by ggml and by the kernels, for each kind of cache and each size of a head.
 
-    The kernels attend to those alone where all bits are ggml's.
+    The kernels attend to those alone where all bits are ggml's, with the first instructions that
+    have them: ggml may have been built for fewer than this processor has.
 
     Returns:
         The others: types of keys and of values, and a size, such as "f16/q8_0 128, q8_0/q8_0 64".
     """
     kernels.specgen_enable(False, False)
     kinds = [(k, v, size) for k in CACHE_TYPES for v in CACHE_TYPES for size in HEAD_SIZES]
-    left = [kind for kind in kinds if not _attends_alike(ggml, kernels, *kind)]
+    left = [
+        kind
+        for kind in kinds
+        if not any(_attends_alike(ggml, kernels, instructions, *kind) for instructions in choices)
+    ]
     if left == kinds:
         raise _Unusable("ours differs from ggml's in some bits")
     return ", ".join(f"{keys}/{values} {size}" for keys, values, size in left)
 
 
-def _attends_alike(ggml: Any, kernels: Any, keys: str, values: str, size: int) -> bool:
-    """Whether the kernels attend to such a cache; they do from now on, or don't."""
+def _attends_alike(
+    ggml: Any, kernels: Any, instructions: str, keys: str, values: str, size: int
+) -> bool:
+    """Whether the kernels attend to such a cache as ggml does; only then they do from now on."""
     types = CACHE_TYPES[keys], CACHE_TYPES[values]
     inputs = (
         2 * _spread(3, 3, size),
@@ -271,7 +278,8 @@ def _attends_alike(ggml: Any, kernels: Any, keys: str, values: str, size: int) -
         _some_cached(types[1], size, 1),
         np.where(_spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16),
     )
-    kernels.specgen_allow(*types, size, True)
+    if not kernels.specgen_allow(instructions.encode(), *types, size):
+        return False
     expected = attend(ggml, *inputs)
     before = calls().attentions
     with _switched_on(kernels, attention=True):
@@ -279,7 +287,8 @@ def _attends_alike(ggml: Any, kernels: Any, keys: str, values: str, size: int) -
     if calls().attentions != before + 1:
         raise _Unusable("ggml does not ask for ours")
     alike = found.tobytes() == expected.tobytes()
-    kernels.specgen_allow(*types, size, alike)
+    if not alike:
+        kernels.specgen_allow(NONE.encode(), *types, size)
     return alike
 
 

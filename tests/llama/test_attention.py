@@ -29,10 +29,18 @@ each_cache = pytest.mark.parametrize("cache", CACHES, ids="/".join)
 each_size = pytest.mark.parametrize("size", kernels.HEAD_SIZES)
 
 
-@pytest.fixture
-def instructions(request: pytest.FixtureRequest) -> str:
-    """Those of `installed`."""
-    return str(request.node.callspec.params["installed"])
+@pytest.fixture(scope="module", params=kernels.INSTRUCTIONS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One after the other, with the kernels switched off."""
+    loaded = library()
+    if loaded.kernels == kernels.NONE:
+        pytest.skip("there are none for this processor, or no compiler was there")
+    compiled = kernels._compiled()
+    if not compiled.specgen_allow(request.param.encode(), ggml.F16, ggml.F16, 64):
+        pytest.skip(f"this processor does not have {request.param}")
+    compiled.specgen_enable(False, False)
+    yield request.param
+    assert kernels.install_kernels(loaded.ggml) == loaded.kernels  # as it was
 
 
 class Inputs(NamedTuple):
@@ -91,10 +99,11 @@ def by_ggml(inputs: Inputs) -> NDArray[np.float32]:
 
 
 @contextmanager
-def attention(compiled: Any, cache: tuple[str, str], size: int) -> Iterator[None]:
+def attention(instructions: str, cache: tuple[str, str], size: int) -> Iterator[None]:
     """The kernels attend to caches of this kind, whether or not they passed the check."""
+    compiled = kernels._compiled()
     types = [kernels.CACHE_TYPES[kind] for kind in cache]
-    assert compiled.specgen_allow(*types, size, True)
+    assert compiled.specgen_allow(instructions.encode(), *types, size)
     compiled.specgen_enable(False, True)
     try:
         yield
@@ -103,19 +112,25 @@ def attention(compiled: Any, cache: tuple[str, str], size: int) -> Iterator[None
 
 
 def by_kernels(
-    compiled: Any, cache: tuple[str, str], inputs: Inputs, threads: int = 2
+    instructions: str, cache: tuple[str, str], inputs: Inputs, threads: int = 2
 ) -> NDArray[np.float32]:
     """What the kernels compute."""
     before = kernels.calls().attentions
-    with attention(compiled, cache, inputs.queries.shape[2]):
+    with attention(instructions, cache, inputs.queries.shape[2]):
         found = ggml.attend(library().ggml, *inputs, threads)
     assert kernels.calls().attentions == before + 1
     return found
 
 
-def same_arithmetic(compiled: Any, cache: tuple[str, str], size: int) -> None:
+def alike(instructions: str, cache: tuple[str, str], size: int) -> bool:
+    """Whether the check finds the bits of ggml."""
+    compiled = kernels._compiled()
+    return kernels._attends_alike(library().ggml, compiled, instructions, *cache, size)
+
+
+def same_arithmetic(instructions: str, cache: tuple[str, str], size: int) -> None:
     """Skips a test of bits where ggml was built for other instructions."""
-    if not kernels._attends_alike(library().ggml, compiled, *cache, size):
+    if not alike(instructions, cache, size):
         pytest.skip("ggml was built for other arithmetic: attention stays ggml's here")
 
 
@@ -131,7 +146,7 @@ def same_arithmetic(compiled: Any, cache: tuple[str, str], size: int) -> None:
     threads=st.integers(1, 4),
 )
 def test_the_same_bits(
-    installed: Any,
+    instructions: str,
     cache: tuple[str, str],
     size: int,
     seed: int,
@@ -142,21 +157,29 @@ def test_the_same_bits(
     threads: int,
 ) -> None:
     """Each token gets what ggml computes for several; what is hidden from all is not read."""
-    same_arithmetic(installed, cache, size)
+    same_arithmetic(instructions, cache, size)
     random = np.random.default_rng(seed)
     inputs = random_inputs(random, cache, size, shared * sharing, shared, tokens, positions)
-    found = by_kernels(installed, cache, inputs, threads)
+    found = by_kernels(instructions, cache, inputs, threads)
     assert found.tobytes() == by_ggml(inputs).tobytes()
 
 
-def test_it_is_used_where_ggml_computes_alike(installed: Any, instructions: str) -> None:
+def test_it_is_used_where_ggml_computes_alike(instructions: str) -> None:
     """Nothing is left to ggml where it was built for the instructions of the kernels."""
-    left = kernels._check_attention(library().ggml, installed)
+    left = kernels._check_attention(library().ggml, kernels._compiled(), (instructions,))
     assert "q8_0/q8_0" not in left  # summed in 8 lanes with all instructions
     built_for = "avx512" if "AVX512 = 1" in system_info() else "avx2"
     if "avx512_fp16" in Path("/proc/cpuinfo").read_text():
         pytest.skip("ggml may have been built for arithmetic in half precision")
     assert bool(left) == (instructions != built_for)
+
+
+def test_other_instructions_where_ggml_has_them(instructions: str) -> None:
+    """Each kind of cache is attended to with those whose bits are ggml's."""
+    both = kernels.INSTRUCTIONS
+    left = kernels._check_attention(library().ggml, kernels._compiled(), both[::-1])
+    assert left == kernels._check_attention(library().ggml, kernels._compiled(), both)
+    assert (not left) == (library().kernels in both)
 
 
 def dequantized(cached: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,11 +190,11 @@ def dequantized(cached: NDArray[Any]) -> NDArray[np.float64]:
 
 @each_size
 @each_cache
-def test_it_is_right(installed: Any, cache: tuple[str, str], size: int) -> None:
+def test_it_is_right(instructions: str, cache: tuple[str, str], size: int) -> None:
     """It is the softmax of the scores that averages the values, but for what is rounded."""
     random = np.random.default_rng(4)
     inputs = random_inputs(random, cache, size, heads=4, shared=2, tokens=5, positions=90)
-    found = by_kernels(installed, cache, inputs)
+    found = by_kernels(instructions, cache, inputs)
     keys, values = (np.repeat(dequantized(x), 2, 0) for x in (inputs.keys, inputs.values))
     scores = inputs.queries @ keys.swapaxes(1, 2) * size**-0.5 + inputs.mask
     shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -182,35 +205,33 @@ def test_it_is_right(installed: Any, cache: tuple[str, str], size: int) -> None:
 
 
 @each_cache
-def test_without_a_finite_score(installed: Any, cache: tuple[str, str]) -> None:
+def test_without_a_finite_score(instructions: str, cache: tuple[str, str]) -> None:
     """What is no number, or overflows, gives what it gives in ggml, and not something else."""
-    same_arithmetic(installed, cache, 64)
+    same_arithmetic(instructions, cache, 64)
     inputs = random_inputs(np.random.default_rng(5), cache, 64, 5, 1, tokens=4, positions=60)
     inputs.queries[1, 2, 5] = 1e6  # too large for half precision
     inputs.queries[2, 3] = np.nan
     inputs.queries[3, 1, 7] = 3e38
     inputs.queries[4, 0, 9] = np.inf
-    found = by_kernels(installed, cache, inputs)
+    found = by_kernels(instructions, cache, inputs)
     assert np.array_equal(found, by_ggml(inputs), equal_nan=True)
     assert np.isnan(found).any() and not np.isnan(found).all()
 
 
 @each_cache
-def test_a_token_that_sees_nothing(installed: Any, cache: tuple[str, str]) -> None:
+def test_a_token_that_sees_nothing(instructions: str, cache: tuple[str, str]) -> None:
     """It gets zeros, as in ggml, and the others get theirs."""
-    same_arithmetic(installed, cache, 128)
+    same_arithmetic(instructions, cache, 128)
     inputs = random_inputs(np.random.default_rng(6), cache, 128, 2, 1, tokens=5, positions=50)
     inputs.mask[2] = -np.inf
-    found = by_kernels(installed, cache, inputs)
+    found = by_kernels(instructions, cache, inputs)
     assert not found[2].any() and found[[0, 1, 3, 4]].all()
     assert found.tobytes() == by_ggml(inputs).tobytes()
 
 
-@each_cache
-def test_extreme_blocks(installed: Any, cache: tuple[str, str]) -> None:
+def test_extreme_blocks(instructions: str) -> None:
     """The smallest and largest bytes, zeros and scales too small for a normal half."""
-    if cache != ("q8_0", "q8_0"):
-        pytest.skip("halves have no blocks")
+    cache = ("q8_0", "q8_0")
     inputs = random_inputs(np.random.default_rng(7), cache, 64, 3, 1, tokens=4, positions=24)
     for cached in inputs.keys, inputs.values:
         blocks = cached.reshape(24, 2, 34)
@@ -222,34 +243,42 @@ def test_extreme_blocks(installed: Any, cache: tuple[str, str]) -> None:
     inputs.queries[0, 1] = -3.0
     inputs.queries[0, 2] = 0.0
     inputs.queries[0, 3] = 1e-30
-    assert by_kernels(installed, cache, inputs).tobytes() == by_ggml(inputs).tobytes()
+    assert by_kernels(instructions, cache, inputs).tobytes() == by_ggml(inputs).tobytes()
 
 
 @each_cache
-def test_many_tokens(installed: Any, cache: tuple[str, str]) -> None:
+def test_many_tokens(instructions: str, cache: tuple[str, str]) -> None:
     """From 64 on ggml has another kernel for halves, which stays, and none for other caches."""
     inputs = random_inputs(np.random.default_rng(8), cache, 64, 3, 1, tokens=70, positions=90)
     expected = by_ggml(inputs)
     before = kernels.calls().attentions
-    with attention(installed, cache, 64):
+    with attention(instructions, cache, 64):
         found = ggml.attend(library().ggml, *inputs)
     halves = cache == ("f16", "f16")
     assert kernels.calls().attentions == before + (not halves)
-    if kernels._attends_alike(library().ggml, installed, *cache, 64) or halves:
+    if alike(instructions, cache, 64) or halves:
         assert found.tobytes() == expected.tobytes()
 
 
-def test_others_are_left_to_ggml(installed: Any) -> None:
+def test_others_are_left_to_ggml(instructions: str) -> None:
     """What was not allowed is not computed, and there is nothing to allow for other formats."""
     inputs = random_inputs(np.random.default_rng(9), ("q8_0", "f16"), 64, 2, 1, 3, positions=20)
+    allow = kernels._compiled().specgen_allow
     before = kernels.calls()
-    installed.specgen_allow(ggml.Q8_0, ggml.F16, 64, False)
-    with attention(installed, ("q8_0", "f16"), 128), attention(installed, ("q8_0", "q8_0"), 64):
+    assert allow(b"none", ggml.Q8_0, ggml.F16, 64)
+    with (
+        attention(instructions, ("q8_0", "f16"), 128),
+        attention(instructions, ("q8_0", "q8_0"), 64),
+    ):
         ggml.attend(library().ggml, *inputs)
     assert kernels.calls() == before
-    assert not installed.specgen_allow(ggml.F32, ggml.F16, 64, True)
-    assert not installed.specgen_allow(ggml.F16, kernels.Q4_1, 64, True)
-    assert not installed.specgen_allow(ggml.F16, ggml.F16, 80, True)
+    for kind in (
+        (ggml.F32, ggml.F16, 64),
+        (ggml.F16, kernels.Q4_1, 64),
+        (ggml.F16, ggml.F16, 80),
+    ):
+        assert not allow(instructions.encode(), *kind)
+    assert not allow(b"neon", ggml.F16, ggml.F16, 64)
 
 
 def flip(monkeypatch: pytest.MonkeyPatch, where: Callable[[Inputs], bool]) -> None:
@@ -267,7 +296,6 @@ def flip(monkeypatch: pytest.MonkeyPatch, where: Callable[[Inputs], bool]) -> No
 
 
 def test_other_bits(
-    installed: Any,
     instructions: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -281,7 +309,6 @@ def test_other_bits(
 
 
 def test_other_bits_of_one_kind(
-    installed: Any,
     instructions: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -299,7 +326,7 @@ def test_other_bits_of_one_kind(
         before = kernels.calls().attentions
         ggml.attend(library().ggml, *inputs)
         assert kernels.calls().attentions == before + calls
-    installed.specgen_enable(False, False)
+    kernels._compiled().specgen_enable(False, False)
 
 
 @pytest.mark.long
@@ -323,11 +350,11 @@ def test_a_model_computes_the_same(
 
 @each_cache
 def test_a_model_attends(
-    installed: Any, cache: tuple[str, str], tiny_llama: Callable[[Quantization], Path]
+    instructions: str, cache: tuple[str, str], tiny_llama: Callable[[Quantization], Path]
 ) -> None:
     """In a model, too, the kernels are asked for attention, whatever its cache is in."""
     options = ["-n", "8", "--no-learn", "-fa", "on", "-ctk", cache[0], "-ctv", cache[1]]
     before = kernels.calls().attentions
-    with attention(installed, cache, 64):
+    with attention(instructions, cache, 64):
         text_of(tiny_llama("Q4_K"), "-p", "the way", *options)
     assert kernels.calls().attentions > before
