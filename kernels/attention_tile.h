@@ -39,7 +39,7 @@ struct HalfKeys {
             Lanes::store(to.values + d, Lanes::round_to_half(Lanes::load(query + d)));
     }
 
-    // Products of KEYS keys with Q queries.
+    // Products of KEYS keys with Q queries. As in ggml every fourth vector is summed by itself.
     template <int Q>
     TARGET static void multiply(const char *const *keys, const Ready *queries, int size,
                                 __m128 *products) {
@@ -87,9 +87,10 @@ struct HalfKeys {
     }
 };
 
-// Keys in Q8_0: queries are quantized, too. A product is summed in 8 lanes, whatever the width.
+// Keys in Q8_0: queries are quantized, too. As in ggml a product is summed in 8 lanes, whatever the
+// width of a vector.
 struct ByteKeys {
-    struct Ready {
+    struct Ready {  // a query
         alignas(64) int8_t values[LARGEST_HEAD];
         float scales[LARGEST_HEAD / BLOCK];
     };
