@@ -28,12 +28,35 @@ namespace {
 TARGET inline float through_half(float x) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph(_mm_set_ss(x), 0)));
 }
+TARGET inline float half_to_float(uint16_t h) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+}
 #include "columns.h"
+// As ggml stores Q8_0; n is a multiple of 32.
+TARGET void quantize_q8_0(const float *from, void *to, int64_t n) {
+    auto block = (Q8_0::Block *)to;
+    for (int64_t i = 0; i < n; i += 32, block++) {
+        Quantized values;
+        quantize_32(from + i, values);
+        block->scale = _cvtss_sh(values.scale, 0);
+        memcpy(block->values, values.values, 32);
+    }
+}
+// The sums of four vectors whose halves are added up already, each in that order.
+TARGET inline __m128 sum_each8(__m128 a, __m128 b, __m128 c, __m128 d) {
+    const __m128 ab = _mm_add_ps(_mm_shuffle_ps(a, b, 0x44), _mm_shuffle_ps(a, b, 0xEE));
+    const __m128 cd = _mm_add_ps(_mm_shuffle_ps(c, d, 0x44), _mm_shuffle_ps(c, d, 0xEE));
+    return _mm_hadd_ps(ab, cd);
+}
 namespace avx2 {
 #include "avx2.h"
 #include "unpack.h"
 #include "shares_words.h"
 #include "product_tile.h"
+namespace attending {
+#include "attention_avx2.h"
+#include "attention_tile.h"
+}  // namespace attending
 }  // namespace avx2
 #undef TARGET
 
@@ -54,7 +77,10 @@ namespace avx512 {
 #include "unpack.h"
 #include "shares_dot.h"
 #include "product_tile.h"
+namespace attending {
+#include "attention_avx512.h"
 #include "attention_tile.h"
+}  // namespace attending
 }  // namespace avx512
 #undef TARGET
 
@@ -206,7 +232,7 @@ bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
     buffers.ggml = from->ggml;
     buffer_type.device = from->device;
     product.number = mul_mat;
-    attention.heads = !strcmp(instructions, "avx512") ? avx512::HEADS : nullptr;
+    attention.quantize = quantize_q8_0;
     attention.number = flash_attn_ext;
     product.barrier = attention.barrier = from->barrier;
     auto &types = from->extra_buffer_types();
@@ -226,11 +252,20 @@ int64_t specgen_laid_out(int type, int64_t columns, int64_t rows) {
     return (rows + k->lanes - 1) / k->lanes * k->band_bytes(columns / k->values);
 }
 
-// Switches kernels on and off. False where there is none that attends.
-bool specgen_enable(bool products, bool attentions) {
+// Switches kernels on and off; attention only to caches that are allowed.
+void specgen_enable(bool products, bool attentions) {
     product.enabled = products;
-    attention.enabled = attentions && attention.heads;
-    return attention.heads;
+    attention.enabled = attentions;
+}
+
+// Has attention to caches with keys and values of these types, by heads of this size, computed with
+// these instructions, or by ggml where they are "none". False where that can't be.
+bool specgen_allow(const char *instructions, int keys, int values, int64_t size) {
+    if (!strcmp(instructions, "none")) return attention.allow(keys, values, size, nullptr);
+    if (!has(instructions)) return false;
+    const bool wide = !strcmp(instructions, "avx512");
+    return attention.allow(keys, values, size,
+                           wide ? avx512::attending::ATTEND : avx2::attending::ATTEND);
 }
 
 // How many products, and how many attentions, were computed here since the library was loaded.

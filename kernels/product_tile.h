@@ -8,7 +8,6 @@
 template <class Format>
 constexpr int WIDEST = Simd::COLUMNS;
 
-
 // A band of rows times packed columns; `rows` of the band and `columns` are there.
 template <class Format, int N>
 TARGET void band(const char *weights, const char *packed, int64_t blocks, int rows, int columns,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import mmap
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 F32: Final = 0  # ggml_type, as in GGUF files
 F16: Final = 1
+Q8_0: Final = 8
 
 _POINTER = ctypes.c_void_p
 _ROOM = 16 << 20  # bytes for graph and threads: more than they take, and untouched
+_KINDS: Final = MappingProxyType({"float32": F32, "float16": F16, "uint8": Q8_0})
 _OPERATIONS = 90  # fewer than there are: ggml does not check
 
 
@@ -174,8 +177,8 @@ def multiply(
 def attend(
     ggml: Any,
     queries: NDArray[np.float32],
-    keys: NDArray[np.float16],
-    values: NDArray[np.float16],
+    keys: NDArray[Any],
+    values: NDArray[Any],
     mask: NDArray[np.float16],
     threads: int = 2,
 ) -> NDArray[np.float32]:
@@ -184,7 +187,8 @@ def attend(
     Args:
         ggml: the library as ctypes has it.
         queries: (heads, tokens, size).
-        keys: (shared heads, positions, size); a shared head serves heads that follow each other.
+        keys: (shared heads, positions, size) float16, or the bytes of Q8_0 as uint8; a shared head
+            serves heads that follow each other.
         values: likewise.
         mask: (tokens, positions), 0 or minus infinity.
         threads: that share the work.
@@ -202,7 +206,7 @@ def attend(
     with _context(ggml, 2 * sum(array.nbytes for array in (*arrays, mask))) as context:
         tensors = []
         for array in arrays:  # token by token, as llama.cpp has them
-            kind = F32 if array.dtype == np.float32 else F16
+            kind = _KINDS[array.dtype.name]
             by_token = _tensor(ggml, context, kind, size, len(array), array.shape[1])
             _fill(ggml, by_token, array.swapaxes(0, 1))
             tensors.append(permute(context, by_token, 0, 2, 1, 3))

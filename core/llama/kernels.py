@@ -19,11 +19,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
 
 from .formats import FORMATS, Format, some_weights, spread
-from .ggml import address, attend, multiply, needed, operation, product
+from .ggml import F16, Q8_0, address, attend, multiply, needed, operation, product
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -33,6 +34,7 @@ _FOR_TESTS: Final = "avx512vl"  # what AVX-VNNI computes, where a processor has 
 VARIABLE: Final = "SPECGEN_KERNELS"
 
 HEAD_SIZES: Final = (64, 128, 256)  # dimensions of a head that attention is written for
+CACHE_TYPES: Final = MappingProxyType({"f16": F16, "q8_0": Q8_0})  # of keys, and of values
 
 # Tables of virtual functions, and those that we replace, whose names tell their arguments too.
 _REPACK = "N4ggml3cpu6repack"
@@ -73,8 +75,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         crash: says which signal ended a process that tried them, see probe.py; "" is none.
 
     Returns:
-        The instructions that they use, followed by " products" if attention stays ggml's; "none"
-        where nothing is used.
+        The instructions that they use, followed by " products" if attention stays ggml's, or by
+        " without" and the caches to which it does; "none" where nothing is used.
 
     Raises:
         UsageError: the environment asks for others.
@@ -102,13 +104,18 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         _log.info("only llama.cpp's own kernels: %s", reason)
         return NONE
     try:
-        _check_attention(ggml, kernels)
+        left = _check_attention(ggml, kernels, choices)
     except (_Unusable, AttributeError) as reason:
         _log.info("only llama.cpp's own attention: %s", reason)
         kernels.specgen_enable(True, False)
         return f"{instructions} products"
     kernels.specgen_enable(True, True)
     _log.info("products and attention by specgen's kernels: %s", instructions)
+    if left:
+        _log.info(
+            "only llama.cpp's own attention to %s: ours differs from ggml's in some bits", left
+        )
+        return f"{instructions} without {left}"
     return instructions
 
 
@@ -150,7 +157,8 @@ def _compiled() -> Any:
         "install": (truth, [ctypes.c_char_p, integer, integer, ctypes.POINTER(_Addresses)]),
         "buffer_type": (pointer, []),
         "laid_out": (ctypes.c_int64, [integer, ctypes.c_int64, ctypes.c_int64]),
-        "enable": (truth, [truth, truth]),
+        "enable": (None, [truth, truth]),
+        "allow": (truth, [ctypes.c_char_p, integer, integer, ctypes.c_int64]),
         "products": (ctypes.c_int64, []),
         "attentions": (ctypes.c_int64, []),
     }
@@ -219,7 +227,7 @@ class _Addresses(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_void_p)
-        for name in ("barrier", "types", "cpu_type", "allocate", "type_of", "base_of", "device")
+        for name in ("barrier", "types", "cpu_type", "allocate", "type_of", "base_of", "traits")
     )
 
 
@@ -270,22 +278,58 @@ def _is_right(ggml: Any, kernels: Any, format_: Format, threads: int) -> bool:
     )
 
 
-def _check_attention(ggml: Any, kernels: Any) -> None:
-    """Several tokens by ggml and by the kernels."""
-    if not kernels.specgen_enable(False, False):
-        raise _Unusable("ours needs other instructions")
-    for size in HEAD_SIZES:
-        queries, cached = 2 * spread(3, 3, size), spread(2, 1, 40, size).astype(np.float16)
-        mask = np.where(spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16)
-        inputs = (queries, cached[0], cached[1], mask)
-        expected = attend(ggml, *inputs)
-        before = calls().attentions
-        with _attending(kernels):
-            found = attend(ggml, *inputs)
-        if calls().attentions != before + 1:
-            raise _Unusable("ggml does not ask for ours")
-        if found.tobytes() != expected.tobytes():
-            raise _Unusable("ours differs from ggml's in some bits")
+def _check_attention(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
+    """Several tokens by ggml and by the kernels, for each kind of cache and each size of a head.
+
+    The kernels attend to those alone where all bits are ggml's, with the first instructions that
+    have them: ggml may have been built for fewer than this processor has.
+
+    Returns:
+        The others: types of keys and of values, and a size, such as "f16/q8_0 128, q8_0/q8_0 64".
+    """
+    kernels.specgen_enable(False, False)
+    kinds = [(k, v, size) for k in CACHE_TYPES for v in CACHE_TYPES for size in HEAD_SIZES]
+    left = [
+        kind
+        for kind in kinds
+        if not any(_attends_alike(ggml, kernels, instructions, *kind) for instructions in choices)
+    ]
+    if left == kinds:
+        raise _Unusable("ours differs from ggml's in some bits")
+    return ", ".join(f"{keys}/{values} {size}" for keys, values, size in left)
+
+
+def _attends_alike(
+    ggml: Any, kernels: Any, instructions: str, keys: str, values: str, size: int
+) -> bool:
+    """Whether the kernels attend to such a cache as ggml does; only then they do from now on."""
+    types = CACHE_TYPES[keys], CACHE_TYPES[values]
+    inputs = (
+        2 * spread(3, 3, size),
+        _some_cached(types[0], size, 0),
+        _some_cached(types[1], size, 1),
+        np.where(spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16),
+    )
+    if not kernels.specgen_allow(instructions.encode(), *types, size):
+        return False
+    expected = attend(ggml, *inputs)
+    before = calls().attentions
+    with _attending(kernels):
+        found = attend(ggml, *inputs)
+    if calls().attentions != before + 1:
+        raise _Unusable("ggml does not ask for ours")
+    alike = found.tobytes() == expected.tobytes()
+    if not alike:
+        kernels.specgen_allow(NONE.encode(), *types, size)
+    return alike
+
+
+def _some_cached(kind: int, size: int, leave_out: int) -> NDArray[Any]:
+    """Keys or values of 40 positions, in one shared head."""
+    positions = 40 + leave_out  # so that values are not the same as keys
+    if kind == F16:
+        return spread(1, positions, size)[:, leave_out:].astype(np.float16)
+    return some_weights(FORMATS["Q8_0"], positions, size // 32)[None, leave_out:]
 
 
 @contextmanager
