@@ -9,11 +9,12 @@
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 3; }
+extern "C" int specgen_version() { return 4; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
 #include "buffer.h"
+#include "experts.h"
 #include "product.h"
 #include "weights.h"
 
@@ -99,19 +100,23 @@ namespace avxvnni {
 #endif
 
 Product product;
+Experts experts;
 Attention attention;
 WeightBuffers buffers;
 
 struct Interceptor final : ggml::ExtraBufferType {
-    // Where llama.cpp may put a matrix that is multiplied.
+    // Where llama.cpp may put a matrix that is multiplied, or those of all experts.
     bool supports_op(void *, const ggml::Tensor *op) override {
         const ggml::Tensor *w = op->src[0], *x = op->src[1];
-        return product.enabled && op->op == product.number && !op->op_params[1] &&
-               x->type == ggml::F32 && !w->view_src && w->ne[2] * w->ne[3] == 1 &&
-               buffers.format(w->type);
+        if (!product.enabled || !w || !x || w->view_src || !buffers.format(w->type) ||
+            x->type != ggml::F32)
+            return false;
+        if (experts.enabled && experts.applies(op)) return w->ne[3] == 1;
+        return product.applies(op) && !op->op_params[1] && w->ne[2] * w->ne[3] == 1;
     }
     ggml::TensorTraits *get_tensor_traits(const ggml::Tensor *op) override {
         if (product.applies(op) && is_ours(op->src[0])) return &product;
+        if (experts.applies(op) && is_ours(op->src[0])) return &experts;
         return attention.applies(op) ? &attention : nullptr;
     }
     static bool is_ours(const ggml::Tensor *w);
@@ -225,16 +230,17 @@ struct Addresses {
 
 // Adds the kernels to ggml's CPU backend, switched off. False where the processor lacks the
 // instructions.
-bool specgen_install(const char *instructions, int mul_mat, int flash_attn_ext,
+bool specgen_install(const char *instructions, int mul_mat, int mul_mat_id, int flash_attn_ext,
                      const Addresses *from) {
     if (!has(instructions)) return false;
     use(instructions);
     buffers.ggml = from->ggml;
     buffer_type.device = from->device;
     product.number = mul_mat;
+    experts.number = mul_mat_id;
     attention.quantize = quantize_q8_0;
     attention.number = flash_attn_ext;
-    product.barrier = attention.barrier = from->barrier;
+    product.barrier = experts.barrier = attention.barrier = from->barrier;
     auto &types = from->extra_buffer_types();
     for (auto *type : types)
         if (type == &buffer_type) return true;
@@ -258,6 +264,9 @@ void specgen_enable(bool products, bool attentions) {
     attention.enabled = attentions;
 }
 
+// Whether products of experts are among the products that are switched on.
+void specgen_allow_experts(bool allowed) { experts.enabled = allowed; }
+
 // Has attention to caches with keys and values of these types, by heads of this size, computed with
 // these instructions, or by ggml where they are "none". False where that can't be.
 bool specgen_allow(const char *instructions, int keys, int values, int64_t size) {
@@ -269,7 +278,7 @@ bool specgen_allow(const char *instructions, int keys, int values, int64_t size)
 }
 
 // How many products, and how many attentions, were computed here since the library was loaded.
-int64_t specgen_products() { return product.calls; }
+int64_t specgen_products() { return product.calls + experts.calls; }
 int64_t specgen_attentions() { return attention.calls; }
 }
 

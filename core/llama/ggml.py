@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 F32: Final = 0  # ggml_type, as in GGUF files
 F16: Final = 1
 Q8_0: Final = 8
+I32: Final = 26
 
 _POINTER = ctypes.c_void_p
 _ROOM = 16 << 20  # bytes for graph and threads: more than they take, and untouched
@@ -120,15 +121,15 @@ def product(
 
 @contextmanager
 def _weights(
-    ggml: Any, context: int, kind: int, columns: int, rows: int, place: int
+    ggml: Any, context: int, kind: int, columns: int, rows: int, place: int, matrices: int = 1
 ) -> Iterator[int]:
     """A tensor in `context`, or in a buffer of the type `place`."""
     if not place:
-        yield _tensor(ggml, context, kind, columns, rows)
+        yield _tensor(ggml, context, kind, columns, rows, matrices)
         return
     allocate = needed(ggml, "ggml_backend_alloc_ctx_tensors_from_buft", *[_POINTER] * 3)
     with _context(ggml, 0, no_data=True) as described:
-        weights = _tensor(ggml, described, kind, columns, rows)
+        weights = _tensor(ggml, described, kind, columns, rows, matrices)
         buffer = allocate(described, place)
         if not buffer:
             raise AttributeError("ggml's buffers differ")
@@ -164,14 +165,56 @@ def multiply(
     """
     n, columns = values.shape
     with product(ggml, kind, columns, len(weights), n, place) as tensors:
-        if place:
-            size = ctypes.c_size_t
-            put = needed(ggml, "ggml_backend_tensor_set", None, _POINTER, _POINTER, size, size)
-            put(tensors.weights, weights.tobytes(), 0, weights.nbytes)
-        else:
-            _fill(ggml, tensors.weights, weights)
+        _put(ggml, tensors.weights, weights, place)
         _fill(ggml, tensors.values, values)
         return _compute(ggml, tensors.context, tensors.result, (n, len(weights)), threads)
+
+
+def multiply_by_experts(
+    ggml: Any,
+    kind: int,
+    weights: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    chosen: NDArray[np.int32],
+    threads: int = 2,
+    place: int = 0,
+) -> NDArray[np.float32]:
+    """Products with some of several matrices, as ggml's CPU backend computes them.
+
+    Args:
+        ggml: the library as ctypes has it.
+        kind: ggml_type of the weights.
+        weights: (experts, rows, bytes of a row), quantized.
+        values: (tokens, used experts, columns), or (tokens, 1, columns) for all experts.
+        chosen: (tokens, used experts), the numbers of the experts.
+        threads: that share the work.
+        place: as for `product`.
+
+    Returns:
+        (tokens, used experts, rows).
+
+    Raises:
+        AttributeError: ggml lacks a function that this takes.
+    """
+    size, integers = ctypes.c_size_t, [ctypes.c_int64] * 2
+    view = needed(ggml, "ggml_view_2d", _POINTER, *[_POINTER] * 2, *integers, size, size)
+    multiply_ = needed(ggml, "ggml_mul_mat_id", _POINTER, *[_POINTER] * 4)
+    n_experts, rows, _ = weights.shape
+    (tokens, used), columns = chosen.shape, values.shape[-1]
+    # As in llama.cpp, the beginnings of rows that name others, too.
+    named = np.pad(chosen, ((0, 0), (0, 1)), constant_values=-1)
+    with (
+        _context(ggml, weights.nbytes + values.nbytes + 4 * chosen.size * rows) as context,
+        _weights(ggml, context, kind, columns, rows, place, n_experts) as w,
+    ):
+        _put(ggml, w, weights, place)
+        x = _tensor(ggml, context, F32, *values.shape[::-1])
+        _fill(ggml, x, values)
+        all_ = _tensor(ggml, context, I32, used + 1, tokens)
+        _fill(ggml, all_, named)
+        ids = view(context, all_, used, tokens, named.strides[0], 0)
+        result = multiply_(context, w, x, ids)
+        return _compute(ggml, context, result, (tokens, used, rows), threads)
 
 
 def attend(
@@ -214,6 +257,16 @@ def attend(
         _fill(ggml, tensors[-1], mask)
         result = flash(context, *tensors, size**-0.5, 0.0, 0.0)
         return _compute(ggml, context, result, (tokens, heads, size), threads)
+
+
+def _put(ggml: Any, tensor: int, weights: NDArray[np.uint8], place: int) -> None:
+    """Fills a tensor in a buffer of the type `place`, or in none."""
+    if not place:
+        _fill(ggml, tensor, weights)
+        return
+    size = ctypes.c_size_t
+    set_ = needed(ggml, "ggml_backend_tensor_set", None, _POINTER, _POINTER, size, size)
+    set_(tensor, weights.tobytes(), 0, weights.nbytes)
 
 
 def _tensor(ggml: Any, context: int, kind: int, *sizes: int) -> int:

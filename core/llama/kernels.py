@@ -24,7 +24,17 @@ from numpy.typing import NDArray
 from specgen.core.errors import UsageError
 
 from .formats import FORMATS, Format, some_weights, spread
-from .ggml import F16, Q8_0, address, attend, multiply, needed, operation, product
+from .ggml import (
+    F16,
+    Q8_0,
+    address,
+    attend,
+    multiply,
+    multiply_by_experts,
+    needed,
+    operation,
+    product,
+)
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -57,7 +67,7 @@ _FIRST = 4  # words of such a table before these: two of the compiler's, two for
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 
 _LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
-_VERSION = 3  # of the compiled functions' arguments
+_VERSION = 4  # of the compiled functions' arguments
 
 
 class _Unusable(Exception):
@@ -76,7 +86,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
 
     Returns:
         The instructions that they use, followed by " products" if attention stays ggml's, or by
-        " without" and the caches to which it does; "none" where nothing is used.
+        " without" and the caches to which it does, first "experts" if their products stay, too;
+        "none" where nothing is used.
 
     Raises:
         UsageError: the environment asks for others.
@@ -100,6 +111,7 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         _check_tensors(ggml, kernels)
         instructions = _add(ggml, kernels, choices)
         _check_products(ggml, kernels)
+        experts = _check_experts(ggml, kernels)
     except (_Unusable, AttributeError) as reason:
         _log.info("only llama.cpp's own kernels: %s", reason)
         return NONE
@@ -108,15 +120,19 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
     except (_Unusable, AttributeError) as reason:
         _log.info("only llama.cpp's own attention: %s", reason)
         kernels.specgen_enable(True, False)
-        return f"{instructions} products"
+        return _without(f"{instructions} products", experts)
     kernels.specgen_enable(True, True)
     _log.info("products and attention by specgen's kernels: %s", instructions)
     if left:
         _log.info(
             "only llama.cpp's own attention to %s: ours differs from ggml's in some bits", left
         )
-        return f"{instructions} without {left}"
-    return instructions
+    return _without(instructions, experts, left)
+
+
+def _without(instructions: str, *left: str) -> str:
+    named = ", ".join(filter(None, left))
+    return f"{instructions} without {named}" if named else instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +170,11 @@ def _compiled() -> Any:
         "layout": (truth, [pointer, pointer, pointer, ctypes.c_size_t, integer]),
         "has_type": (truth, [pointer, pointer]),
         "leave_out": (truth, [ctypes.c_char_p, pointer]),
-        "install": (truth, [ctypes.c_char_p, integer, integer, ctypes.POINTER(_Addresses)]),
+        "install": (truth, [ctypes.c_char_p, *[integer] * 3, ctypes.POINTER(_Addresses)]),
         "buffer_type": (pointer, []),
         "laid_out": (ctypes.c_int64, [integer, ctypes.c_int64, ctypes.c_int64]),
         "enable": (None, [truth, truth]),
+        "allow_experts": (None, [truth]),
         "allow": (truth, [ctypes.c_char_p, integer, integer, ctypes.c_int64]),
         "products": (ctypes.c_int64, []),
         "attentions": (ctypes.c_int64, []),
@@ -243,7 +260,7 @@ def _add(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     device = get(registry, 0)
     if not all(functions) or not device:
         raise _Unusable("ggml hides what they build on")
-    numbers = [operation(ggml, name) for name in ("MUL_MAT", "FLASH_ATTN_EXT")]
+    numbers = [operation(ggml, name) for name in ("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT")]
     addresses = _Addresses(*functions, device)
     for instructions in choices:
         if kernels.specgen_install(instructions.encode(), *numbers, addresses):
@@ -272,10 +289,34 @@ def _is_right(ggml: Any, kernels: Any, format_: Format, threads: int) -> bool:
     one = multiply(ggml, number, weights, values[-1:], threads=1, place=place)
     if calls().products != before + 2:
         raise _Unusable("ggml does not ask for ours")
-    largest = np.abs(expected).max()
-    return one.tobytes() == found[-1:].tobytes() and bool(
-        np.all(np.abs(found - expected) < 1e-5 * largest)
-    )
+    return one.tobytes() == found[-1:].tobytes() and _are_close(found, expected)
+
+
+def _check_experts(ggml: Any, kernels: Any) -> str:
+    """ "experts" if products of experts are left to ggml, else "".
+
+    They must be ggml's but for rounding, and the same for one token as for several. One format
+    tells: the sums are those of the products that were checked before.
+    """
+    format_ = FORMATS["Q4_K"]
+    weights = some_weights(format_, 3 * 19, 1).reshape(3, 19, -1)
+    values = spread(4, 2, format_.values)
+    chosen = np.array([[1, 0], [2, 1], [1, 2], [0, 1]], np.int32)
+    expected = multiply_by_experts(ggml, format_.number, weights, values, chosen, threads=1)
+    before, inputs = calls().products, (format_.number, weights)
+    place = kernels.specgen_buffer_type()
+    found = multiply_by_experts(ggml, *inputs, values, chosen, 1, place)
+    one = multiply_by_experts(ggml, *inputs, values[-1:], chosen[-1:], 1, place)
+    is_right = one.tobytes() == found[-1:].tobytes() and _are_close(found, expected)
+    is_right &= calls().products == before + 2
+    kernels.specgen_allow_experts(is_right)
+    if not is_right:
+        _log.info("only llama.cpp's own products of experts: ours differ from ggml's")
+    return "" if is_right else "experts"
+
+
+def _are_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
+    return bool(np.all(np.abs(found - expected) < 1e-5 * np.abs(expected).max()))
 
 
 def _check_attention(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
