@@ -7,6 +7,8 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from specgen.core.config import ContextConfig
 from specgen.core.llama import ggml, kernels
+from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.formats import FORMATS
 from specgen.core.llama.library import library
+from specgen.core.protocols import Logits
+from specgen.core.tree import DraftTree
+from tests.conftest import TinyModel
 from tests.llama.test_products import (
     POINTER,
+    SETS,
     assert_same_bits,
     each_format,
     each_set,
@@ -27,6 +35,7 @@ from tests.llama.test_products import (
     random_weights,
 )
 from tests.support import quants
+from tests.support.tiny import Quantization
 
 pytestmark = pytest.mark.llama
 
@@ -286,3 +295,43 @@ def test_the_check(
     place, number = installed.specgen_buffer_type(), FORMATS["Q4_0"].number
     assert supports(number, place) != is_wrong
     installed.specgen_enable(False, False)
+
+
+def logits_of(path: Path, threads: int, width: int) -> Logits:
+    """Of 16 tokens behind a prompt, so many in a call."""
+    model, tokens = LlamaModel(path), range(70, 86)
+    backend = LlamaBackend(model, ContextConfig(256, threads=threads, flash_attention=True))
+    backend.prefill(np.arange(40, 60, dtype=np.int32))
+    rows = []
+    for first in range(0, len(tokens), width):
+        part = tokens[first : first + width]
+        tree = DraftTree.from_parents(part, range(-1, len(part) - 1))
+        rows.append(backend.score(tree, []).copy())
+        backend.commit(len(part))
+    backend.close()
+    model.close()
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("quantization", ["Q4_K", "Q8_0"])
+def test_a_model_computes_the_same(quantization: Quantization, tiny_model: TinyModel) -> None:
+    """Logits depend neither on instructions nor on threads nor on other rows of a call."""
+    loaded, path, found = library(), tiny_model("qwen3moe", quantization), []
+    if loaded.kernels == kernels.NONE:
+        pytest.skip("there are no kernels for this processor")
+    compiled = kernels._compiled()
+    for name in SETS:
+        with suppress(kernels._Unusable):
+            kernels._add(loaded.ggml, compiled, (name,))
+            compiled.specgen_allow_experts(True)
+            compiled.specgen_enable(True, False)
+            before = kernels.calls().products
+            found += [logits_of(path, 1, 1), logits_of(path, 2, 5), logits_of(path, 1, 16)]
+            assert kernels.calls().products > before
+    compiled.specgen_enable(False, False)
+    theirs = logits_of(path, 1, 1)
+    assert kernels.install_kernels(loaded.ggml) == loaded.kernels
+    assert len({logits.tobytes() for logits in found}) == 1
+    # Rounding may have a token choose other experts where two are nearly as good.
+    is_close = np.abs(found[0] - theirs).max(axis=1) < 0.5  # of a deviation of 1.8
+    assert is_close.mean() > 0.8

@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-Architecture = Literal["llama", "gemma3", "mamba", "lfm2", "granitehybrid"]
+Architecture = Literal["llama", "gemma3", "mamba", "lfm2", "granitehybrid", "qwen3moe"]
 Quantization = Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K"]
 Array = NDArray[np.float32]
 Metadata = dict[str, Any]  # by key, of gguf's values
@@ -41,6 +41,7 @@ _WORDS = (
 
 _FILE_TYPE_Q4_K_S = 14  # llama_ftype
 _HEADS, _KV_HEADS = 4, 2
+_EXPERTS, _EXPERTS_USED = 5, 2
 
 
 def write_tiny(
@@ -57,7 +58,7 @@ def write_tiny(
 
     llama: plain attention. gemma3: sliding windows of WINDOW between full layers. mamba: a
     recurrent state only. lfm2: state and attention, with snapshots to roll back to.
-    granitehybrid: state and attention, without them.
+    granitehybrid: state and attention, without them. qwen3moe: attention and a mixture of experts.
 
     Matrices carry `quantization` where their rows fill its blocks; all else is F32. End
     tokens have `end_gain` times their logits: greedy text has none at 0, and soon one at 30.
@@ -110,7 +111,8 @@ def _write(
 
 def _add_tensor(writer: Any, name: str, data: Array, kind: Any) -> None:
     block, _ = gguf.GGML_QUANT_SIZES[kind]
-    is_matrix = data.ndim == 2 and min(data.shape) >= 32 and data.shape[1] % block == 0
+    *_, n_out, n_in = (1, *data.shape)
+    is_matrix = data.ndim >= 2 and min(n_out, n_in) >= 32 and n_in % block == 0
     if kind.name == "F32" or not is_matrix:
         writer.add_tensor(name, data)
     elif kind.name == "F16":
@@ -190,6 +192,13 @@ class _Weights:
         """Outputs have `gain` times the size of the inputs."""
         data = self._rng.standard_normal((n_out, n_in)) * (gain / np.sqrt(n_in))
         self.tensors[f"{name}.weight"] = data.astype(np.float32)
+
+    def experts(self, name: str, n_in: int, n_out: int, gain: float = 1.0) -> None:
+        """A matrix for each expert."""
+        for i in range(_EXPERTS):
+            self.matrix(f"{name}.{i}", n_in, n_out, gain)
+        each = [self.tensors.pop(f"{name}.{i}.weight") for i in range(_EXPERTS)]
+        self.tensors[f"{name}.weight"] = np.stack(each)
 
     def norm(self, name: str, n: int) -> None:
         """Scales around 1."""
@@ -340,6 +349,24 @@ def _granitehybrid(writer: Any, weights: _Weights) -> None:
         weights.feed_forward(block)
 
 
+def _qwen3moe(writer: Any, weights: _Weights) -> None:
+    n_ff = weights.n_ff // 2
+    writer.add_block_count(2)
+    _add_heads(writer, weights)
+    writer.add_expert_count(_EXPERTS)
+    writer.add_expert_used_count(_EXPERTS_USED)
+    writer.add_expert_feed_forward_length(n_ff)
+    weights.ends()
+    for block in ("blk.0", "blk.1"):
+        weights.norm(f"{block}.attn_norm", weights.n_embd)
+        weights.attention(block, head_norms=True)
+        weights.norm(f"{block}.ffn_norm", weights.n_embd)
+        weights.matrix(f"{block}.ffn_gate_inp", weights.n_embd, _EXPERTS)
+        weights.experts(f"{block}.ffn_gate_exps", weights.n_embd, n_ff)
+        weights.experts(f"{block}.ffn_up_exps", weights.n_embd, n_ff)
+        weights.experts(f"{block}.ffn_down_exps", n_ff, weights.n_embd, 2.0)
+
+
 def _add_state_space(writer: Any, n_inner: int, n_state: int, n_conv: int, n_step: int) -> None:
     writer.add_ssm_inner_size(n_inner)
     writer.add_ssm_state_size(n_state)
@@ -353,4 +380,5 @@ _BUILDERS: dict[Architecture, Callable[[Any, _Weights], None]] = {
     "mamba": _mamba,
     "lfm2": _lfm2,
     "granitehybrid": _granitehybrid,
+    "qwen3moe": _qwen3moe,
 }
