@@ -268,6 +268,9 @@ bool specgen_allow(const char *instructions, int keys, int values, int64_t size)
                            wide ? avx512::attending::ATTEND : avx2::attending::ATTEND);
 }
 
+// Which threads took part in products since this was asked last: bit i is thread i.
+uint64_t specgen_threads() { return product.threads.exchange(0); }
+
 // How many products, and how many attentions, were computed here since the library was loaded.
 int64_t specgen_products() { return product.calls; }
 int64_t specgen_attentions() { return attention.calls; }

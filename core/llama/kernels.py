@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from specgen.core.errors import UsageError
 
 from .formats import FORMATS, Format, some_weights, spread
-from .ggml import F16, Q8_0, address, attend, multiply, needed, operation, product
+from .ggml import F16, Q8_0, address, attend, function, multiply, needed, operation, product
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -33,6 +33,8 @@ INSTRUCTIONS: Final = ("avx512", "avxvnni", "avx2")  # best first
 _FOR_TESTS: Final = "avx512vl"  # what AVX-VNNI computes, where a processor has only AVX-512
 VARIABLE: Final = "SPECGEN_KERNELS"
 
+# Versions of ggml that the kernels were seen with: those of llama-cpp-python 0.3.34 to 0.3.36.
+PROVEN: Final = frozenset({"0.16.0", "0.20.0", "0.25.3"})
 HEAD_SIZES: Final = (64, 128, 256)  # dimensions of a head that attention is written for
 CACHE_TYPES: Final = MappingProxyType({"f16": F16, "q8_0": Q8_0})  # of keys, and of values
 
@@ -64,7 +66,9 @@ class _Unusable(Exception):
     """The kernels can't be used here; says why."""
 
 
-def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, path: "") -> str:
+def install_kernels(
+    ggml: Any, crash: Callable[[Any, Path], str | None] = lambda ggml, path: ""
+) -> str:
     """Puts the kernels into ggml's CPU backend, for this process.
 
     `SPECGEN_KERNELS` in the environment chooses: "none", "avx2", "avxvnni" or "avx512"; without it
@@ -72,7 +76,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
 
     Args:
         ggml: the library as ctypes has it, or None.
-        crash: says which signal ended a process that tried them, see probe.py; "" is none.
+        crash: says which signal ended a process that tried them, see probe.py; "" is none, and
+            None where that is not known: then they are used with `PROVEN` versions of ggml alone.
 
     Returns:
         The instructions that they use, followed by " products" if attention stays ggml's, or by
@@ -88,10 +93,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
     if not set(choices) <= {*INSTRUCTIONS, _FOR_TESTS}:
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
-    if signal := crash(ggml, _LIBRARY):
-        _log.info("only llama.cpp's own kernels: a process that tried ours ended by %s", signal)
-        return NONE
     try:
+        _require_tried(ggml, crash(ggml, _LIBRARY))
         kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
@@ -117,6 +120,22 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
         )
         return f"{instructions} without {left}"
     return instructions
+
+
+def _require_tried(ggml: Any, signal: str | None) -> None:
+    """Nothing is tried here that ended another process, or that nobody has tried."""
+    if signal:
+        raise _Unusable(f"a process that tried ours ended by {signal}")
+    if signal is None and (version := _version(ggml)) not in PROVEN:
+        raise _Unusable(
+            f"ours could not be tried with ggml {version}, which they were not seen with"
+        )
+
+
+def _version(ggml: Any) -> str:
+    ask = function(ggml, "ggml_version", ctypes.c_char_p)
+    text: bytes = ask() if ask else b"of an unknown version"
+    return text.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +179,12 @@ def _compiled() -> Any:
         "enable": (None, [truth, truth]),
         "allow": (truth, [ctypes.c_char_p, integer, integer, ctypes.c_int64]),
         "products": (ctypes.c_int64, []),
+        "threads": (ctypes.c_uint64, []),
         "attentions": (ctypes.c_int64, []),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, f"specgen_{name}")
-        function.restype, function.argtypes = result, arguments
+        compiled = getattr(library, f"specgen_{name}")
+        compiled.restype, compiled.argtypes = result, arguments
     return library
 
 
@@ -258,8 +278,12 @@ def _check_products(ggml: Any, kernels: Any) -> None:
     Only one is shared by threads: where the machine is busy, they wait 30 ms for each other.
     """
     for i, format_ in enumerate(FORMATS.values()):
-        if not _is_right(ggml, kernels, format_, threads=1 if i else 2):
+        kernels.specgen_threads()
+        n_threads = 1 if i else 2
+        if not _is_right(ggml, kernels, format_, n_threads):
             raise _Unusable("our products differ from ggml's")
+        if kernels.specgen_threads() != (1 << n_threads) - 1:
+            raise _Unusable("ggml tells its threads otherwise than ours expect")
 
 
 def _is_right(ggml: Any, kernels: Any, format_: Format, threads: int) -> bool:
@@ -268,7 +292,7 @@ def _is_right(ggml: Any, kernels: Any, format_: Format, threads: int) -> bool:
     weights = some_weights(format_, rows=35, blocks=n_values // format_.values)
     expected = multiply(ggml, number, weights, values, threads=1)
     before, place = calls().products, kernels.specgen_buffer_type()
-    found = multiply(ggml, number, weights, values, threads, place)
+    found = multiply(ggml, number, weights, values, threads=threads, place=place)
     one = multiply(ggml, number, weights, values[-1:], threads=1, place=place)
     if calls().products != before + 2:
         raise _Unusable("ggml does not ask for ours")
