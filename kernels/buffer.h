@@ -123,7 +123,7 @@ struct WeightBuffers {
     }
 
   private:
-    static constexpr size_t PIECE = 16 << 20;  // bytes
+    static constexpr size_t PIECE = 2 << 20;  // bytes
 
     // Lays out some bands, on several threads.
     static void lay_out(const ggml::Tensor *w, const char *data, int64_t first, int64_t last) {

@@ -27,7 +27,7 @@ Kernels: TypeAlias = Literal["specgen", "repacked", "plain", "gpu"]
 
 _NUMBERS: Final = MappingProxyType({block.name: number for number, block in BLOCKS.items()})
 _PAGE: Final = 4096  # of the processors that specgen has kernels for
-_PIECE: Final = 20 << 20  # more than is laid out before the pages that it came from are let go
+_PIECE: Final = 3 << 20  # more than is laid out before the pages that it came from are let go
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Placement:
         laid_out: in the layout of specgen's kernels.
         let_go: of the file, that are no longer mapped when all is laid out.
         tables: those among them that come back, as far as rows of them are looked up.
+        headers: of the file, before its weights, which llama.cpp lets go of in the end; 0 where
+            nothing is laid out.
         copies: that llama.cpp makes.
         largest: of the matrices that are laid out.
         others: whether llama.cpp multiplies matrices that it converts numbers for.
@@ -46,6 +48,7 @@ class Placement:
     laid_out: int
     let_go: int
     tables: int
+    headers: int
     copies: int
     largest: int
     others: bool
@@ -97,7 +100,16 @@ def place(
             elif len(tensor.shape) > 1 and tensor.type != "F32":
                 others = True
             sizes[kernels] += n_bytes
-    return Placement(sizes["specgen"], let_go, looked_up, sizes["repacked"], largest, others)
+    start = sum(header.data_start // _PAGE * _PAGE for header in headers)
+    return Placement(
+        laid_out=sizes["specgen"],
+        let_go=let_go,
+        tables=looked_up,
+        headers=start if largest else 0,
+        copies=sizes["repacked"],
+        largest=largest,
+        others=others,
+    )
 
 
 def shares(

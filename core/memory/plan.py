@@ -112,12 +112,10 @@ class MemoryPlan:
 
     def beside(self, draft: MemoryPlan) -> MemoryPlan:
         """This one with a draft model opened after it, whose own plan is `draft`."""
-        n_bytes = draft.total - draft.baseline - draft.copies
         return replace(
             self,
             copies=self.copies + draft.copies,
-            loading=max(0, self.loading - n_bytes),
-            draft=n_bytes,
+            draft=draft.total - draft.baseline - draft.copies,
             device=self.device + draft.device,
         )
 
@@ -165,7 +163,9 @@ def plan_memory(
     kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
     kv_away, state_away = int(placed.share * kv), int(placed.share * state)
     plan = MemoryPlan(
-        weights=file_bytes - placed.gone - held.let_go + min(held.tables, _looked_up(shape)),
+        weights=file_bytes
+        - (placed.gone + held.let_go + held.headers)
+        + min(held.tables, _looked_up(shape)),
         laid_out=held.laid_out,
         copies=held.copies,
         kv=kv - kv_away,
