@@ -127,11 +127,11 @@ int init_tensor(ggml::Buffer *, ggml::Tensor *w) {
 void set_tensor(ggml::Buffer *, ggml::Tensor *w, const void *data, size_t offset, size_t size) {
     if (!w->extra || offset || size != Product::kernel(w).file_bytes(w)) abort();  // as ggml does
     buffers.lay_out(w, (const char *)data);
-    buffers.mapping.let_go(data, size);
 }
 
 const char *name_of_type(ggml::BufferType *) { return "CPU_SPECGEN"; }
 ggml::Buffer *allocate(ggml::BufferType *type, size_t size) {
+    buffers.mapping.forget();  // of another model, whose addresses may be somebody else's by now
     return buffers.make(type, size, init_tensor, set_tensor);
 }
 size_t alignment(ggml::BufferType *) { return 64; }

@@ -217,8 +217,10 @@ def test_threads_that_differ(
 ) -> None:
     """Products note which threads took part: what ggml tells each of them is read rightly."""
 
-    def alone(*arguments: Any, threads: int, place: int = 0) -> NDArray[np.float32]:
-        return ggml.multiply(*arguments, 1, place)
+    def alone(
+        ggml_: Any, kind: int, w: Any, v: Any, threads: int, place: int = 0
+    ) -> NDArray[np.float32]:
+        return ggml.multiply(ggml_, kind, w, v, threads=1, place=place)
 
     monkeypatch.setattr(kernels, "multiply", alone)
     assert "threads otherwise" in reason_for_none(caplog, library().ggml)
