@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from specgen.core.host.paths import path_text
+from specgen.core.memory.placement import Share
 from specgen.core.models.header import ArrayInfo, Header, Value
 from specgen.core.models.modelinfo import ModelInfo, PerLayer
 
@@ -27,8 +29,8 @@ def plan(info: ModelInfo) -> str:
     return _PLANS[info.drafting]
 
 
-def rows(info: ModelInfo) -> list[tuple[str, str]]:
-    """Label and value of each line."""
+def rows(info: ModelInfo, kernels: str) -> list[tuple[str, str]]:
+    """Label and value of each line; `kernels` says what the weights run on, "" if on nothing."""
     file_size = size_text(info.file_bytes)
     parts = f" in {info.n_parts} parts" if info.n_parts > 1 else ""
     return [
@@ -49,6 +51,7 @@ def rows(info: ModelInfo) -> list[tuple[str, str]]:
         ("attention", _attention(info)),
         ("chat template", "yes" if info.chat_template else "no"),
         ("licence", info.licence or "not stated"),
+        *([("runs on", kernels)] if kernels else []),
         ("specgen", plan(info)),
     ]
 
@@ -58,8 +61,8 @@ def metadata_rows(header: Header) -> list[tuple[str, str]]:
     return [(key, _shortened(value)) for key, value in header.metadata.items()]
 
 
-def record(info: ModelInfo, header: Header) -> dict[str, Any]:
-    """The card as JSON values; sizes in bytes."""
+def record(info: ModelInfo, header: Header, shares: Sequence[Share]) -> dict[str, Any]:
+    """The card as JSON values; sizes in bytes. `shares` say what the weights run on."""
     card: dict[str, Any] = {
         name: getattr(info, name) for name in info.__dataclass_fields__ if name != "path"
     }
@@ -68,6 +71,7 @@ def record(info: ModelInfo, header: Header) -> dict[str, Any]:
         **card,
         "drafting": info.drafting,
         "plan": plan(info),
+        "shares": [share.record() for share in shares],
         "metadata": {key: _json_value(value) for key, value in header.metadata.items()},
     }
 

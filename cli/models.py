@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,7 +23,7 @@ from .model_choice import ModelChoice
 from .terminal import note, print_table, show, write
 
 if TYPE_CHECKING:
-    pass
+    from specgen.core.memory.placement import Share
 
 
 def register(app: typer.Typer) -> None:
@@ -102,11 +103,24 @@ def info(
         write(card.chat_template or _no_template(path))
         return
     header = read_header(path)
+    shares, kernels = ((), "") if card.refusal else _shares(path)
     if as_json:
-        _print_json(model_card.record(card, header))
+        _print_json(model_card.record(card, header, shares))
         return
-    lines = model_card.rows(card)
+    lines = model_card.rows(card, kernels)
     print_table((), [*lines, *(model_card.metadata_rows(header) if metadata else [])])
+
+
+def _shares(path: Path) -> tuple[Sequence[Share], str]:
+    """Which weights run on whose kernels, as records and in words."""
+    from specgen.core.config import EngineConfig
+    from specgen.core.memory.budget import shares_for
+    from specgen.drafters import NONE
+    from specgen.opening import Wanted, plan_inputs, runs_on
+
+    config = EngineConfig()
+    inputs = plan_inputs(Wanted(path, config, NONE, None), None)
+    return shares_for(inputs, config), runs_on(inputs, config)
 
 
 def _no_template(path: Path) -> NoReturn:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from specgen.core.memory.plan import MemoryPlan
 
 _TERMS = {
-    "weights": "the model file, mapped; the system may drop and read it again",
-    "copies": "weights again, in the layout that the CPU's kernels want",
+    "weights": "of the model file, mapped; the system may drop and read it again",
+    "laid_out": "weights in the layout of specgen's kernels, in place of those in the file",
+    "copies": "weights again, in the layout that llama.cpp's kernels want",
+    "loading": "weights in the file while they are laid out, or go to a GPU",
     "kv": "keys and values of the context",
     "cells": "llama.cpp's notes about the cells of the context",
     "state": "states of recurrent layers",
@@ -74,7 +76,7 @@ def plan(
 ) -> None:
     """Show what memory `generate` takes, and what is given up to fit a budget. Loads nothing."""
     from specgen.core.knowledge.profile import find_profile, require_profile
-    from specgen.core.memory.budget import full_speed, least, plan_for
+    from specgen.core.memory.budget import full_speed, least, plan_for, shares_for
     from specgen.opening import Wanted, choose, plan_inputs
 
     from .prepare import ensure_model, require_model
@@ -99,7 +101,8 @@ def plan(
         "least": least(inputs, config).total,
     }
     if as_json:
-        show(json.dumps(_record(found, n_ctx, limit, sizes)))
+        shares = [share.record() for share in shares_for(inputs, found.config)]
+        show(json.dumps(_record(found, n_ctx, limit, sizes) | {"shares": shares}))
     else:
         _print(found, n_ctx, limit, sizes)
 

@@ -64,6 +64,7 @@ struct Simd {
     TARGET static Float sum(Float a, Float b) { return _mm256_add_ps(a, b); }
     TARGET static Float difference(Float a, Float b) { return _mm256_sub_ps(a, b); }
     TARGET static void store(float *p, Float x, int n) {
+        if (n >= LANES) return _mm256_storeu_ps(p, x);
         const Int lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(each(n), lanes), x);
     }

@@ -51,6 +51,7 @@ struct Simd {
     TARGET static Float sum(Float a, Float b) { return _mm512_add_ps(a, b); }
     TARGET static Float difference(Float a, Float b) { return _mm512_sub_ps(a, b); }
     TARGET static void store(float *p, Float x, int n) {
-        _mm512_mask_storeu_ps(p, n < 16 ? (1u << n) - 1 : 0xffff, x);
+        if (n >= LANES) return _mm512_storeu_ps(p, x);
+        _mm512_mask_storeu_ps(p, (1u << n) - 1, x);
     }
 };

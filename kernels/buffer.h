@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -29,24 +30,34 @@ struct Ggml {
 
 // A file that is mapped into memory, as far as it is known.
 struct Mapping {
-    uintptr_t start = 0, end = 0;
-
-    // Lets go of the pages around some bytes, if they are of a file: they are read again when
-    // somebody looks.
+    // Lets go of the pages that hold nothing but these bytes, if they are of a file: they are read
+    // again when somebody looks. Those at the edges stay: somebody else uses them, too. To fetch a
+    // page, Linux maps its neighbours, up to 2 MiB of them, but none that are marked otherwise.
     void let_go(const void *data, size_t size) {
 #ifdef __linux__
+        const std::lock_guard<std::mutex> alone(mutex);  // several models may be loaded at once
         const auto first = (uintptr_t)data, last = first + size;
         if (!(start <= first && last <= end)) find(first);
         if (!(start <= first && last <= end)) return;
         const uintptr_t page = sysconf(_SC_PAGESIZE);
-        const uintptr_t from = first / page * page;
-        madvise((void *)from, std::min((last + page - 1) / page * page, end) - from, MADV_DONTNEED);
+        const uintptr_t from = (first + page - 1) / page * page, to = last / page * page;
+        if (from >= to) return;
+        madvise((void *)from, to - from, MADV_DONTDUMP);
+        madvise((void *)from, to - from, MADV_DONTNEED);
 #else
         (void)data, (void)size;
 #endif
     }
 
+    void forget() {
+        const std::lock_guard<std::mutex> alone(mutex);
+        start = end = 0;
+    }
+
   private:
+    std::mutex mutex;
+    uintptr_t start = 0, end = 0;
+
     void find(uintptr_t inside) {
         start = end = 0;
         FILE *maps = fopen("/proc/self/maps", "re");
@@ -106,30 +117,45 @@ struct WeightBuffers {
         return buffer;
     }
 
-    // Lays out all matrices of a tensor, on several threads.
-    void lay_out(const ggml::Tensor *w, const char *data) const {
+    // Lays out all matrices of a tensor, and lets go of where they came from piece by piece.
+    void lay_out(const ggml::Tensor *w, const char *data) {
         const FormatKernel &k = Product::kernel(w);
-        const int64_t bands = k.bands(w), matrices = w->ne[2] * w->ne[3], blocks = k.blocks(w);
+        const int64_t bands = k.bands(w), all = bands * w->ne[2] * w->ne[3];
+        const size_t row = k.blocks(w) * k.file_block;
+        const int64_t piece = std::max<int64_t>(1, PIECE / (k.lanes * row));
+        for (int64_t from = 0; from < all; from += piece) {
+            const int64_t to = std::min(from + piece, all);
+            lay_out(w, data, from, to);
+            mapping.let_go(data, (to / bands * w->ne[1] + to % bands * k.lanes) * row);
+        }
+    }
+
+  private:
+    static constexpr size_t PIECE = 2 << 20;  // bytes
+
+    // Lays out some bands, on several threads.
+    static void lay_out(const ggml::Tensor *w, const char *data, int64_t first, int64_t last) {
+        const FormatKernel &k = Product::kernel(w);
+        const int64_t bands = k.bands(w), blocks = k.blocks(w), count = last - first;
         const size_t row = blocks * k.file_block;
         auto some = [&](int64_t from, int64_t to) {
             for (int64_t i = from; i < to; i++) {
-                const int64_t first = i % bands * k.lanes;
-                k.lay_out(data + (i / bands * w->ne[1] + first) * row, row,
-                          std::min<int64_t>(w->ne[1] - first, k.lanes), blocks,
+                const int64_t top = i % bands * k.lanes;
+                k.lay_out(data + (i / bands * w->ne[1] + top) * row, row,
+                          std::min<int64_t>(w->ne[1] - top, k.lanes), blocks,
                           (char *)w->data + i * k.band_bytes(blocks));
             }
         };
-        const int64_t all = bands * matrices;
         const int64_t n = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, 8);
         std::vector<std::thread> others;
-        int64_t done = all;  // from here on others do it
-        for (int64_t i = n - 1; i > 0 && row * w->ne[1] * matrices > 1 << 18; i--) try {
-                others.emplace_back(some, all * i / n, done);
-                done = all * i / n;
+        int64_t done = last;  // from here on others do it
+        for (int64_t i = n - 1; i > 0 && row * k.lanes * count > 1 << 18; i--) try {
+                others.emplace_back(some, first + count * i / n, done);
+                done = first + count * i / n;
             } catch (const std::exception &) {
                 break;
             }
-        some(0, done);
+        some(first, done);
         for (auto &thread : others) thread.join();
     }
 };

@@ -196,8 +196,11 @@ struct Experts final : Operation {
             const int64_t row = band * k.lanes;
             const int rows = std::min<int64_t>(w->ne[1] - row, k.lanes);
             each_group(k, n_blocks, run, [&](const Group &g, int64_t first, int n, char *packed) {
+                for (int c = 0; c < n; c++)  // written without this, each waits for its line
+                    __builtin_prefetch(pairs.result(first + c) + row, 1);
                 float sums[16 * 8];  // lanes times columns, at most
-                g.band(weights + band * band_bytes, packed, n_blocks, rows, n, sums, k.lanes);
+                const Result to{sums, (size_t)k.lanes, rows, n};
+                g.band(weights + band * band_bytes, packed, n_blocks, first == run.first, to);
                 for (int c = 0; c < n; c++)
                     memcpy(pairs.result(first + c) + row, sums + c * k.lanes, rows * sizeof(float));
             });

@@ -132,11 +132,11 @@ int init_tensor(ggml::Buffer *, ggml::Tensor *w) {
 void set_tensor(ggml::Buffer *, ggml::Tensor *w, const void *data, size_t offset, size_t size) {
     if (!w->extra || offset || size != Product::kernel(w).file_bytes(w)) abort();  // as ggml does
     buffers.lay_out(w, (const char *)data);
-    buffers.mapping.let_go(data, size);
 }
 
 const char *name_of_type(ggml::BufferType *) { return "CPU_SPECGEN"; }
 ggml::Buffer *allocate(ggml::BufferType *type, size_t size) {
+    buffers.mapping.forget();  // of another model, whose addresses may be somebody else's by now
     return buffers.make(type, size, init_tensor, set_tensor);
 }
 size_t alignment(ggml::BufferType *) { return 64; }
@@ -276,6 +276,9 @@ bool specgen_allow(const char *instructions, int keys, int values, int64_t size)
     return attention.allow(keys, values, size,
                            wide ? avx512::attending::ATTEND : avx2::attending::ATTEND);
 }
+
+// Which threads took part in products since this was asked last: bit i is thread i.
+uint64_t specgen_threads() { return product.threads.exchange(0); }
 
 // How many products, and how many attentions, were computed here since the library was loaded.
 int64_t specgen_products() { return product.calls + experts.calls; }

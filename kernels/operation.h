@@ -11,6 +11,7 @@ struct Operation : ggml::TensorTraits {
     void (*barrier)(void *threadpool) = nullptr;
     std::atomic<bool> enabled{false};
     std::atomic<int64_t> calls{0};
+    std::atomic<uint64_t> threads{0};  // that took part, a bit for each, until somebody asks
 
     virtual bool applies(const ggml::Tensor *op) const = 0;
 
@@ -33,5 +34,8 @@ struct Operation : ggml::TensorTraits {
     }
     void count(const ggml::Params *params) {
         if (params->ith == 0) calls.fetch_add(1, std::memory_order_relaxed);
+        const uint64_t bit = uint64_t{1} << (params->ith & 63);
+        if (!(threads.load(std::memory_order_relaxed) & bit))
+            threads.fetch_or(bit, std::memory_order_relaxed);
     }
 };

@@ -11,13 +11,20 @@
 
 constexpr int PANEL = 64;  // columns that are packed at a time
 
+// Where the results of some rows and columns go.
+struct Result {
+    float *out;
+    size_t stride;  // floats from a column to the next
+    int rows, columns;
+};
+
 // The functions of one format for groups of so many columns.
 struct Group {
     int columns;
     size_t block;  // bytes of a packed block
     void (*pack)(const float *const *from, int columns, int64_t index, char *to);
-    void (*band)(const char *weights, const char *packed, int64_t blocks, int rows, int columns,
-                 float *out, size_t out_stride);
+    void (*band)(const char *weights, const char *packed, int64_t blocks, bool is_first,
+                 const Result &to);
 };
 
 // The functions of one format in one instruction set.
@@ -109,8 +116,9 @@ struct Product final : Operation {
                 for (int c = 0; c < n; c += k.widest()) {
                     const int columns = std::min(n - c, k.widest());
                     const Group &g = k.group(columns);
-                    g.band((const char *)w->data + band * band_bytes, group, blocks, rows, columns,
-                           (float *)op->data + (first + c) * stride + band * k.lanes, stride);
+                    float *out = (float *)op->data + (first + c) * stride + band * k.lanes;
+                    g.band((const char *)w->data + band * band_bytes, group, blocks, c == 0,
+                           {out, stride, rows, columns});
                     group += g.block * blocks;
                 }
             }

@@ -8,17 +8,27 @@
 template <class Format>
 constexpr int WIDEST = Simd::COLUMNS;
 
-// A band of rows times packed columns; `rows` of the band and `columns` are there.
+// Weights are fetched this early: by themselves they come too late where there is much to compute.
+constexpr int AHEAD = 8192;  // bytes
+
+// A band of rows times packed columns. Where it `is_first` to read these weights, what follows them
+// is fetched, which may be the next band.
 template <class Format, int N>
-TARGET void band(const char *weights, const char *packed, int64_t blocks, int rows, int columns,
-                 float *out, size_t out_stride) {
+TARGET void band(const char *weights, const char *packed, int64_t blocks, bool is_first,
+                 const Result &to) {
     using F = Traits<Format>;
     using L = Layout<Format, Simd::LANES>;
     auto x = (const Packed<Format, N> *)packed;
     const char *body = weights, *halves = weights + blocks * L::BODY;
+    // Columns lie far apart: written without this, each result waits for its line of memory.
+    for (int c = 0; c < to.columns; c++)
+        _mm_prefetch((const char *)(to.out + c * to.stride), _MM_HINT_T0);
     Simd::Float sums[N], minima[N];
     for (int c = 0; c < N; c++) sums[c] = minima[c] = Simd::zerof();
     for (int64_t b = 0; b < blocks; b++, x++, body += L::BODY, halves += L::HALVES) {
+        if (is_first)
+            for (size_t line = 0; line < L::BODY + L::HALVES; line += 64)
+                _mm_prefetch(body + AHEAD + line, _MM_HINT_T1);
         Simd::Int whole[N];
         for (int c = 0; c < N; c++) whole[c] = Simd::zero();
         add_shares<Format, N>(body, *x, whole);
@@ -48,11 +58,11 @@ TARGET void band(const char *weights, const char *packed, int64_t blocks, int ro
         }
     }
     for (int c = 0; c < N; c++) {
-        if (c >= columns) break;
+        if (c >= to.columns) break;
         if (F::HAS_MINIMA)
             sums[c] = F::HAS_SCALES ? Simd::difference(sums[c], minima[c])
                                     : Simd::sum(sums[c], minima[c]);
-        Simd::store(out + c * out_stride, sums[c], rows);
+        Simd::store(to.out + c * to.stride, sums[c], to.rows);
     }
 }
 

@@ -23,8 +23,18 @@ from specgen.core.knowledge.profile import Profile
 from specgen.core.knowledge.profiling import measured_context, settings_to_measure
 from specgen.core.llama.draft_model import require_undo
 from specgen.core.llama.kernels import NONE as NO_KERNELS
+from specgen.core.llama.kernels import laid_out_bytes
 from specgen.core.llama.library import free_device_memory, library, system_info
-from specgen.core.memory.budget import SHARE, FittedConfig, PlanInputs, fit, parse_budget, plan_for
+from specgen.core.memory.budget import (
+    SHARE,
+    FittedConfig,
+    PlanInputs,
+    fit,
+    parse_budget,
+    plan_for,
+    shares_for,
+)
+from specgen.core.memory.placement import shares_text
 from specgen.core.memory.plan import memory_text
 from specgen.core.memory.repacked import AMX, cpu_features
 from specgen.core.models.header import Header
@@ -66,7 +76,8 @@ def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
     info = ModelInfo.from_headers(headers)
     draft = wanted.config.draft
     features = cpu_features(system_info())
-    if library().kernels != NO_KERNELS:  # they leave AMX out
+    has_kernels = library().kernels != NO_KERNELS
+    if has_kernels:  # they leave AMX out
         features -= {AMX}
     return PlanInputs(
         headers=headers,
@@ -86,7 +97,13 @@ def plan_inputs(wanted: Wanted, profile: Profile | None) -> PlanInputs:
         interface=wanted.interface + library().driver_bytes,
         device=free_device_memory(),
         draft=() if draft is None else _draft_headers(draft),
+        laid_out=laid_out_bytes if has_kernels else None,
     )
+
+
+def runs_on(inputs: PlanInputs, config: EngineConfig) -> str:
+    """Which share of the weights runs on whose kernels, in one line."""
+    return shares_text(shares_for(inputs, config), library().kernels)
 
 
 def _draft_headers(path: Path) -> Sequence[Header]:
@@ -114,7 +131,9 @@ def choose(wanted: Wanted, inputs: PlanInputs) -> tuple[int | None, FittedConfig
     Raises MemoryBudgetError, ModelError or UsageError.
     """
     limit = budget_bytes(wanted.budget)
-    return limit, fit(inputs, wanted.config, limit, may_drop=wanted.budget is None)
+    found = fit(inputs, wanted.config, limit, may_drop=wanted.budget is None)
+    _log.info("weights: %s", runs_on(inputs, found.config))
+    return limit, found
 
 
 def fitted(wanted: Wanted, profile: Profile | None) -> FittedConfig:

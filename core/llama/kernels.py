@@ -23,18 +23,9 @@ from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
 
+from .experts import are_close, experts_agree
 from .formats import FORMATS, Format, some_weights, spread
-from .ggml import (
-    F16,
-    Q8_0,
-    address,
-    attend,
-    multiply,
-    multiply_by_experts,
-    needed,
-    operation,
-    product,
-)
+from .ggml import F16, Q8_0, address, attend, function, multiply, needed, operation, product
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -43,6 +34,8 @@ INSTRUCTIONS: Final = ("avx512", "avxvnni", "avx2")  # best first
 _FOR_TESTS: Final = "avx512vl"  # what AVX-VNNI computes, where a processor has only AVX-512
 VARIABLE: Final = "SPECGEN_KERNELS"
 
+# Versions of ggml that the kernels were seen with: those of llama-cpp-python 0.3.34 to 0.3.36.
+PROVEN: Final = frozenset({"0.16.0", "0.20.0", "0.25.3"})
 HEAD_SIZES: Final = (64, 128, 256)  # dimensions of a head that attention is written for
 CACHE_TYPES: Final = MappingProxyType({"f16": F16, "q8_0": Q8_0})  # of keys, and of values
 
@@ -74,7 +67,9 @@ class _Unusable(Exception):
     """The kernels can't be used here; says why."""
 
 
-def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, path: "") -> str:
+def install_kernels(
+    ggml: Any, crash: Callable[[Any, Path], str | None] = lambda ggml, path: ""
+) -> str:
     """Puts the kernels into ggml's CPU backend, for this process.
 
     `SPECGEN_KERNELS` in the environment chooses: "none", "avx2", "avxvnni" or "avx512"; without it
@@ -82,7 +77,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
 
     Args:
         ggml: the library as ctypes has it, or None.
-        crash: says which signal ended a process that tried them, see probe.py; "" is none.
+        crash: says which signal ended a process that tried them, see probe.py; "" is none, and
+            None where that is not known: then they are used with `PROVEN` versions of ggml alone.
 
     Returns:
         The instructions that they use, followed by " products" if attention stays ggml's, or by
@@ -99,10 +95,8 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
     if not set(choices) <= {*INSTRUCTIONS, _FOR_TESTS}:
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
-    if signal := crash(ggml, _LIBRARY):
-        _log.info("only llama.cpp's own kernels: a process that tried ours ended by %s", signal)
-        return NONE
     try:
+        _require_tried(ggml, crash(ggml, _LIBRARY))
         kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
@@ -133,6 +127,22 @@ def install_kernels(ggml: Any, crash: Callable[[Any, Path], str] = lambda ggml, 
 def _without(instructions: str, *left: str) -> str:
     named = ", ".join(filter(None, left))
     return f"{instructions} without {named}" if named else instructions
+
+
+def _require_tried(ggml: Any, signal: str | None) -> None:
+    """Nothing is tried here that ended another process, or that nobody has tried."""
+    if signal:
+        raise _Unusable(f"a process that tried ours ended by {signal}")
+    if signal is None and (version := _version(ggml)) not in PROVEN:
+        raise _Unusable(
+            f"ours could not be tried with ggml {version}, which they were not seen with"
+        )
+
+
+def _version(ggml: Any) -> str:
+    ask = function(ggml, "ggml_version", ctypes.c_char_p)
+    text: bytes = ask() if ask else b"of an unknown version"
+    return text.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +187,12 @@ def _compiled() -> Any:
         "allow_experts": (None, [truth]),
         "allow": (truth, [ctypes.c_char_p, integer, integer, ctypes.c_int64]),
         "products": (ctypes.c_int64, []),
+        "threads": (ctypes.c_uint64, []),
         "attentions": (ctypes.c_int64, []),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, f"specgen_{name}")
-        function.restype, function.argtypes = result, arguments
+        compiled = getattr(library, f"specgen_{name}")
+        compiled.restype, compiled.argtypes = result, arguments
     return library
 
 
@@ -275,8 +286,12 @@ def _check_products(ggml: Any, kernels: Any) -> None:
     Only one is shared by threads: where the machine is busy, they wait 30 ms for each other.
     """
     for i, format_ in enumerate(FORMATS.values()):
-        if not _is_right(ggml, kernels, format_, threads=1 if i else 2):
+        kernels.specgen_threads()
+        n_threads = 1 if i else 2
+        if not _is_right(ggml, kernels, format_, n_threads):
             raise _Unusable("our products differ from ggml's")
+        if kernels.specgen_threads() != (1 << n_threads) - 1:
+            raise _Unusable("ggml tells its threads otherwise than ours expect")
 
 
 def _is_right(ggml: Any, kernels: Any, format_: Format, threads: int) -> bool:
@@ -285,38 +300,20 @@ def _is_right(ggml: Any, kernels: Any, format_: Format, threads: int) -> bool:
     weights = some_weights(format_, rows=35, blocks=n_values // format_.values)
     expected = multiply(ggml, number, weights, values, threads=1)
     before, place = calls().products, kernels.specgen_buffer_type()
-    found = multiply(ggml, number, weights, values, threads, place)
+    found = multiply(ggml, number, weights, values, threads=threads, place=place)
     one = multiply(ggml, number, weights, values[-1:], threads=1, place=place)
     if calls().products != before + 2:
         raise _Unusable("ggml does not ask for ours")
-    return one.tobytes() == found[-1:].tobytes() and _are_close(found, expected)
+    return one.tobytes() == found[-1:].tobytes() and are_close(found, expected)
 
 
 def _check_experts(ggml: Any, kernels: Any) -> str:
-    """ "experts" if products of experts are left to ggml, else "".
-
-    They must be ggml's but for rounding, and the same for one token as for several. One format
-    tells: the sums are those of the products that were checked before.
-    """
-    format_ = FORMATS["Q4_K"]
-    weights = some_weights(format_, 3 * 19, 1).reshape(3, 19, -1)
-    values = spread(4, 2, format_.values)
-    chosen = np.array([[1, 0], [2, 1], [1, 2], [0, 1]], np.int32)
-    expected = multiply_by_experts(ggml, format_.number, weights, values, chosen, threads=1)
-    before, inputs = calls().products, (format_.number, weights)
-    place = kernels.specgen_buffer_type()
-    found = multiply_by_experts(ggml, *inputs, values, chosen, 1, place)
-    one = multiply_by_experts(ggml, *inputs, values[-1:], chosen[-1:], 1, place)
-    is_right = one.tobytes() == found[-1:].tobytes() and _are_close(found, expected)
-    is_right &= calls().products == before + 2
-    kernels.specgen_allow_experts(is_right)
-    if not is_right:
+    """ "experts" if their products are left to ggml, for they differ from ggml's; else ""."""
+    agree = experts_agree(ggml, kernels)
+    kernels.specgen_allow_experts(agree)
+    if not agree:
         _log.info("only llama.cpp's own products of experts: ours differ from ggml's")
-    return "" if is_right else "experts"
-
-
-def _are_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
-    return bool(np.all(np.abs(found - expected) < 1e-5 * np.abs(expected).max()))
+    return "" if agree else "experts"
 
 
 def _check_attention(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:

@@ -33,8 +33,12 @@ _TRY: Final = (
 )
 
 
-def crash(ggml: Any, library: Path, command: Sequence[str] = (sys.executable, "-c", _TRY)) -> str:
+def crash(
+    ggml: Any, library: Path, command: Sequence[str] = (sys.executable, "-c", _TRY)
+) -> str | None:
     """The signal that ended the process which tried the kernels in `library`; "" if none did.
+
+    None where nobody can tell: no process could be started, or it did not end in time.
 
     Args:
         ggml: the library that they are put into, as ctypes has it, or None.
@@ -52,8 +56,8 @@ def crash(ggml: Any, library: Path, command: Sequence[str] = (sys.executable, "-
             with suppress(OSError):  # then the next process tries again
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(file, json.dumps({"crash": ended}).encode(), is_private=True)
-        return ended or ""
-    return ""  # nobody can tell: the checks are made here alone, as they are in any case
+        return ended
+    return None
 
 
 def _file(ggml: Path, library: Path) -> Path:

@@ -21,6 +21,7 @@ from specgen.core.host.paths import path_text
 from specgen.core.models.header import Header
 from specgen.core.models.modelinfo import ModelInfo
 
+from .placement import LaidOut, Share, shares
 from .plan import MIB, MemoryPlan, cannot_store, memory_text, plan_memory
 
 SHARE: Final = 0.85  # unless a budget is given, this part of the available memory is taken
@@ -45,6 +46,7 @@ class PlanInputs:
         interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
         device: bytes that are free on GPUs; None where there is none.
         draft: headers of the draft model, if there is one.
+        laid_out: of specgen's kernels; None without them.
     """
 
     headers: Sequence[Header]
@@ -56,6 +58,7 @@ class PlanInputs:
     interface: int = 0
     device: int | None = None
     draft: Sequence[Header] = ()
+    laid_out: LaidOut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
         inputs.headers,
         context,
         inputs.features,
+        laid_out=inputs.laid_out,
         drafters=inputs.tables(n_ctx, config.few_drafters) if config.max_drafts else 0,
         interface=inputs.interface,
         gpu_layers=gpu_layers,
@@ -91,7 +95,20 @@ def plan_for(inputs: PlanInputs, config: EngineConfig) -> MemoryPlan:
         return plan
     n_ctx_train = ModelInfo.from_headers(inputs.draft).n_ctx_train
     draft = context.for_draft_model(n_ctx_train)
-    return plan.beside(plan_memory(inputs.draft, draft, inputs.features, gpu_layers=gpu_layers))
+    features, laid_out = inputs.features, inputs.laid_out
+    own = plan_memory(inputs.draft, draft, features, laid_out=laid_out, gpu_layers=gpu_layers)
+    return plan.beside(own)
+
+
+def shares_for(inputs: PlanInputs, config: EngineConfig) -> tuple[Share, ...]:
+    """Which weights run on what with `config`; those of a draft model are not among them."""
+    return shares(
+        inputs.headers,
+        inputs.features,
+        inputs.laid_out,
+        n_layer=inputs.info.n_layer,
+        gpu_layers=_gpu_layers(inputs, config),
+    )
 
 
 def _flash_attention(inputs: PlanInputs, config: EngineConfig) -> bool:

@@ -8,6 +8,7 @@ rather than too little. The rest was measured on Linux, with the CPU backend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from specgen.core.models.types import BLOCKS, type_id
 
 from .layers import CachedLayer, Layers, read_layers
 from .offload import split
-from .repacked import copied_bytes
+from .placement import LaidOut, place
 
 MIB: Final = 1 << 20
 
@@ -37,6 +38,11 @@ _CELL: Final = 96
 _CELL_SEQUENCE: Final = 48
 _TOKEN: Final = 166
 _MERGE: Final = 184
+# Rows that a product of specgen's kernels packs at a time, and by how many; see product.h there.
+# A number takes up to 1.4 bytes then; see columns.h.
+_PACKED_ROWS: Final = 64
+_GROUP: Final = 8
+_LOOKED_UP: Final = 32 << 10  # of the file, that come into memory with a row, as was measured
 _INPUTS: Final = 64  # a row takes so many bytes of input: ids of token, position, cell and output
 
 # Python, NumPy, specgen with its command line, and llama.cpp's libraries.
@@ -48,9 +54,8 @@ class MemoryPlan:
     """Bytes at the most that will be resident at once, and what GPUs hold besides.
 
     Attributes:
-        weights: the file, which is mapped; beside a GPU what stays of it, or what is there while
-            it is read, whichever comes to more.
-        copies: of weights, in the layout that the CPU's kernels want; of a draft model's, too.
+        weights: what stays mapped of the file: all of it, but for what goes to GPUs or is laid out.
+        copies: of weights, in the layout that llama.cpp's kernels want; of a draft model's, too.
         kv: keys and values.
         cells: llama.cpp's notes about who is in which cell, once the context is full.
         state: of recurrent layers, with snapshots.
@@ -60,6 +65,8 @@ class MemoryPlan:
         vocabulary: llama.cpp's tables of tokens and merges.
         drafters: tables of the drafters.
         baseline: of a process that does nothing yet: Python, NumPy, specgen, libraries.
+        laid_out: weights in the layout of specgen's kernels, in place of those in the file.
+        loading: what there is more while weights are read than afterwards.
         draft: what a draft model takes on the host, but for copies of its weights.
         device: on GPUs: weights, cache and compute buffer of what is offloaded; not in the total.
     """
@@ -75,6 +82,8 @@ class MemoryPlan:
     vocabulary: int
     drafters: int
     baseline: int
+    laid_out: int = 0
+    loading: int = 0
     draft: int = 0
     device: int = 0
 
@@ -86,8 +95,10 @@ class MemoryPlan:
 
     @property
     def used(self) -> int:
-        """What generating uses: nobody reads the file's own bytes of what was copied again."""
-        return self.total - self.copies
+        """What generating uses: nobody reads the file's own bytes of what was copied again, or of
+        what is loaded already.
+        """
+        return self.total - self.copies - self.loading
 
     @property
     def context(self) -> int:
@@ -96,8 +107,8 @@ class MemoryPlan:
 
     @property
     def generation(self) -> int:
-        """All but the weights and the copies of them."""
-        return self.total - self.weights - self.copies
+        """All but the weights, wherever they are."""
+        return self.total - self.weights - self.laid_out - self.copies - self.loading
 
     def beside(self, draft: MemoryPlan) -> MemoryPlan:
         """This one with a draft model opened after it, whose own plan is `draft`."""
@@ -118,6 +129,7 @@ def plan_memory(
     context: ContextConfig,
     features: frozenset[str],
     *,
+    laid_out: LaidOut | None = None,
     drafters: int = 0,
     interface: int = 0,
     gpu_layers: int | None = None,
@@ -130,6 +142,7 @@ def plan_memory(
         headers: of the files.
         context: how the context is set up.
         features: of the CPU, as from `repacked.cpu_features`.
+        laid_out: of specgen's kernels; None without them.
         drafters: bytes of the drafters' tables.
         interface: bytes that the command takes beyond what `generate` does, and GPUs' drivers.
         gpu_layers: layers on a GPU, the output counted as one; None where there is no GPU.
@@ -145,18 +158,21 @@ def plan_memory(
     tensors = [tensor for header in headers for tensor in header.tensors]
     file_bytes = sum(header.file_bytes for header in headers)
     has_gpu = gpu_layers is not None
+    held = place(headers, features, laid_out, has_gpu=has_gpu)
     placed = split(tensors, layers.n_layer, gpu_layers or 0)
     kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
     kv_away, state_away = int(placed.share * kv), int(placed.share * state)
     plan = MemoryPlan(
-        weights=file_bytes - placed.gone,
-        # Beside a GPU llama.cpp keeps the layout that can be copied there.
-        copies=0 if has_gpu else copied_bytes(tensors, features),
+        weights=file_bytes
+        - (placed.gone + held.let_go + held.headers)
+        + min(held.tables, _looked_up(shape)),
+        laid_out=held.laid_out,
+        copies=held.copies,
         kv=kv - kv_away,
         cells=_cells(layers, shape),
         state=state - state_away,
         compute=_inputs(layers, shape) if has_gpu else compute,
-        work=_work(layers, shape),
+        work=_work(layers, shape, converts=laid_out is None or held.others),
         outputs=_FLOAT * layers.n_vocab * max(context.max_rows, context.max_leaves),
         vocabulary=_TOKEN * layers.n_tokens + _MERGE * layers.n_merges,
         drafters=drafters,
@@ -166,9 +182,9 @@ def plan_memory(
         if has_gpu
         else 0,
     )
-    # Weights go to a GPU after they were read.
-    loading = file_bytes + plan.vocabulary + plan.baseline
-    return replace(plan, weights=plan.weights + max(0, loading - plan.total))
+    # Weights go to a GPU, or are laid out, after they were read.
+    loading = file_bytes + held.while_loading + plan.vocabulary + plan.baseline
+    return replace(plan, loading=max(0, loading - plan.total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +325,26 @@ def _feed_forward(layers: Layers) -> int:
     return max(dense, mixed) + layers.n_embd + around
 
 
-def _work(layers: Layers, shape: _Shape) -> int:
-    """Without flash attention, the scores of a whole chunk."""
+def _work(layers: Layers, shape: _Shape, *, converts: bool) -> int:
+    """Without flash attention, the scores of a whole chunk.
+
+    llama.cpp `converts` all numbers that a matrix is multiplied with, if it does so at all;
+    specgen's kernels those of a few rows at a time.
+    """
     scores = 0 if shape.flash_attention else layers.heads * shape.cells
-    widest = max(scores, layers.queries, layers.n_embd, layers.feed_forward)
-    return _HALF * shape.rows * widest
+    widest = max(layers.queries, layers.n_embd, layers.feed_forward)
+    if converts:
+        return _HALF * shape.rows * max(scores, widest)
+    ours = 3 * min(_PACKED_ROWS, _pad(shape.rows, _GROUP)) * widest // 2
+    return max(ours, _HALF * shape.rows * max(scores, layers.queries))
+
+
+def _looked_up(shape: _Shape) -> int:
+    """What comes back of a table of embeddings that is laid out as the output.
+
+    A text of n tokens has some 8 sqrt(n) different ones, by Heaps' law.
+    """
+    return 8 * math.isqrt(shape.cells) * _LOOKED_UP
 
 
 def _logits(layers: Layers, shape: _Shape) -> int:
@@ -323,8 +354,8 @@ def _logits(layers: Layers, shape: _Shape) -> int:
     return _FLOAT * (rows * layers.n_vocab + left)
 
 
-def _pad(n: int) -> int:
-    return -(-n // _PADDING) * _PADDING
+def _pad(n: int, to: int = _PADDING) -> int:
+    return -(-n // to) * to
 
 
 def memory_text(n_bytes: int) -> str:

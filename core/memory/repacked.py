@@ -1,20 +1,19 @@
 """Which weights llama.cpp's CPU backend copies into another layout, and what the copies take.
 
 Kernels that handle several rows at once want the rows interleaved. Such a copy lies in memory
-of its own, next to the file, which stays mapped.
+of its own, next to the file, which stays mapped. (AMX adds up to an eighth.)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Final
 
 from specgen.core.models.header import TensorInfo
 
 # Tables where tokens look up rows; nothing is multiplied with them.
-_TABLES: Final = frozenset(
+TABLES: Final = frozenset(
     {
         *("token_embd.weight", "per_layer_token_embd.weight"),
         *("position_embd.weight", "token_types.weight"),
@@ -76,18 +75,3 @@ def _fits_tiles(tensor: TensorInfo) -> bool:
     if columns is None or len(tensor.shape) != 2:
         return False
     return not tensor.shape[0] % columns and not tensor.shape[1] % _TILE_ROWS
-
-
-def copied_bytes(tensors: Iterable[TensorInfo], features: frozenset[str]) -> int:
-    """Bytes of all copies: as many as the weights that are copied have in the file.
-
-    (AMX adds up to an eighth.) Embeddings are copied where they are the output matrix, too.
-    """
-    tensors = tuple(tensors)
-    has_output = any(tensor.name == "output.weight" for tensor in tensors)
-    tables = _TABLES if has_output else _TABLES - {"token_embd.weight"}
-    return sum(
-        tensor.n_bytes
-        for tensor in tensors
-        if tensor.name not in tables and is_copied(tensor, features)
-    )

@@ -13,9 +13,11 @@ from specgen.core.config import EngineConfig
 from specgen.core.cost.model import load_curve
 from specgen.core.errors import MemoryBudgetError
 from specgen.core.knowledge.profile import Profile
+from specgen.core.llama.kernels import NONE
+from specgen.core.llama.library import library
 from specgen.core.memory.budget import plan_for
 from specgen.core.memory.plan import MemoryPlan, memory_text
-from specgen.core.models.modelinfo import read_model
+from specgen.core.models.modelinfo import read_headers, read_model
 from specgen.drafters.ensemble import table_bytes
 from specgen.opening import Wanted, budget_bytes, fitted, plan_inputs, require_room_to_measure
 from tests.conftest import TinyModel
@@ -150,11 +152,58 @@ def test_without_a_budget_a_part_of_what_is_available_is_taken(
     assert memory_text(1536 * MIB) == "1,536 MiB"
 
 
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """specgen's own are not used, as with SPECGEN_KERNELS=none."""
+    loaded = replace(library(), kernels=NONE)
+    monkeypatch.setattr(opening, "library", lambda: loaded)
+
+
+@pytest.mark.parametrize("command", ["plan", "generate"])
+def test_what_the_weights_run_on(
+    command: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-v says it in a line, and the record of `plan` in bytes, those of the file."""
+    model = tiny_model(quantization="F16")
+    words = (model, "-c", "256", *(("-p", "x", "-n", "1") if command == "generate" else ()))
+    line = "specgen: weights: 99 % F16 and 1 % F32 on llama.cpp's\n"
+    assert line in run(command, *words, "-v").err
+    without_kernels(monkeypatch)
+    shares = run("plan", tiny_model(quantization="Q8_0"), "--json").record["shares"]
+    assert [(share["kernels"], share["type"]) for share in shares] == [
+        ("plain", "Q8_0"),
+        ("plain", "F32"),
+    ]
+    table = read_model(tiny_model(quantization="Q8_0")).n_vocab * 128 // 32 * 34
+    (header,) = read_headers(tiny_model(quantization="Q8_0"))
+    assert sum(share["bytes"] for share in shares) + table == sum(
+        tensor.n_bytes for tensor in header.tensors
+    )
+
+
+def test_without_specgens_kernels_llama_cpp_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole file stays, and there are copies; with the kernels hardly anything is twice."""
+    monkeypatch.setattr(opening, "cpu_features", lambda _: frozenset({"AVX2", "REPACK"}))
+    model = MADE["1b"].write(tmp_path / "m.gguf", "llama")
+    ours = run("plan", model, "-c", "512", "--json").record["plan"]
+    without_kernels(monkeypatch)
+    theirs = run("plan", model, "-c", "512", "--json").record["plan"]
+    assert (theirs["laid_out"], theirs["loading"]) == (0, 0)
+    assert theirs["weights"] == model.stat().st_size
+    assert theirs["copies"] > theirs["weights"] / 2
+    if library().kernels != NONE:
+        assert ours["laid_out"] == theirs["copies"]
+        assert ours["copies"] == 0
+        assert ours["total"] < theirs["total"] - 0.95 * theirs["copies"]
+
+
 def test_originals_of_copies_do_not_count_by_default(
     tmp_path: Path, available: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`plan` says what `generate` does: only a size that was given is kept with them."""
     monkeypatch.setattr(opening, "cpu_features", lambda _: frozenset({"AVX2", "REPACK"}))
+    without_kernels(monkeypatch)
     model = MADE["1b"].write(tmp_path / "m.gguf", "llama")
     available(1 << 50)
     plan = run("plan", model, "-c", "512", "--json").record["plan"]
@@ -216,7 +265,8 @@ def test_measuring_needs_two_contexts_at_once(
     on, off = (
         plan_for(inputs, replace(largest, flash_attention=setting)) for setting in (True, False)
     )
-    both = on.total + off.total - off.weights - off.copies - off.vocabulary - off.baseline
+    once = off.weights + off.laid_out + off.copies + off.loading + off.vocabulary + off.baseline
+    both = on.total + off.total - once
     for config, needed in (
         (EngineConfig(), both),
         (EngineConfig(draft_model=model), both),  # which is not opened

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from specgen.core.config import ContextConfig
-from specgen.core.llama import ggml, kernels
+from specgen.core.llama import experts, ggml, kernels
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.formats import FORMATS
 from specgen.core.llama.library import library
@@ -199,7 +199,7 @@ def test_views_of_vectors_and_results(installed: Any) -> None:
 _OUT_OF_RANGE = """
 import os
 import numpy as np
-from specgen.core.llama import ggml, kernels
+from specgen.core.llama import experts, ggml, kernels
 from specgen.core.llama.formats import FORMATS, some_weights, spread
 from specgen.core.llama.library import library
 
@@ -287,7 +287,7 @@ def test_the_check(
 ) -> None:
     """Where ours are wrong, products of experts alone are left to ggml, and the name tells it."""
     caplog.set_level(logging.INFO, "specgen.kernels")
-    monkeypatch.setattr(kernels, "multiply_by_experts", spoilt(by, tokens))
+    monkeypatch.setattr(experts, "multiply_by_experts", spoilt(by, tokens))
     names = kernels.install_kernels(library().ggml).split(" without ")
     is_wrong = bool(by)
     assert ("experts" in names[-1].split(", ")) == is_wrong

@@ -210,3 +210,17 @@ def test_a_buffer_type_is_left_out_by_its_name(installed: Any) -> None:
     assert (vector[0], vector[1]) == (start, end - ctypes.sizeof(pointer))
     assert items[:2] == [ctypes.addressof(types[0]), ctypes.addressof(types[2])]
     assert not installed.specgen_leave_out(b"AMX", address)
+
+
+def test_threads_that_differ(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Products note which threads took part: what ggml tells each of them is read rightly."""
+
+    def alone(
+        ggml_: Any, kind: int, w: Any, v: Any, threads: int, place: int = 0
+    ) -> NDArray[np.float32]:
+        return ggml.multiply(ggml_, kind, w, v, threads=1, place=place)
+
+    monkeypatch.setattr(kernels, "multiply", alone)
+    assert "threads otherwise" in reason_for_none(caplog, library().ggml)

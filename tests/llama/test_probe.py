@@ -75,7 +75,7 @@ def test_an_interrupt_is_no_verdict(cache: Path) -> None:
     """Whoever ended the child from outside said nothing of the kernels."""
     command = counting(cache, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     for _ in range(2):
-        assert probe.crash(library().ggml, kernels._LIBRARY, command) == ""
+        assert probe.crash(library().ggml, kernels._LIBRARY, command) is None
     assert runs(cache) == 2
 
 
@@ -87,7 +87,7 @@ def test_without_a_cache_nothing_is_lost(cache: Path, tmp_path: Path) -> None:
     assert probe.crash(library().ggml, kernels._LIBRARY, CRASH) == "SIGSEGV"
     (file,) = cache.iterdir()
     file.write_text("no verdict")
-    assert probe.crash(library().ggml, kernels._LIBRARY, CRASH) == ""
+    assert probe.crash(library().ggml, kernels._LIBRARY, CRASH) is None
 
 
 def test_where_nothing_is_compiled_nothing_is_tried(cache: Path, tmp_path: Path) -> None:
@@ -95,6 +95,16 @@ def test_where_nothing_is_compiled_nothing_is_tried(cache: Path, tmp_path: Path)
     assert probe.crash(library().ggml, tmp_path / "none.so", counting(cache, "pass")) == ""
     assert probe.crash(None, kernels._LIBRARY, counting(cache, "pass")) == ""
     assert runs(cache) == 0
+
+
+@pytest.mark.llama
+def test_what_nobody_has_tried(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a verdict the kernels are used with versions of ggml alone that are known to work."""
+    ggml = library().ggml
+    assert kernels.install_kernels(ggml, lambda *_: None) == library().kernels
+    monkeypatch.setattr(kernels, "PROVEN", frozenset({"0.1"}))
+    assert kernels.install_kernels(ggml, lambda *_: None) == kernels.NONE
+    assert kernels.install_kernels(ggml, lambda *_: "") == library().kernels  # as it was
 
 
 @pytest.mark.llama

@@ -13,9 +13,10 @@ import pytest
 
 from specgen.core.config import ContextConfig
 from specgen.core.errors import SpecgenError, UsageError
-from specgen.core.llama.library import system_info
+from specgen.core.llama.kernels import NONE, laid_out_bytes
+from specgen.core.llama.library import library, system_info
 from specgen.core.memory.plan import MemoryPlan, plan_memory
-from specgen.core.memory.repacked import copied_bytes, cpu_features, is_copied
+from specgen.core.memory.repacked import cpu_features, is_copied
 from specgen.core.models.header import TensorInfo
 from specgen.core.models.modelinfo import read_headers, read_model
 from tests.conftest import TinyModel
@@ -55,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def plan(
-    path: Path, shape: ContextConfig, features: frozenset[str] = NO_FEATURES, **others: int
+    path: Path, shape: ContextConfig, features: frozenset[str] = NO_FEATURES, **others: Any
 ) -> MemoryPlan:
     """The plan for a file."""
     return plan_memory(read_headers(path), shape, features, **others)
@@ -113,9 +114,9 @@ class Dry:
             n_caches=len(caches),
         )
 
-    def copies(self) -> float:
-        """MiB of repacked weights."""
-        return sum(self._logged(r"CPU_REPACK model buffer size = "))
+    def weights(self, buffer: str) -> float:
+        """MiB of weights in a buffer, such as "CPU_REPACK"."""
+        return sum(self._logged(rf"{buffer} model buffer size = "))
 
     def _logged(self, what: str) -> Iterator[float]:
         found = re.findall(what + r" *([\d.]+) MiB", self._log.text)
@@ -176,19 +177,45 @@ def test_real_sizes(name: str, made: Callable[[str], Path], dry: Callable[[Path]
 
 @pytest.mark.llama
 @pytest.mark.parametrize("quantization", get_args(Quantization))
-def test_copies(
-    quantization: Quantization, tiny_model: TinyModel, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_where_weights_are(
+    architecture: Architecture,
+    quantization: Quantization,
+    tiny_model: TinyModel,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As many bytes are copied as llama.cpp says when it loads the weights on this CPU."""
+    """As many bytes are copied and laid out as llama.cpp says when it loads the weights on this
+    CPU, and no more of the file stays mapped than is planned.
+    """
     features = cpu_features(system_info())
-    if "AMX_INT8" in features:
+    has_kernels = library().kernels != NONE
+    if not has_kernels and "AMX_INT8" in features:
         pytest.skip("AMX copies are not in the buffer that is read here")
-    path = tiny_model("llama", quantization)
+    path = tiny_model(architecture, quantization)
     model = Dry(path, caplog, load=True)
-    copies = model.copies()
+    copies, laid_out = model.weights("CPU_REPACK"), model.weights("CPU_SPECGEN")
+    mapped = mapped_bytes(path)
     model.close()
-    planned = plan(path, SETTINGS[0], features).copies
-    assert planned / MIB == pytest.approx(copies, abs=0.006)
+    ours = laid_out_bytes if has_kernels else None
+    planned = plan(path, SETTINGS[0], features - {"AMX_INT8"}, laid_out=ours)
+    assert planned.copies / MIB == pytest.approx(copies, abs=0.006)
+    assert planned.laid_out / MIB == pytest.approx(laid_out, abs=0.006)
+    assert mapped is None or mapped <= planned.weights + 4096  # the last page is not all the file's
+
+
+def mapped_bytes(path: Path) -> int | None:
+    """What is resident of a file that is mapped into this process; None if Linux does not say."""
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return None
+    found, is_of_file = 0, False
+    for line in lines:
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            is_of_file = line.endswith(str(path))
+        elif is_of_file and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
 
 
 @pytest.mark.parametrize(
@@ -361,28 +388,27 @@ def test_what_is_copied(tensor: TensorInfo, features: set[str], expected: bool) 
     assert is_copied(tensor, frozenset(features)) is expected
 
 
-def test_embeddings_are_copied_as_the_output_only() -> None:
-    """A table where rows are looked up stays as it is."""
-    table = info("token_embd.weight", "Q4_0", 64, 64)
-    output = info("output.weight", "Q4_0", 64, 64)
-    assert copied_bytes([table], frozenset(X86)) == 100
-    assert copied_bytes([table, output], frozenset(X86)) == 100
-
-
 def test_features_by_llama_cpps_line() -> None:
     """What is 0 is missing."""
     line = "CPU : AVX2 = 1 | AVX512 = 0 | SVE_CNT = 32 | REPACK = 1 | "
     assert cpu_features(line) == {"AVX2", "SVE_CNT", "REPACK"}
 
 
+def half(number: int, columns: int, rows: int) -> int:
+    """Kernels that take matrices with as many rows as columns."""
+    return columns * rows // 32 * 18 if columns == rows else 0
+
+
 @each_setting
 def test_the_total_is_the_sum(shape: ContextConfig, made: Callable[[str], Path]) -> None:
-    """No term is negative, and generation is all but the weights and their copies."""
-    planned = plan(made("hybrid"), shape, frozenset(X86), drafters=12_345)
+    """No term is negative, and generation is all but the weights, wherever they are."""
+    planned = plan(made("hybrid"), shape, frozenset(X86), drafters=12_345, laid_out=half)
     terms = [getattr(planned, field.name) for field in fields(planned)]
     assert min(terms) >= 0
     assert planned.total == sum(terms) == planned.record()["total"]
-    assert planned.generation == planned.total - planned.weights - planned.copies
+    weights = planned.weights + planned.laid_out + planned.copies + planned.loading
+    assert min(planned.laid_out, planned.copies) > 0
+    assert planned.generation == planned.total - weights
     assert planned.drafters == 12_345
 
 
@@ -408,6 +434,17 @@ def test_work_without_flash_attention(made: Callable[[str], Path]) -> None:
     shape = context(n_ctx=8192, chunk=512, flash_attention=False)
     assert plan(made("7b"), shape).work == 512 * 32 * 8192 * 2
     assert plan(made("7b"), replace(shape, flash_attention=True)).work == 512 * 11_008 * 2
+
+
+def test_work_of_specgens_kernels(made: Callable[[str], Path]) -> None:
+    """They pack 64 columns at a time; llama.cpp converts those of a whole call, if it does."""
+    shape = context(n_ctx=8192, chunk=512)
+    every = plan(made("7b"), shape, laid_out=lambda number, columns, rows: columns * rows)
+    assert every.work == 512 * 4096 * 2 > 64 * 11_008 * 3 // 2
+    assert plan(made("7b"), shape, laid_out=half).work == 512 * 11_008 * 2
+    small = replace(shape, chunk=8, max_rows=8)
+    few = plan(made("7b"), small, laid_out=lambda number, columns, rows: columns * rows)
+    assert few.work == 8 * 11_008 * 3 // 2
 
 
 def test_merges_take_memory(tiny_model: TinyModel) -> None:
