@@ -6,7 +6,9 @@ struct Simd {
     using Float = __m256;
     static constexpr int LANES = 8, COLUMNS = 4;
 #ifdef DOT256
-    TARGET static Int dot(Int c, Int weights, Int values) { return DOT256(c, weights, values); }
+    TARGET static Int dot(Int c, Int weights, const int32_t &values) {
+        return DOT256(c, weights, each(values));
+    }
 #endif
 
     TARGET static Int load(const void *p) { return _mm256_loadu_si256((const Int *)p); }

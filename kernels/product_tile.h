@@ -57,12 +57,12 @@ TARGET void band(const char *weights, const char *packed, int64_t blocks, bool i
             }
         }
     }
+#pragma GCC unroll 8
     for (int c = 0; c < N; c++) {
-        if (c >= to.columns) break;
         if (F::HAS_MINIMA)
             sums[c] = F::HAS_SCALES ? Simd::difference(sums[c], minima[c])
                                     : Simd::sum(sums[c], minima[c]);
-        Simd::store(to.out + c * to.stride, sums[c], to.rows);
+        if (c < to.columns) Simd::store(to.out + c * to.stride, sums[c], to.rows);
     }
 }
 

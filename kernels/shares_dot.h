@@ -13,7 +13,7 @@ TARGET INLINE void add_shares(const char *body, const Packed<Format, N> &x, Simd
 #pragma GCC unroll 8
         for (int k = s * F::STEPS; k < (s + 1) * F::STEPS; k++) {
             const Simd::Int w = step(Format(), body, k);
-            for (int c = 0; c < N; c++) dots[c] = Simd::dot(dots[c], w, Simd::each(x.values[k][c]));
+            for (int c = 0; c < N; c++) dots[c] = Simd::dot(dots[c], w, x.values[k][c]);
         }
         if constexpr (F::HAS_SCALES) {
             const Simd::Int scale = Simd::widen_signed(scales + s * Simd::LANES);
