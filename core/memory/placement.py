@@ -204,7 +204,7 @@ def _laid_out(tensor: TensorInfo, laid_out: LaidOut | None) -> int:
     number = _NUMBERS.get(tensor.type)
     if laid_out is None or number is None:
         return 0
-    if len(tensor.shape) != 2:  # experts have 3 dimensions, and the kernels no MUL_MAT_ID
+    if len(tensor.shape) != (3 if "_exps." in tensor.name else 2):
         return 0
     columns, rows = tensor.shape[:2]
     return laid_out(number, columns, rows) * int(prod(tensor.shape[2:]))
