@@ -50,7 +50,7 @@ def test_each_weight_is_in_one_place() -> None:
     """specgen's kernels first, then llama.cpp's copies; of others nothing is there twice."""
     every = [header(OURS, THEIRS, PLAIN, EXPERTS, NORM, TABLE, OUTPUT)]
     found = place(every, X86, laid_out, has_gpu=False)
-    assert found.laid_out == 211 * 64 + 211 * 100
+    assert found.laid_out == 211 * 64 + 4 * 211 * 64 + 211 * 100
     assert found.copies == THEIRS.n_bytes
     assert found.others
 
@@ -110,9 +110,8 @@ def test_shares() -> None:
     """By kernels and type, in bytes of the file; a table that is only looked up has no share."""
     every = [header(NORM, OURS, PLAIN, THEIRS, OURS, EXPERTS, TABLE, OUTPUT)]
     assert shares(every, X86, laid_out) == (
-        Share("specgen", "Q6_K", 2 * OURS.n_bytes + OUTPUT.n_bytes),
+        Share("specgen", "Q6_K", 2 * OURS.n_bytes + EXPERTS.n_bytes + OUTPUT.n_bytes),
         Share("repacked", "Q4_K", THEIRS.n_bytes),
-        Share("plain", "Q6_K", EXPERTS.n_bytes),
         Share("plain", "Q4_K", PLAIN.n_bytes),
         Share("plain", "F32", NORM.n_bytes),
     )
