@@ -27,6 +27,8 @@ from specgen.core.stop import ShouldStop
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
 from tests.conftest import TinyModel
+from tests.support import own_kernels
+from tests.support.tiny import Quantization
 
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
 SIZES = (1, 4, 8, 2, 24)
@@ -582,13 +584,20 @@ def test_a_model_without_flash_attention(
 
 
 @pytest.mark.llama
-def test_exact_classes_of_llama_cpp(tiny_model: TinyModel) -> None:
-    """Q4_0 rounds alike in every width, with flash attention and a short text."""
-    model = LlamaModel(tiny_model(quantization="Q4_0"))
+@pytest.mark.parametrize(
+    "quantization", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "IQ4_XS"]
+)
+def test_exact_classes_of_llama_cpp(tiny_model: TinyModel, quantization: Quantization) -> None:
+    """Formats of our kernels round alike in every width, with flash attention and a short text."""
+    if quantization not in ("Q4_0", "Q4_1", "Q8_0") and not own_kernels.multiplies():
+        pytest.skip("llama.cpp's kernels for it depend on the width")
+    model = LlamaModel(tiny_model(quantization=quantization))
     backend = LlamaBackend(model, ContextConfig(256, threads=1, flash_attention=True))
     try:
-        assert exact_classes(TimedBackend(backend, TEXT), 16, 60.0, (1, 2, 5, 8)) == ((1, 2, 5, 8),)
-        assert exact_branches(TimedBackend(backend, TEXT), 16, 60.0, (3, 8)) == {3: True, 8: True}
+        widths = (1, 2, 5, 8, 17, 63)
+        timed = TimedBackend(backend, TEXT)
+        assert exact_classes(timed, 16, 60.0, widths) == (widths,)
+        assert exact_branches(timed, 16, 60.0, (3, 8)) == {3: True, 8: True}
     finally:
         backend.close()
         model.close()

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Architecture = Literal["llama", "gemma3", "mamba", "lfm2", "granitehybrid", "qwen3moe"]
-Quantization = Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K"]
+Plain = Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+Requantized = Literal["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+Quantization = Plain | Requantized
 Array = NDArray[np.float32]
 Metadata = dict[str, Any]  # by key, of gguf's values
 
@@ -39,7 +41,17 @@ _WORDS = (
     "have an they which one you were her all she there would their we him been has"
 )
 
-_FILE_TYPE_Q4_K_S = 14  # llama_ftype
+# What the gguf package reads but does not write, as llama_ftype. Models of these have rows of 256
+# values, which the blocks of most of them ask for, and so heads of 64 dimensions.
+_FILE_TYPES: dict[str, int] = {
+    "Q2_K": 10,
+    "Q3_K": 11,
+    "Q4_K": 14,
+    "Q5_K": 16,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+}
 _HEADS, _KV_HEADS = 4, 2
 _EXPERTS, _EXPERTS_USED = 5, 2
 
@@ -64,14 +76,13 @@ def write_tiny(
     tokens have `end_gain` times their logits: greedy text has none at 0, and soon one at 30.
     `change` may edit the metadata before they are written.
     """
-    if quantization != "Q4_K":
+    if quantization not in _FILE_TYPES:
         _write(path, architecture, quantization, seed, 128, end_gain, template, change)
         return path
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder) / "full.gguf"
-        # K-quants have blocks of 256.
         _write(full, architecture, "F32", seed, 256, end_gain, template, change)
-        _requantize(full, path)
+        _requantize(full, path, _FILE_TYPES[quantization])
     return path
 
 
@@ -121,12 +132,12 @@ def _add_tensor(writer: Any, name: str, data: Array, kind: Any) -> None:
         writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
 
 
-def _requantize(source: Path, target: Path) -> None:
-    """K-quants: the gguf package reads but does not write them, llama.cpp does."""
+def _requantize(source: Path, target: Path, file_type: int) -> None:
+    """Have llama.cpp write what the gguf package only reads."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = _FILE_TYPE_Q4_K_S
+    params.ftype = file_type
     params.nthread = 1
     params.pure = True  # the embeddings too, or the file grows
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params)
