@@ -21,7 +21,7 @@ from specgen.core.models.header import TensorInfo
 from specgen.core.models.modelinfo import read_headers, read_model
 from tests.conftest import TinyModel
 from tests.support.headers import MADE, Keys, write
-from tests.support.tiny import Architecture, Quantization
+from tests.support.tiny import QUANTIZATIONS, Architecture, Quantization
 
 MIB = 1 << 20
 NO_FEATURES: frozenset[str] = frozenset()
@@ -176,7 +176,7 @@ def test_real_sizes(name: str, made: Callable[[str], Path], dry: Callable[[Path]
 
 
 @pytest.mark.llama
-@pytest.mark.parametrize("quantization", get_args(Quantization))
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_where_weights_are(
     architecture: Architecture,

@@ -12,14 +12,14 @@ from specgen.core.config import ContextConfig
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.tree import DraftTree
 from tests.conftest import TinyModel
-from tests.support.tiny import Architecture, Quantization, write_tiny
+from tests.support.tiny import QUANTIZATIONS, Architecture, Quantization, write_tiny
 
 MAX_BYTES = 2_000_000
 N_TOKENS = 64
 
 pytestmark = pytest.mark.llama
 each_architecture = pytest.mark.parametrize("architecture", get_args(Architecture))
-each_quantization = pytest.mark.parametrize("quantization", get_args(Quantization))
+each_quantization = pytest.mark.parametrize("quantization", QUANTIZATIONS)
 
 
 @each_architecture

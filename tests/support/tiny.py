@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gguf
 import numpy as np
@@ -21,6 +21,7 @@ Architecture = Literal["llama", "gemma3", "mamba", "lfm2", "granitehybrid", "qwe
 Plain = Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 Requantized = Literal["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 Quantization = Plain | Requantized
+QUANTIZATIONS: tuple[Quantization, ...] = (*get_args(Plain), *get_args(Requantized))
 Array = NDArray[np.float32]
 Metadata = dict[str, Any]  # by key, of gguf's values
 
