@@ -94,7 +94,7 @@ def _build(kind: str, folder: Path, environment: dict[str, str] | None = None) -
         env={**os.environ, **(environment or {})},
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     (built,) = target.iterdir()
     return built
