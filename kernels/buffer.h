@@ -35,13 +35,13 @@ struct Mapping {
     // page, Linux maps its neighbours, up to 2 MiB of them, but none that are marked otherwise.
     void let_go(const void *data, size_t size) {
 #ifdef __linux__
-        const std::lock_guard<std::mutex> alone(mutex);  // several models may be loaded at once
         const auto first = (uintptr_t)data, last = first + size;
-        if (!(start <= first && last <= end)) find(first);
-        if (!(start <= first && last <= end)) return;
         const uintptr_t page = sysconf(_SC_PAGESIZE);
         const uintptr_t from = (first + page - 1) / page * page, to = last / page * page;
         if (from >= to) return;
+        const std::lock_guard<std::mutex> alone(mutex);  // several models may be loaded at once
+        if (!(start <= first && last <= end)) find(first);
+        if (!(start <= first && last <= end)) return;
         madvise((void *)from, to - from, MADV_DONTDUMP);
         madvise((void *)from, to - from, MADV_DONTNEED);
 #else
