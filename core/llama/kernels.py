@@ -34,8 +34,8 @@ INSTRUCTIONS: Final = ("avx512", "avxvnni", "avx2")  # best first
 _FOR_TESTS: Final = "avx512vl"  # what AVX-VNNI computes, where a processor has only AVX-512
 VARIABLE: Final = "SPECGEN_KERNELS"
 
-# Versions of ggml that the kernels were seen with: that of llama-cpp-python 0.3.36.
-PROVEN: Final = frozenset({"0.25.3"})
+# Versions of ggml that the kernels were seen with: those of llama-cpp-python 0.3.35 and 0.3.36.
+PROVEN: Final = frozenset({"0.20.0", "0.25.3"})
 HEAD_SIZES: Final = (64, 128, 256)  # dimensions of a head that attention is written for
 CACHE_TYPES: Final = MappingProxyType({"f16": F16, "q8_0": Q8_0})  # of keys, and of values
 
