@@ -13,11 +13,6 @@ struct Simd {
 
     TARGET static Int load(const void *p) { return _mm256_loadu_si256((const Int *)p); }
     TARGET static Int each(int32_t x) { return _mm256_set1_epi32(x); }
-    TARGET static Int each_pair(const int16_t *p) {
-        int32_t both;
-        memcpy(&both, p, sizeof both);
-        return each(both);
-    }
     TARGET static Int zero() { return _mm256_setzero_si256(); }
     TARGET static Int low4(Int x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     TARGET static Int high4(Int x) { return low4(_mm256_srli_epi16(x, 4)); }

@@ -3,15 +3,10 @@
 struct Simd {
     using Int = __m512i;
     using Float = __m512;
-    static constexpr int LANES = 16, COLUMNS = 8;
+    static constexpr int LANES = 16, COLUMNS = 8;  // of a group, at most
 
     TARGET static Int load(const void *p) { return _mm512_loadu_si512(p); }
     TARGET static Int each(int32_t x) { return _mm512_set1_epi32(x); }
-    TARGET static Int each_pair(const int16_t *p) {
-        int32_t both;
-        memcpy(&both, p, sizeof both);
-        return each(both);
-    }
     TARGET static Int zero() { return _mm512_setzero_si512(); }
     TARGET static Int low4(Int x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
     TARGET static Int high4(Int x) { return low4(_mm512_srli_epi16(x, 4)); }

@@ -4,10 +4,6 @@
 // of its own, and one for minima, to which blocks are added in their order: the result has the same
 // bits, whatever is computed beside it.
 
-// Columns of a group, at most.
-template <class Format>
-constexpr int WIDEST = Simd::COLUMNS;
-
 // Weights are fetched this early: by themselves they come too late where there is much to compute.
 constexpr int AHEAD = 8192;  // bytes
 
@@ -45,7 +41,7 @@ TARGET void band(const char *weights, const char *packed, int64_t blocks, bool i
                 for (int s = 0; s < F::SHARES / 2; s++) {
                     const Simd::Int m = Simd::widen_pairs(at + s * Simd::LANES * 2);
                     for (int c = 0; c < N; c++)
-                        whole[c] = Simd::pairs(whole[c], m, Simd::each_pair(x->pairs[s][c]));
+                        whole[c] = Simd::pairs(whole[c], m, each_pair(x->pairs[s][c]));
                 }
                 for (int c = 0; c < N; c++)
                     minima[c] =
@@ -82,7 +78,7 @@ constexpr FormatKernel kernel() {
         L::band_bytes,
         L::band,
         {group<Format, 1>(), group<Format, 2>(), group<Format, 3>(), group<Format, 4>()}};
-    if constexpr (WIDEST<Format> > 4) {
+    if constexpr (Simd::COLUMNS > 4) {
         k.groups[4] = group<Format, 6>();
         k.groups[5] = group<Format, 8>();
     }

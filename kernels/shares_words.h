@@ -24,7 +24,7 @@ TARGET INLINE void take_offset(const char *scales, const Packed<Format, N> &x,
             const Simd::Int both = Simd::join(Simd::widen_signed(scales + s * Simd::LANES),
                                               Simd::widen_signed(scales + (s + 1) * Simd::LANES));
             for (int c = 0; c < N; c++)
-                excess[c] = Simd::pairs(excess[c], both, Simd::each_pair(x.pairs[s / 2][c]));
+                excess[c] = Simd::pairs(excess[c], both, each_pair(x.pairs[s / 2][c]));
         }
         for (int c = 0; c < N; c++)
             sums[c] = Simd::add(sums[c], Simd::times(excess[c], Simd::each(-F::OFFSET)));

@@ -1,6 +1,13 @@
 // Step k of a block: values 4 k to 4 k + 3 of each row as unsigned bytes.
 // Included by kernels.cpp after a Simd. `k` is a constant wherever these are used.
 
+// Two numbers of 16 bits in each lane.
+TARGET INLINE Simd::Int each_pair(const int16_t *p) {
+    int32_t both;
+    memcpy(&both, p, sizeof both);
+    return Simd::each(both);
+}
+
 #define STEP(FORMAT) TARGET INLINE Simd::Int step(FORMAT, const char *body, int k)
 
 // Four bytes of each row's packed values.
