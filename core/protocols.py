@@ -169,8 +169,20 @@ class Drafter(Protocol):
         ...
 
 
+class Change(NamedTuple):
+    """What calls take more whose width is not that of the call before."""
+
+    first_s: float = 0.0  # seconds: llama.cpp builds its graph anew
+    second_s: float = 0.0  # seconds: where graphs are captured, that is done at the second call
+
+
 class Pricing(Protocol):
     """What calls cost: a CostModel, or a CostTracker that refines one."""
+
+    @property
+    def change(self) -> Change:
+        """What calls of a new width take more."""
+        ...
 
     def costs(self, context: int) -> Sequence[float]:
         """Seconds of a call with 1, 2, …, MAX_ROWS rows at `context` committed tokens."""

@@ -1,7 +1,8 @@
 """What one target call costs: T(n, context), the seconds of a call with n rows.
 
 n counts every row of the call: pending tokens, root and draft tokens. `CostModel` is a measured
-table; T is no smooth curve, and its stairs and dips are what it is measured for.
+table; T is no smooth curve, and its stairs and dips are what it is measured for. It is what a call
+takes in a run of calls of one width; what a change of width takes is kept beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
+from specgen.core.protocols import Change
 from specgen.core.records import CACHE_BYTES, items, member, number, read_record, whole
+
+from .gear import FREE
 
 Costs: TypeAlias = tuple[float, ...]  # (MAX_ROWS,) seconds; [n - 1] is for n rows
 
@@ -43,6 +47,7 @@ class CostModel:
         sizes: rows, rising, from 1.
         contexts: committed tokens, rising.
         times: (contexts, sizes) seconds.
+        change: what calls of a new width take more.
 
     Raises ValueError for a table that is none.
     """
@@ -50,11 +55,14 @@ class CostModel:
     sizes: tuple[int, ...]
     contexts: tuple[int, ...]
     times: tuple[tuple[float, ...], ...]
+    change: Change = FREE
     _grid: NDArray[np.float64] = field(init=False, repr=False, compare=False)
     _rows: dict[int, Costs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.sizes, self.contexts, self.times)
+        if not all(0 <= seconds <= _MOST_S for seconds in self.change):
+            raise ValueError(f"a change must take 0 to {1e3 * _MOST_S:g} ms")
         grid = [_fill(self.sizes, times) for times in self.times]
         object.__setattr__(self, "_grid", np.array(grid))
 
@@ -105,7 +113,10 @@ class CostModel:
     def record(self) -> dict[str, Any]:
         """The table as JSON, in the format that `from_record` and `load_curve` read."""
         ms = [[round(1e3 * seconds, 4) for seconds in row] for row in self.times]
-        return {"contexts": list(self.contexts), "sizes": list(self.sizes), "ms": ms}
+        record = {"contexts": list(self.contexts), "sizes": list(self.sizes), "ms": ms}
+        if self.change != FREE:
+            record["change_ms"] = [round(1e3 * seconds, 4) for seconds in self.change]
+        return record
 
     @classmethod
     def from_record(cls, record: Any) -> CostModel:
@@ -114,7 +125,17 @@ class CostModel:
         contexts = [whole(n, "a context") for n in items(member(record, "contexts"), '"contexts"')]
         rows = [items(row, 'a row of "ms"') for row in items(member(record, "ms"), '"ms"')]
         times = [tuple([number(ms, "a time in ms") / 1e3 for ms in row]) for row in rows]
-        return cls(tuple(sizes), tuple(contexts), tuple(times))
+        return cls(tuple(sizes), tuple(contexts), tuple(times), _change(record))
+
+
+def _change(record: Any) -> Change:
+    """What a change takes; nothing, where a record says nothing of it."""
+    if "change_ms" not in record:
+        return FREE
+    first, second = [
+        number(ms, "a time in ms") / 1e3 for ms in items(record["change_ms"], '"change_ms"')
+    ]
+    return Change(first, second)
 
 
 def _check(sizes: Sequence[int], contexts: Sequence[int], times: Sequence[Costs]) -> None:

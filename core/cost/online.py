@@ -18,6 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from specgen.core.protocols import Change
+
 from .model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, Costs, load_curve
 
 # Sizes are tried in this order; between them the correction is a line.
@@ -58,6 +60,11 @@ class CostTracker:
     def scale(self) -> float:
         """How many times slower the machine is now than when the table was made."""
         return _low_median(self._scale) if self._scale else 1.0
+
+    @property
+    def change(self) -> Change:
+        """What calls of a new width take more."""
+        return self.model.change
 
     def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
         """A call with `n` rows at `context` committed tokens took `seconds`.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from specgen.core.protocols import Prices
+from specgen.core.protocols import Change, Prices
 
 from .model import MAX_ROWS, CostModel, Costs
 from .rounding import Branching, WidthClasses
@@ -105,6 +105,11 @@ class StrictPrices:
         self._padded = [strict.padded(n) for n in range(1, strict.largest + 1)]
         self._costs: Costs = ()
         self._costs_of: Sequence[float] = ()
+
+    @property
+    def change(self) -> Change:
+        """What calls of a new width take more."""
+        return self._prices.change
 
     def costs(self, context: int) -> Costs:
         """Seconds of a call with 1, 2, … rows, each padded. Beyond the class there are none."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from specgen.core.cost.model import CostModel, Costs
 from specgen.core.drafting.schedule import BackOff
-from specgen.core.protocols import Candidate, DraftCost, Logits, Tokens
+from specgen.core.protocols import Candidate, Change, DraftCost, Logits, Tokens
 from specgen.core.tree import DraftTree
 
 
@@ -195,6 +195,11 @@ class TriesSizes:
     def __init__(self, curve: CostModel, seed: int) -> None:
         self._curve = curve
         self._random = random.Random(seed)
+
+    @property
+    def change(self) -> Change:
+        """See Pricing."""
+        return self._curve.change
 
     def costs(self, context: int) -> Costs:
         """See Pricing."""
