@@ -14,7 +14,7 @@ import numpy as np
 
 from specgen.core.cost.strict import WidthClass
 from specgen.core.drafting.builder import Builder, filler
-from specgen.core.drafting.speculator import Speculator
+from specgen.core.drafting.speculator import Call, Speculator
 
 from .errors import ContextFull, UsageError
 from .protocols import Backend, Logits
@@ -131,13 +131,15 @@ class Session:
         start = perf_counter()
         free = self.n_ctx - len(self.tokens)  # padding may be accepted, too
         limit = min(limit, free + 1)
-        pending = self.tokens[self._backend.length : -1]
+        context = self._backend.length
+        pending = self.tokens[context:-1]
         draft = self._speculator.propose(self.tokens, len(pending), depth=limit - 1, free=free)
         drafted = perf_counter()
         logits = self._backend.score(draft.tree, pending)
         scored = perf_counter()
         verdict = self._commit(pending, draft.tree, logits, sampler, limit, ends)
-        self._speculator.learn(draft, verdict, logits, scored - drafted)
+        call = Call(len(pending) + len(draft.tree), context, scored - drafted)
+        self._speculator.learn(draft, verdict, logits, call)
         return _step(verdict, draft.tree, len(pending), start, drafted, scored)
 
     def _commit(

@@ -190,6 +190,11 @@ class BestFirstTree:
         self._is_asked = False
         return True
 
+    def fill(self, n: int) -> None:
+        """Take what is best until there are `n` nodes, or nothing is on offer."""
+        while self.n_nodes < n and self.best() is not None:
+            self.take()
+
     def _is_worth_extending(self, drafter: SafeDrafter, path: float) -> bool:
         """Whether to ask it below the last node."""
         request, effort = self._request, drafter.effort
@@ -219,6 +224,7 @@ class BestFirstTree:
     def tree(self, n: int) -> DraftTree:
         """The first `n` nodes, main chain first: from each node on, its likeliest child."""
         nodes = self._nodes[:n]
+        n = len(nodes)
         order = [0]
         while 0 < (child := self._first_child[order[-1]]) < n:
             order.append(child)

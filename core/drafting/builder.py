@@ -21,14 +21,12 @@ from specgen.core.tree import DraftTree, Evidence
 from .acceptance import AcceptanceModel
 from .best_first import BestFirstTree, TreeRequest
 from .effort import worth_starting
+from .gears import PREMIUM, Gears
 from .guarded import SafeDrafter
+from .outlook import Trend
 
-# A draft must promise so many times the tokens a second of plain decoding to be made: the highest
-# of many estimates is likely to be too high.
-_PREMIUM = 1.05
-
-# Sizes looked ahead to: all small ones, then right edges of the stairs that measured curves have.
-_EDGES = (*range(2, 17), 24, 32, 48, 64)
+# Widths of calls: all small ones, then right edges of the stairs that measured curves have.
+EDGES = (*range(1, 17), 24, 32, 48, 64)
 
 _PADDING: Evidence = ("padding",)
 
@@ -38,13 +36,27 @@ class Choice(NamedTuple):
 
     Attributes:
         tree: the draft tokens below the root.
+        width: rows that the call is to have; what is missing is filled up.
         best_first: how the tree was made, to learn from; None where nothing was on offer.
         asked_slow: whether a drafter whose answers take time was asked.
     """
 
     tree: DraftTree
+    width: int
     best_first: BestFirstTree | None = None
     asked_slow: bool = False
+
+
+class TextState(NamedTuple):
+    """What the choice depends on besides the candidates.
+
+    Attributes:
+        run: accepted first choices in a row, up to the root.
+        trend: what drafts promised lately.
+    """
+
+    run: int
+    trend: Trend
 
 
 class Builder:
@@ -86,6 +98,10 @@ class Builder:
         self._host_s = host_s
         self._eog = eog
         self._strict = strict
+        self._costs_of: Sequence[float] = ()
+        self._with_host: Sequence[float] = ()
+        # Without prices there is nothing to choose by.
+        self._gears = Gears(strict.widths if strict else EDGES) if pricing else None
 
     def request(
         self, root: int, n_pending: int, context: int, *, depth: int, free: int
@@ -100,34 +116,59 @@ class Builder:
             free: cells that are left for draft tokens.
         """
         budget = min(self._max_rows - n_pending - 1, free, self._max_drafts)
-        return TreeRequest(root, budget, depth, n_pending, context, self.costs(context))
+        return TreeRequest(root, budget, depth, n_pending, context, self._step_costs(context))
 
-    def build(self, request: TreeRequest, drafters: Sequence[SafeDrafter], run: int) -> Choice:
-        """The tree of `drafters` that is worth most.
-
-        `run` counts the accepted first choices in a row, up to the root.
-        """
+    def build(
+        self, request: TreeRequest, drafters: Sequence[SafeDrafter], text: TextState
+    ) -> Choice:
+        """The tree of `drafters` that is worth most at a point of the text."""
         if request.budget <= 0 or request.depth <= 0:
-            return Choice(DraftTree.root(request.root))
+            return self._plain(request)
         quick = [each for each in drafters if not each.is_slow]
         slow = [each for each in drafters if each.is_slow]
         # Without costs all are asked, and there is nothing to compare with.
         if request.costs is not None or not slow:
-            draft = self._grown(request, quick, run)
-            slow = [each for each in slow if _is_worth_starting(each, request, draft.rate)]
+            grown = self._grown(request, quick, text.run)
+            slow = [each for each in slow if _is_worth_starting(each, request, grown.rate)]
         if slow:
-            draft = self._grown(request, (*quick, *slow), run)
-        best_first = draft.best_first
-        tree = best_first.tree(draft.n_nodes) if best_first else DraftTree.root(request.root)
-        return Choice(tree, best_first, asked_slow=bool(slow))
+            grown = self._grown(request, (*quick, *slow), text.run)
+        text.trend.promised(grown.expected)
+        width = self._width(request, grown, text.trend.value)
+        best_first, n_nodes = grown.best_first, width - request.n_pending
+        if best_first is None:
+            return self._plain(request, width)
+        if request.costs is not None:
+            best_first.fill(n_nodes)
+        return Choice(best_first.tree(n_nodes), width, best_first, asked_slow=bool(slow))
+
+    def _plain(self, request: TreeRequest, width: int = 0) -> Choice:
+        """No draft tokens; as few rows as can be, unless `width` is given."""
+        return Choice(DraftTree.root(request.root), width or self.least_width(request.n_pending))
+
+    def least_width(self, n_pending: int) -> int:
+        """Rows of a call without draft tokens behind `n_pending` others."""
+        return self._strict.padded(n_pending + 1) if self._strict else n_pending + 1
+
+    def _width(self, request: TreeRequest, grown: _Grown, trend: float) -> int:
+        """Rows of the next call."""
+        n_rows = request.n_pending + len(grown.expected)
+        if self._pricing is None or self._gears is None or request.costs is None:
+            return self._strict.padded(n_rows) if self._strict else n_rows
+        return self._gears.choose(
+            grown.expected,
+            trend,
+            request.n_pending,
+            request.costs,
+            self._pricing.change,
+            request.n_pending + 1 + request.budget,
+        )
 
     def _grown(self, request: TreeRequest, drafters: Sequence[SafeDrafter], run: int) -> _Grown:
-        """The best tree that `drafters` have candidates for."""
+        """The tree that `drafters` have candidates for, as far as it may pay."""
         costs = request.costs
-        plain = _PREMIUM / (costs[request.n_pending] + self._host_s) if costs else 0.0
         live = [(each, state) for each in drafters if (state := each.root()) is not None]
         if not live:
-            return _Grown(None, 1, plain)
+            return _Grown(None, [1.0], PREMIUM / costs[request.n_pending] if costs else 0.0)
         best_first = BestFirstTree(
             request,
             self._max_leaves,
@@ -136,57 +177,65 @@ class Builder:
             eog=self._eog,
             live=live,
         )
-        if costs is not None:
-            return self._sized(best_first, costs, request.n_pending, plain)
-        while best_first.best() is not None:
-            best_first.take()
-        return _Grown(best_first, best_first.n_nodes, plain)
+        return self._extended(best_first, request)
 
-    def _sized(
-        self, best_first: BestFirstTree, costs: Sequence[float], n_pending: int, plain: float
-    ) -> _Grown:
-        """Let the tree grow while a larger one may still bring more tokens a second."""
-        host = self._host_s
-        expected = 1.0
-        n_best, best = 1, plain
+    def _extended(self, best_first: BestFirstTree, request: TreeRequest) -> _Grown:
+        """The tree with all nodes that may pay; all that are on offer where no price is known."""
+        costs, expected = request.costs, [1.0]
+        if costs is None:
+            while best_first.best() is not None:
+                if best_first.take():
+                    expected.append(0.0)
+            return _Grown(best_first, expected, 0.0)
+        n, rate = request.n_pending, PREMIUM / costs[request.n_pending]
         while (path := best_first.best()) is not None:
-            if not best_first.take():
-                continue
-            expected += path
-            n = n_pending + best_first.n_nodes
-            rate = expected / (costs[n - 1] + host * best_first.n_nodes)
-            if rate > best:
-                n_best, best = best_first.n_nodes, rate
-                continue
-            for edge in _EDGES[bisect_right(_EDGES, n) :]:
-                more = edge - n  # even if they all were as likely as this one
-                cost = costs[edge - 1] + host * (best_first.n_nodes + more)
-                if (expected + path * more) / cost > best:
-                    break
-            else:
+            if not self._may_pay(n + len(expected), expected[-1], path, rate, costs):
                 break
-        return _Grown(best_first, n_best, best)
+            if best_first.take():
+                expected.append(expected[-1] + path)
+                rate = max(rate, expected[-1] / costs[n + len(expected) - 1])
+        return _Grown(best_first, expected, rate)
 
-    def padded(self, tree: DraftTree, text: Sequence[int], n_pending: int) -> DraftTree:
-        """The tree with as many rows as the width class wants, behind `n_pending` others."""
-        if self._strict is None:
-            return tree
-        return _extended(tree, text, self._strict.padded(n_pending + len(tree)) - n_pending)
+    def _may_pay(
+        self, n: int, expected: float, path: float, rate: float, costs: Sequence[float]
+    ) -> bool:
+        """Whether more than `n` rows may bring more than `rate` tokens a second, or are there
+        anyway; even if all others were as likely as the next one, `path`.
+        """
+        if self._gears is not None and n < self._gears.last.width:
+            return True
+        edges = EDGES[bisect_right(EDGES, n) :]
+        return any((expected + path * (edge - n)) / costs[edge - 1] > rate for edge in edges)
 
-    def probed(self, tree: DraftTree, text: Sequence[int], request: TreeRequest) -> DraftTree:
-        """The tree with as many rows as are worth trying, to see what such a call costs."""
+    def filled(self, tree: DraftTree, text: Sequence[int], n_pending: int, width: int) -> DraftTree:
+        """The tree with what is missing to `width` rows behind `n_pending` others."""
+        missing = width - n_pending - len(tree)
+        return tree.extended(filler(text, missing), _PADDING) if missing > 0 else tree
+
+    def explored(self, request: TreeRequest) -> int:
+        """Rows that are worth trying, to see what such a call costs; 0 if none are."""
         if self._pricing is None:
-            return tree
-        largest = request.n_pending + 1 + request.budget
-        size = self._pricing.explore(request.context, largest)
-        return tree if size is None else _extended(tree, text, size - request.n_pending)
+            return 0
+        most = request.n_pending + 1 + request.budget
+        return self._pricing.explore(request.context, most) or 0
 
-    def observe(self, request: TreeRequest, n_wanted: int, n_scored: int, seconds: float) -> None:
-        """A call took `seconds`: `n_wanted` nodes were drafted, and padded to `n_scored`."""
+    def called(self, n_rows: int, context: int, seconds: float, *, explored: bool) -> None:
+        """A call with `n_rows` rows at `context` committed tokens took `seconds`.
+
+        `explored` says that it would have had fewer, but to see what they cost.
+        """
+        if self._gears is not None:
+            self._gears.called(n_rows)
         if self._pricing is not None:
-            is_probe = self._strict is None and n_scored > n_wanted
-            n_rows = request.n_pending + n_scored
-            self._pricing.observe(n_rows, request.context, seconds, explored=is_probe)
+            self._pricing.observe(n_rows, context, seconds, explored=explored)
+
+    def _step_costs(self, context: int) -> Sequence[float] | None:
+        """The same with the host's time."""
+        costs = self.costs(context)
+        if costs is not None and costs is not self._costs_of:
+            self._costs_of = costs
+            self._with_host = [cost + self._host_s * n for n, cost in enumerate(costs)]
+        return None if costs is None else self._with_host
 
     def costs(self, context: int) -> Sequence[float] | None:
         """Seconds of a call with 1, 2, … rows, where they are known."""
@@ -194,17 +243,11 @@ class Builder:
 
 
 class _Grown(NamedTuple):
-    """A tree, the size to take of it, and how many tokens a second it promises."""
+    """A tree, what 1, 2, … nodes of it promise, and the most tokens a second that they do."""
 
     best_first: BestFirstTree | None
-    n_nodes: int
+    expected: list[float]
     rate: float
-
-
-def _extended(tree: DraftTree, text: Sequence[int], size: int) -> DraftTree:
-    """The tree with at least `size` nodes."""
-    missing = size - len(tree)
-    return tree.extended(filler(text, missing), _PADDING) if missing > 0 else tree
 
 
 def filler(text: Sequence[int], n: int) -> Sequence[int]:

@@ -17,7 +17,8 @@ from specgen.core.tree import DraftTree
 from specgen.core.verify import Verdict
 
 from .best_first import TreeRequest
-from .builder import Builder, Choice
+from .builder import Builder, Choice, TextState
+from .outlook import Trend
 from .schedule import BackOff, DrafterPool
 
 
@@ -41,10 +42,20 @@ class Draft(NamedTuple):
     Attributes:
         tree: draft tokens below the last token of the text, and what the call is padded with.
         made: how it was made, to learn from; None where the drafters were not asked.
+        explored: whether it was made larger, to see what such a call costs.
     """
 
     tree: DraftTree
     made: Made | None = None
+    explored: bool = False
+
+
+class Call(NamedTuple):
+    """A target call: its rows, the committed tokens before it, and the seconds that it took."""
+
+    n_rows: int
+    context: int
+    seconds: float
 
 
 class Speculator:
@@ -63,10 +74,11 @@ class Speculator:
         self._pool = DrafterPool(drafters, builder.n_vocab)
         self._back_off = back_off
         self._run = 0  # accepted first choices in a row
+        self._trend = Trend()
 
     def begin(self, text: Sequence[int]) -> None:
         """Another text begins, or the text goes on with another turn."""
-        self._run = 0
+        self._run, self._trend = 0, Trend()
         if self._builder.acceptance is not None:
             self._builder.acceptance.begin()
         if self._back_off is not None:
@@ -85,31 +97,36 @@ class Speculator:
         start = perf_counter()
         builder, root = self._builder, text[-1]
         if self._back_off is not None and not self._back_off.should_draft():
-            return Draft(builder.padded(DraftTree.root(root), text, n_pending))
+            width = builder.least_width(n_pending)
+            return Draft(builder.filled(DraftTree.root(root), text, n_pending, width))
         context = len(text) - n_pending - 1
         request = builder.request(root, n_pending, context, depth=depth, free=free)
         drafters = self._pool.ready(text, _plain_s(request.costs))
-        choice = builder.build(request, drafters, self._run)
-        tree = builder.probed(builder.padded(choice.tree, text, n_pending), text, request)
-        return Draft(tree, Made(request, choice, perf_counter() - start))
+        choice = builder.build(request, drafters, TextState(self._run, self._trend))
+        width = builder.explored(request)
+        is_larger = width > choice.width
+        tree = builder.filled(choice.tree, text, n_pending, max(width, choice.width))
+        return Draft(tree, Made(request, choice, perf_counter() - start), is_larger)
 
-    def learn(self, draft: Draft, verdict: Verdict, logits: Logits, seconds: float) -> None:
-        """Learn from a step with drafts: prices, drafters, acceptance and back-off.
+    def learn(self, draft: Draft, verdict: Verdict, logits: Logits, call: Call) -> None:
+        """Learn from a step: prices, drafters, acceptance and back-off.
 
-        `logits` (len(draft.tree), n_vocab) came from a call that took `seconds`.
+        `logits` (len(draft.tree), n_vocab) are what the call gave.
         """
+        start = perf_counter()
+        self._builder.called(*call, explored=draft.explored)
+        emitted = verdict.tokens
+        self._trend.passed(len(emitted))
         if draft.made is None:
             return
-        start = perf_counter()
-        (request, choice, drafting_s), emitted = draft.made, verdict.tokens
-        self._builder.observe(request, len(choice.tree), len(draft.tree), seconds)
+        request, choice, drafting_s = draft.made
         costs = self._builder.costs(request.context)
         self._pool.observe(emitted, draft.tree, logits)
         self._count(choice, emitted)
         # A model that drafts knows what it is worth, and steps without it would leave it behind.
         if self._back_off is not None and costs is not None and not choice.asked_slow:
             host_s = drafting_s + perf_counter() - start
-            cost_s = costs[request.n_pending + len(choice.tree) - 1]
+            cost_s = costs[choice.width - 1]
             self._back_off.settle(costs[0], len(emitted) * costs[0] - cost_s - host_s)
 
     def _count(self, choice: Choice, emitted: Sequence[int]) -> None:

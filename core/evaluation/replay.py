@@ -2,7 +2,8 @@
 
 A drafter that looks only at text drafts the same whether the target runs or its answer is read
 from a file, so tokens and nodes per step are exact and the same on every machine. Speed follows
-under a cost curve. Everything but the target and the sampler is the code that generates.
+under a cost curve, what changes of width take included. Everything but the target and the sampler
+is the code that generates.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from specgen.core.cost.gear import Gear
 from specgen.core.cost.model import CostModel
 from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
@@ -79,7 +81,7 @@ class Tally:
         return self.plain_s / self.drafted_s
 
 
-class _Recorded:
+class RecordedBackend:
     """A backend that computes nothing: it knows how long its cache would be."""
 
     def __init__(self, max_rows: int) -> None:
@@ -108,7 +110,7 @@ class _Recorded:
         pass
 
 
-class _Reader(Sampler):
+class Reader(Sampler):
     """A sampler that reads its tokens from a recorded answer."""
 
     def __init__(self, answer: Sequence[int]) -> None:
@@ -133,11 +135,12 @@ def replay(
 
     With an acceptance model, trees are sized by the curve; without one they take every candidate.
     """
-    backend = _Recorded(max_drafts + 64)
+    backend = RecordedBackend(max_drafts + 64)
     pricing = curve if acceptance is not None else None
     builder = Builder(backend.limits, max_drafts, acceptance=acceptance, pricing=pricing)
     session = Session(backend, Speculator(builder, drafters))
     text: list[int] = []
+    gear = Gear()
     tallies = {}
     for turn, (prompt, answer) in enumerate(recording.turns, start=1):
         tally = tallies[f"{recording.task} turn {turn}"] = Tally()
@@ -145,13 +148,15 @@ def replay(
         session.feed(text)
         costs = curve.costs(0)
         before = backend.length
-        for step in session.generate(_Reader(answer), len(answer), lambda _: False):
+        for step in session.generate(Reader(answer), len(answer), lambda _: False):
             n_rows = _rows(step, before, len(text) + tally.tokens)
             before = backend.length
             tally.tokens += len(step.tokens)
             tally.steps += 1
             tally.nodes += n_rows
-            tally.drafted_s += costs[min(n_rows, len(costs)) - 1]
+            n_rows = min(n_rows, len(costs))
+            tally.drafted_s += costs[n_rows - 1] + gear.extra_s(n_rows, curve.change)
+            gear = gear.after(n_rows)
             tally.plain_s += costs[0] * len(step.tokens)
             tally.accepted_by.update(sources(step.tree, step.path))
         text += answer
