@@ -13,7 +13,7 @@ import pytest
 from specgen.core.cost.model import load_curve
 from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.drafting.builder import Builder
-from specgen.core.drafting.speculator import Speculator
+from specgen.core.drafting.speculator import Call, Speculator
 from specgen.core.errors import UsageError
 from specgen.core.knowledge.learned import MOST_ANSWERS
 from specgen.core.testing.fakes import fake_limits
@@ -62,7 +62,8 @@ def written(names: str, n_tokens: int, *, past: bool) -> Iterator[tuple[int, int
         if n % 16 == 0:  # often enough to fill all that can be filled
             draft = speculator.propose(tokens[:n], 0, depth=16, free=3)
             verdict = Verdict((tokens[n],), (), False)
-            speculator.learn(draft, verdict, logits[: len(draft.tree)], 1e-3)
+            call = Call(len(draft.tree), n - 1, 1e-3)
+            speculator.learn(draft, verdict, logits[: len(draft.tree)], call)
         if (n + 1) % (n_tokens // 4) == 0:
             yield n + 1, size_of([drafters, acceptance])
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from specgen.core.cost.strict import WidthClass
-from specgen.core.drafting.builder import Builder, Choice
+from specgen.core.drafting.builder import Builder, Choice, TextState
 from specgen.core.drafting.guarded import SafeDrafter
+from specgen.core.drafting.outlook import Trend
 from specgen.core.drafting.schedule import BackOff
 from specgen.core.drafting.speculator import Speculator
 from specgen.core.protocols import Backend, Candidate, Drafter
@@ -61,7 +62,7 @@ class TreeMaker:
     ) -> DraftTree:
         """The tree below `root`."""
         request = self._builder.request(root, n_pending, context, depth=depth, free=budget)
-        self.choice = self._builder.build(request, self._drafters, run=0)
+        self.choice = self._builder.build(request, self._drafters, TextState(0, Trend()))
         return self.choice.tree
 
 
