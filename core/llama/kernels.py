@@ -360,10 +360,10 @@ def _attends_alike(
     )
     if not kernels.specgen_allow(instructions.encode(), *types, size):
         return False
-    expected = attend(ggml, *inputs, threads=1)
+    expected = attend(ggml, *inputs, 1)
     before = calls().attentions
     with _attending(kernels):
-        found = attend(ggml, *inputs, threads=threads)
+        found = attend(ggml, *inputs, threads)
     if calls().attentions != before + 1:
         raise _Unusable("ggml does not ask for ours")
     alike = found.tobytes() == expected.tobytes()
