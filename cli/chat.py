@@ -60,6 +60,11 @@ _UNANSWERED = "the message was not answered and is not in the conversation; arro
 _ALIKE = 0.75  # of 1: a name as near to a command's is a slip of the finger
 
 
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("chat")(chat)
+
+
 @grouped
 def chat(
     chosen: ModelChoice,

@@ -23,6 +23,11 @@ from .options import (
 from .terminal import set_up_logging
 
 
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("generate")(generate)
+
+
 @grouped
 def generate(
     chosen: ModelChoice,

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 import typer
+from typer.main import get_group
 
 from specgen import __version__
 from specgen.core.errors import SpecgenError
 
-from . import calibrate, models, plan, verify
-from .bench import command as bench
-from .chat import chat
-from .generate import generate
 from .terminal import prepare_stdout, say_error, say_unexpected, show
 from .words import Group, plain
 
@@ -27,8 +26,51 @@ EPIPE_EXIT_CODE = 141  # 128 + SIGPIPE, what a shell reports for `yes | head`
 _CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
 
 
+# The modules of the commands, in the order in which the help shows them.
+_MODULES: Final = MappingProxyType(
+    {
+        "generate": "generate",
+        "chat": "chat",
+        **dict.fromkeys(("pull", "list", "info"), "models"),
+        "calibrate": "calibrate",
+        "bench": "bench.command",
+        "verify": "verify",
+        "plan": "plan",
+        "cache": "calibrate",
+    }
+)
+
+
+class _Commands(Mapping[str, Any]):
+    """All commands by name; a module is imported, and its options read, when it is looked at."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            module = import_module(f".{_MODULES[name]}", __package__)
+            part = typer.Typer()
+            module.register(part)
+            self._known |= get_group(part).commands
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _MODULES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+
 class ErrorGroup(Group):
     """Turns what goes wrong into one line on stderr and an exit code."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.commands = _Commands()  # type: ignore[assignment]  # nobody adds to it
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Read the command line up to the command's name."""
@@ -110,15 +152,6 @@ def options(
     ] = False,
 ) -> None:
     """Faster local text generation: train-free speculative decoding for GGUF models."""
-
-
-app.command("generate")(generate)
-app.command("chat")(chat)
-models.register(app)
-calibrate.register(app)
-bench.register(app)
-verify.register(app)
-plan.register(app)
 
 
 def main() -> None:

@@ -6,21 +6,21 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specgen.core.config import EngineConfig
 from specgen.core.host.process_memory import reset_peak, trim_heap
 from specgen.core.knowledge.profile import Profile, find_profile, keep_profile
-from specgen.core.knowledge.profiling import measure_profile
 from specgen.core.llama.door import require_runnable
 from specgen.core.models.catalogue import NAMES, CatalogueEntry, model_folder, resolve
-from specgen.core.models.pull import Progress, pull
 from specgen.core.stop import ShouldStop, never
 from specgen.opening import require_room_to_measure
 
 from .interrupt import Interrupts
-from .model_card import size_text
 from .terminal import clean, is_terminal, note, shown_progress
+
+if TYPE_CHECKING:
+    from specgen.core.models.pull import Progress
 
 
 def ensure_model(model: str | None) -> Path:
@@ -42,6 +42,8 @@ def fetch_model(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
     path = entry.installed(folder)
     if path:
         return path
+    from specgen.core.models.pull import pull
+
     # Waiting and downloading are Python's own work; they clean up as they are left.
     with Interrupts(at_once=True), _shown(entry) as progress:
         return pull(entry, folder, progress=progress, accept_license=accept_license)
@@ -50,6 +52,8 @@ def fetch_model(entry: CatalogueEntry, *, accept_license: bool = False) -> Path:
 @contextlib.contextmanager
 def _shown(entry: CatalogueEntry) -> Iterator[Progress]:
     """A progress callback: bars on a terminal, else a line at the start and one at the end."""
+    from .model_card import size_text
+
     if is_terminal(sys.stderr):
         with _bars(entry) as progress:
             yield progress
@@ -123,6 +127,8 @@ def ensure_profile(
     """
     profile = find_profile(path, config)
     if profile is None or not (profile.prices or config.strict):
+        from specgen.core.knowledge.profiling import measure_profile
+
         require_room_to_measure(path, config, budget)
         note(f"specgen: measuring {path.name} on this machine, once")
         with shown_progress() as progress:

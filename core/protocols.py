@@ -5,7 +5,7 @@ Shapes are in trailing comments. Token ids are int32, logits float32, probabilit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -88,7 +88,7 @@ class Vocab(Protocol):
     def n_vocab(self) -> int: ...
 
     @property
-    def eog(self) -> frozenset[int]:
+    def eog(self) -> Container[int]:
         """Every token that ends a generation."""
         ...
 

@@ -26,6 +26,7 @@ struct Ggml {
     ggml::Buffer *(*allocate)(ggml::BufferType *, size_t);
     ggml::BufferType *(*type_of)(const ggml::Buffer *);
     void *(*base_of)(ggml::Buffer *);
+    size_t (*size_of)(ggml::Buffer *);
 };
 
 // A file that is mapped into memory, as far as it is known.

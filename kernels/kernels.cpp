@@ -9,11 +9,12 @@
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 4; }
+extern "C" int specgen_version() { return 5; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
 #include "buffer.h"
+#include "clearing.h"
 #include "experts.h"
 #include "product.h"
 #include "weights.h"
@@ -103,6 +104,7 @@ Product product;
 Experts experts;
 Attention attention;
 WeightBuffers buffers;
+Clearing clearing;
 
 struct Interceptor final : ggml::ExtraBufferType {
     // Where llama.cpp may put a matrix that is multiplied, or those of all experts.
@@ -147,6 +149,11 @@ ggml::BufferType buffer_type{
 
 bool Interceptor::is_ours(const ggml::Tensor *w) {
     return w->buffer && w->extra && buffers.ggml.type_of((ggml::Buffer *)w->buffer) == &buffer_type;
+}
+
+void clear(ggml::Buffer *buffer, uint8_t value) { clearing(buffer, value); }
+ggml::Buffer *allocate_clearable(ggml::BufferType *type, size_t size) {
+    return clearing.make(type, size, clear);
 }
 
 bool has(const char *instructions) {
@@ -262,6 +269,12 @@ int64_t specgen_laid_out(int type, int64_t columns, int64_t rows) {
 void specgen_enable(bool products, bool attentions) {
     product.enabled = products;
     attention.enabled = attentions;
+}
+
+// Has ggml's buffers cleared by giving their pages back, those that are made from now on, or has
+// ggml clear them. False where that can't be.
+bool specgen_give_back(bool gives) {
+    return clearing.set_up(buffers.ggml, gives ? allocate_clearable : nullptr);
 }
 
 // Whether products of experts are among the products that are switched on.

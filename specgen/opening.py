@@ -20,7 +20,6 @@ from specgen.core.host.limits import available_memory_bytes
 from specgen.core.host.paths import path_text
 from specgen.core.knowledge.learned import load_learned
 from specgen.core.knowledge.profile import Profile
-from specgen.core.knowledge.profiling import measured_context, settings_to_measure
 from specgen.core.llama.draft_model import require_undo
 from specgen.core.llama.kernels import NONE as NO_KERNELS
 from specgen.core.llama.kernels import laid_out_bytes
@@ -153,6 +152,8 @@ def require_room_to_measure(path: Path, config: EngineConfig, budget: str | None
 
     It opens a context with flash attention and one without, of a length that it chooses itself.
     """
+    from specgen.core.knowledge.profiling import measured_context, settings_to_measure
+
     config = replace(config, draft_model=None)  # which is not opened
     inputs = plan_inputs(Wanted(path, config, NONE, budget), None)
     n_ctx = measured_context(config, inputs.info.n_ctx_train)

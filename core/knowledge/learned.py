@@ -8,6 +8,7 @@ for. Processes that end at the same time both count.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -74,7 +75,7 @@ class Learned:
     def from_record(cls, record: Any) -> Learned:
         """The counts in `record`, without answers. Raises ValueError if it is no such thing."""
         try:
-            age = whole(member(record, "age"), "age", most=_MOST_AGE)
+            age = _age(record)
             acceptance = AcceptanceModel.from_record(member(record, "acceptance"))
         except ValueError as error:
             raise ValueError(f"nothing learnt is in it: {error}") from error
@@ -91,13 +92,11 @@ class Learned:
 
     def _joined_counts(self, stored: Any | None) -> dict[str, Any]:
         """What to store in the place of `stored`."""
-        try:
-            other = Learned.from_record(stored)
-        except ValueError:  # nothing, or nothing of use
-            other = Learned(self.acceptance)
-        if other._age > self._age:  # another process kept something meanwhile
-            self.acceptance.merge(other.acceptance)
-            self._age = other._age
+        with suppress(ValueError):  # nothing, or nothing of use
+            if _age(stored) > self._age:  # another process kept something meanwhile
+                other = Learned.from_record(stored)
+                self.acceptance.merge(other.acceptance)
+                self._age = other._age
         self._age = min(self._age + 1, _MOST_AGE)
         return self.record()
 
@@ -145,6 +144,11 @@ def _tokens(record: Any) -> list[int]:
     if len(tokens) > MOST_ANSWERS:
         raise ValueError(f"more than {MOST_ANSWERS} tokens of answers")
     return [whole(token, "a token", most=_MOST_TOKEN) for token in tokens]
+
+
+def _age(record: Any) -> int:
+    """How often the counts in `record` were kept. Raises ValueError where it does not say."""
+    return whole(member(record, "age"), "age", most=_MOST_AGE)
 
 
 def _counts() -> Store:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
 
+from .clearing import give_back_pages
 from .experts import are_close, experts_agree
 from .formats import FORMATS, Format, some_weights, spread
 from .ggml import F16, Q8_0, address, attend, function, multiply, needed, operation, product
@@ -60,7 +61,7 @@ _FIRST = 4  # words of such a table before these: two of the compiler's, two for
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 
 _LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
-_VERSION = 4  # of the compiled functions' arguments
+_VERSION = 5  # of the compiled functions' arguments
 
 
 class _Unusable(Exception):
@@ -106,6 +107,8 @@ def install_kernels(
         instructions = _add(ggml, kernels, choices)
         _check_products(ggml, kernels)
         experts = _check_experts(ggml, kernels)
+        if not give_back_pages(ggml, kernels):
+            _log.info("llama.cpp fills caches with zeros itself")
     except (_Unusable, AttributeError) as reason:
         _log.info("only llama.cpp's own kernels: %s", reason)
         return NONE
@@ -185,6 +188,7 @@ def _compiled() -> Any:
         "laid_out": (ctypes.c_int64, [integer, ctypes.c_int64, ctypes.c_int64]),
         "enable": (None, [truth, truth]),
         "allow_experts": (None, [truth]),
+        "give_back": (truth, [truth]),
         "allow": (truth, [ctypes.c_char_p, integer, integer, ctypes.c_int64]),
         "products": (ctypes.c_int64, []),
         "threads": (ctypes.c_uint64, []),
@@ -255,7 +259,10 @@ class _Addresses(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_void_p)
-        for name in ("barrier", "types", "cpu_type", "allocate", "type_of", "base_of", "traits")
+        for name in (
+            *("barrier", "types", "cpu_type", "allocate", "type_of", "base_of", "size_of"),
+            "device",
+        )
     )
 
 
@@ -263,6 +270,7 @@ def _add(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     names = (
         *("ggml_barrier", _TYPES, "ggml_backend_cpu_buffer_type", "ggml_backend_buft_alloc_buffer"),
         *("ggml_backend_buffer_get_type", "ggml_backend_buffer_get_base"),
+        "ggml_backend_buffer_get_size",
     )
     functions = [address(ggml, name) for name in names]
     pointer = ctypes.c_void_p
@@ -321,25 +329,26 @@ def _check_attention(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     """Several tokens by ggml and by the kernels, for each kind of cache and each size of a head.
 
     The kernels attend to those alone where all bits are ggml's, with the first instructions that
-    have them: ggml may have been built for fewer than this processor has.
+    have them: ggml may have been built for fewer than this processor has. As with products, the
+    first alone is shared by threads.
 
     Returns:
         The others: types of keys and of values, and a size, such as "f16/q8_0 128, q8_0/q8_0 64".
     """
     kernels.specgen_enable(False, False)
     kinds = [(k, v, size) for k in CACHE_TYPES for v in CACHE_TYPES for size in HEAD_SIZES]
-    left = [
-        kind
-        for kind in kinds
-        if not any(_attends_alike(ggml, kernels, instructions, *kind) for instructions in choices)
-    ]
+    left = []
+    for kind in kinds:
+        n_threads = 1 if kind != kinds[0] else 2
+        if not any(_attends_alike(ggml, kernels, each, *kind, n_threads) for each in choices):
+            left.append(kind)
     if left == kinds:
         raise _Unusable("ours differs from ggml's in some bits")
     return ", ".join(f"{keys}/{values} {size}" for keys, values, size in left)
 
 
 def _attends_alike(
-    ggml: Any, kernels: Any, instructions: str, keys: str, values: str, size: int
+    ggml: Any, kernels: Any, instructions: str, keys: str, values: str, size: int, threads: int = 1
 ) -> bool:
     """Whether the kernels attend to such a cache as ggml does; only then they do from now on."""
     types = CACHE_TYPES[keys], CACHE_TYPES[values]
@@ -351,10 +360,10 @@ def _attends_alike(
     )
     if not kernels.specgen_allow(instructions.encode(), *types, size):
         return False
-    expected = attend(ggml, *inputs)
+    expected = attend(ggml, *inputs, 1)
     before = calls().attentions
     with _attending(kernels):
-        found = attend(ggml, *inputs)
+        found = attend(ggml, *inputs, threads)
     if calls().attentions != before + 1:
         raise _Unusable("ggml does not ask for ours")
     alike = found.tobytes() == expected.tobytes()

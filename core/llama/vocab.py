@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Container
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 
 from specgen.core.errors import BackendError, ContextFull, UsageError
@@ -38,6 +38,20 @@ class _Cutter(NamedTuple):
     behind_space: bool  # whether llama.cpp puts a space before a text, as SentencePiece does
 
 
+class _Ends(Container[int]):
+    """Tokens that end a text. llama.cpp is asked of a token when that is first looked for."""
+
+    def __init__(self, ends: Callable[[int], bool]) -> None:
+        self._ends = ends
+        self._known: dict[int, bool] = {}
+
+    def __contains__(self, token: Any) -> bool:
+        known = self._known.get(token)
+        if known is None:
+            known = self._known[token] = self._ends(token)
+        return known
+
+
 class LlamaVocab:
     """See protocols.Vocab.
 
@@ -52,8 +66,7 @@ class LlamaVocab:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.n_vocab: int = self._api.llama_vocab_n_tokens(handle)
         self.add_bos: bool = self._api.llama_vocab_get_add_bos(handle)
-        ids = range(self.n_vocab)
-        self.eog = frozenset(t for t in ids if self._api.llama_vocab_is_eog(handle, t))
+        self.eog = _Ends(partial(self._api.llama_vocab_is_eog, handle))
         self._bos: int = self._api.llama_vocab_bos(handle)
         self.bos_text = self._text(self._bos)
         self.eos_text = self._text(self._api.llama_vocab_eos(handle))

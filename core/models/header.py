@@ -14,8 +14,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +40,10 @@ _KEPT_STRINGS: Final = 64  # only arrays of at most so many strings become tuple
 # Only arrays of at most so many numbers become tuples: one a layer must fit.
 _KEPT_NUMBERS: Final = 1024
 _MAX_NUMBERS: Final = 1_000_000  # all tuples together may have so many numbers
+
+# Seconds: of two changes within them the system may tell the same time.
+_SETTLED_S: Final = 2.0
+_KEPT_HEADERS: Final = 4  # of files that stay as they are: a command asks for one several times
 
 _SCALARS: Final[Mapping[int, tuple[str, struct.Struct]]] = MappingProxyType(
     {
@@ -117,10 +123,34 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """The header of the GGUF file at `path`.
 
+    A file is not read again until it changes.
+
     Raises ModelError where the file cannot be read, is not GGUF v2 or v3 in little-endian
     order, contradicts itself, or ends before its last tensor does.
     """
     path = Path(path)
+    state = _settled(path)
+    return _read(path) if state is None else _read_once(path, state)
+
+
+def _settled(path: Path) -> tuple[int, ...] | None:
+    """What differs once a file has changed; None where nobody can tell, as just after a change."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if time.time() - max(found.st_mtime, found.st_ctime) < _SETTLED_S:
+        return None
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return found.st_dev, found.st_ino, found.st_size, *times
+
+
+@lru_cache(maxsize=_KEPT_HEADERS)
+def _read_once(path: Path, state: tuple[int, ...]) -> Header:
+    return _read(path)
+
+
+def _read(path: Path) -> Header:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:

@@ -55,7 +55,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(endless: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """`specgen bench` with few tokens, on a model that is said to be measured already."""
-    monkeypatch.setattr("specgen.cli.prepare.measure_profile", lambda *_, **__: PROFILE)
+    monkeypatch.setattr(
+        "specgen.core.knowledge.profiling.measure_profile", lambda *_, **__: PROFILE
+    )
     monkeypatch.setattr(bench_live, "measure_bandwidth", lambda threads: 20e9)
 
     def command(*words: str | Path) -> Outcome:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specgen.cli import prepare
 from specgen.core.config import EngineConfig
 from specgen.core.cost.measure import LEAST_SAMPLES
 from specgen.core.cost.model import load_curve
@@ -49,7 +48,7 @@ def _measured_quickly(measurements: Path, monkeypatch: pytest.MonkeyPatch) -> No
         found = measure(path, config, deadline_s=20.0, **options)  # tiny models take a tenth of it
         return replace(found, curve=load_curve("cpu2"), noise=1.0, samples=LEAST_SAMPLES)
 
-    monkeypatch.setattr(prepare, "measure_profile", measured)
+    monkeypatch.setattr(profiling, "measure_profile", measured)
 
 
 def keep_wrong_rows(tree: DraftTree, path: Sequence[int]) -> int:
@@ -278,7 +277,7 @@ def test_a_bad_option(
     words: tuple[str, ...], said: str, endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line, exit code 2, and nothing is measured before."""
-    monkeypatch.setattr(prepare, "measure_profile", pytest.fail)
+    monkeypatch.setattr(profiling, "measure_profile", pytest.fail)
     outcome = verify(endless, *MACHINE, *words)
     assert (outcome.code, outcome.out) == (2, "")
     assert said in outcome.err

@@ -152,6 +152,25 @@ def test_runs_at_the_same_time_both_count(model: Path) -> None:
     assert chance(both, "y") < 0.15
 
 
+def test_counts_that_nobody_changed_are_not_read_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept replaces what it was made of; only counts of others are joined with it."""
+    load_learned(model).keep()
+    ours, others = load_learned(model), load_learned(model)
+    read = []
+
+    def counted(record: object) -> AcceptanceModel:
+        read.append(record)
+        return ours.acceptance
+
+    monkeypatch.setattr(AcceptanceModel, "from_record", counted)
+    ours.keep()
+    assert not read
+    others.keep()
+    assert len(read) == 1
+
+
 def _run(model: Path, number: int) -> None:
     for i in range(EACH):
         learned = load_learned(model, answers=True)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specgen.core.errors import ModelError
+from specgen.core.models import header as reader
 from specgen.core.models.header import ArrayInfo, read_header
 from specgen.core.models.modelinfo import ModelInfo, read_model
 from specgen.core.models.types import BLOCKS
@@ -453,3 +454,24 @@ def test_types_are_those_of_the_gguf_package() -> None:
     differ = {n for n in theirs.keys() - newer if ours.get(n) != theirs[n]}
     assert differ <= {int(GGMLQuantizationType.Q8_1)}
     assert {ours[n][0] for n in ours.keys() - theirs.keys()} <= {"Q2_0", "Q1_0", "NVFP4"}
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it stays as it is, it is not; it may keep its size."""
+    monkeypatch.setattr(reader, "_SETTLED_S", 0.0)
+    path = write_model(tmp_path / "m.gguf")
+    first = read_header(path)
+    assert read_header(path) is first
+    data = path.read_bytes()
+    time.sleep(0.02)  # else it may get the same time
+    path.write_bytes(data.replace(b"Tiny", b"Huge"))
+    assert read_header(path).metadata["general.name"] == "Huge"
+    path.unlink()
+    with pytest.raises(ModelError, match="no such file"):
+        read_header(path)
+
+
+def test_a_file_that_has_just_changed_is_read_again(tmp_path: Path) -> None:
+    """It may change once more, and the system tell the same time."""
+    path = write_model(tmp_path / "m.gguf")
+    assert read_header(path) is not read_header(path)

@@ -10,6 +10,7 @@ import pytest
 
 from specgen.core.config import ContextConfig
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
+from specgen.core.llama.library import library
 from specgen.core.tree import DraftTree
 from tests.conftest import TinyModel
 from tests.support.tiny import QUANTIZATIONS, Architecture, Quantization, write_tiny
@@ -58,6 +59,26 @@ def test_greedy_text_wanders(
     assert len(set(tokens[-N_TOKENS:])) > N_TOKENS // 5
 
 
+def test_ends_are_asked_for_once(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each token llama.cpp is asked when it is first looked for, and none before."""
+    api = library().api
+    asked: list[int] = []
+    is_end = api.llama_vocab_is_eog
+
+    def counted(vocab: int, token: int) -> bool:
+        asked.append(token)
+        return bool(is_end(vocab, token))
+
+    monkeypatch.setattr(api, "llama_vocab_is_eog", counted)
+    model = LlamaModel(tiny_model())
+    assert not asked
+    ends = [token for _ in range(2) for token in (3, 0, 5, 3) if token in model.vocab.eog]
+    handle = api.llama_model_get_vocab(model.handle)
+    assert ends == [token for token in (3, 0, 5, 3) * 2 if is_end(handle, token)]
+    assert asked == [3, 0, 5]
+    model.close()
+
+
 def test_any_text_survives_tokenizing(tiny_model: TinyModel) -> None:
     """The vocabulary falls back to bytes, knows words and control tokens, and loses nothing."""
     model = LlamaModel(tiny_model())
@@ -66,7 +87,7 @@ def test_any_text_survives_tokenizing(tiny_model: TinyModel) -> None:
     tokens = vocab.tokenize(text, add_bos=False, special=False)
     assert b"".join(vocab.piece(token) for token in tokens).decode() == text
     assert len(vocab.tokenize(" the", add_bos=False, special=False)) == 1
-    assert len(vocab.eog) == 2
+    assert sum(token in vocab.eog for token in range(vocab.n_vocab)) == 2
     (end,) = vocab.tokenize("<|im_end|>", add_bos=False, special=True)
     assert end in vocab.eog
     assert "<|im_start|>" in (model.chat_template() or "")
