@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: how the kernels are compiled, and how a wheel with them is named.
 
-The kernels are a plain shared library that core/llama/kernels.py loads with ctypes. It knows
+The kernels are a plain shared library that core/compiled.py loads with ctypes. It knows
 nothing of Python, so one file serves every version of it.
 """
 

@@ -6,25 +6,29 @@ order of token id. So a seed's text depends on nothing but the rows of logits.
 
 A filter takes the logits of candidates, in order of id, and returns the positions that stay,
 ascending. Of equal logits the lowest id goes first. Top-k gives its candidates best first, and
-of those top-p and min-p keep a prefix; so the usual chain only counts. It makes few NumPy calls:
-after llama.cpp has streamed the weights, every one starts with cold caches.
+of those top-p and min-p keep a prefix; so the usual chain only counts. It does so in plain Python:
+after llama.cpp has streamed the weights, every NumPy function starts with cold caches.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Sequence
+from ctypes import c_float
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackendError, UsageError
+from .rows import Largest
 
-_BLOCK = 64  # size of the blocks whose maxima bound the k-th largest logit
+_FEW = 256  # candidates
 _LEAST_TEMPERATURE = 1e-200  # below it no weight changes any more, and the logits would overflow
 
 
@@ -94,33 +98,9 @@ def _check(name: str, value: float, low: float, high: float, interval: str) -> N
 def top_k_ids(row: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     """Positions of the `k` largest values of `row` (n,), best first, ties by lowest position.
 
-    Returns all n positions where k >= n, and none where k <= 0. NaN is not looked for.
+    Returns all n positions where k >= n, and none where k <= 0. NaN is above all else.
     """
-    n = row.shape[0]
-    if k <= 0:
-        return np.empty(0, np.int32)
-    found = np.arange(n) if k >= n else (row >= _kth_bound(row, k)).nonzero()[0]
-    backwards = found[::-1]  # a stable sort upwards then ends with the lowest of the largest
-    order = row[backwards].argsort(kind="stable")[: -k - 1 : -1]
-    return backwards[order].astype(np.int32)
-
-
-def _kth_bound(row: NDArray[np.float32], k: int) -> np.float32:
-    """A lower bound of the k-th largest value of `row`, for k < n, tight or nearly so.
-
-    Cut the row into blocks: the k largest block maxima are k values of the row, so its k-th
-    largest is no smaller than the least of them. A block is a column here, which NumPy reduces
-    many times faster than runs of neighbours.
-    """
-    n_blocks = row.shape[0] // _BLOCK
-    if n_blocks >= 2 * k:  # with fewer the bound is loose; the tail may be left out of it
-        values = np.maximum.reduce(row[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks))
-    else:
-        values = row.copy()
-    at = values.shape[0] - k
-    values.partition(at)
-    bound: np.float32 = values[at]
-    return bound
+    return np.array(Largest(len(row), k).top_k(row)[0], np.int32)
 
 
 def typical_ids(logits: NDArray[np.float32], p: float) -> NDArray[np.intp]:
@@ -189,6 +169,14 @@ def _weights(
     return np.exp(shifted, out=shifted)
 
 
+def _require_finite(peak: float) -> None:
+    if not math.isfinite(peak):
+        raise BackendError(
+            f"the model returned logits without a usable maximum ({peak})",
+            hint="the model file may be damaged or its quantization unsupported here",
+        )
+
+
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities of candidates of which at least one logit is finite and none is +inf."""
     weights = _weights(logits, logits.max())
@@ -204,6 +192,10 @@ class Sampler:
         self.n_vocab = n_vocab
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
         self._rng = Random(self.seed)
+        self._largest = Largest(n_vocab, params.top_k)
+        # Few are quicker in plain Python, whose code is at hand: see core/rows.py.
+        self._log_min_p = float(np.float32(math.log(params.min_p))) if params.min_p else -math.inf
+        self._keeps_few = 0 < params.top_k <= _FEW and params.typical_p == 1
         self._recent: deque[int] = deque()
         self._counts: Counter[int] = Counter()
 
@@ -224,6 +216,10 @@ class Sampler:
         row = self._row(logits)
         if self.params.greedy:
             token = self._argmax(row)
+        elif self._keeps_few:
+            few, chances = self._weighted_few(row)
+            cumulative = [*accumulate(chances)]
+            token = few[bisect_right(cumulative, self._rng.random() * cumulative[-1])]
         else:
             ids, weights = self._weighted(row)
             token = int(ids[self._draw(weights.cumsum())])
@@ -245,10 +241,10 @@ class Sampler:
 
     def _row(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits after penalties: `logits` itself, or a copy."""
-        if logits.shape != (self.n_vocab,):
-            raise ValueError(f"logits have shape {logits.shape}, not ({self.n_vocab},)")
         if not self._counts:
             return logits
+        if logits.shape != (self.n_vocab,):
+            raise ValueError(f"logits have shape {logits.shape}, not ({self.n_vocab},)")
         ids = np.fromiter(self._counts.keys(), np.intp, len(self._counts))
         counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         row = logits.copy()
@@ -257,54 +253,59 @@ class Sampler:
 
     def _argmax(self, row: NDArray[np.float32]) -> int:
         """The likeliest token, the lowest id of equals."""
-        token = int(row.argmax())  # the place of a NaN, where there is one
-        if not math.isfinite(row[token]):
-            raise BackendError(
-                f"the model returned logits without a usable maximum ({row[token]})",
-                hint="the model file may be damaged or its quantization unsupported here",
-            )
+        token = self._largest.argmax(row)
+        _require_finite(row.item(token))
         return token
 
     def _weighted(self, row: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Ids that pass every filter, ascending, and their weights in the draw."""
         params = self.params
-        token = self._argmax(row)  # this pass also brings the row nearer, for the next ones
+        if self._keeps_few:
+            few, chances = self._weighted_few(row)
+            return np.array(few, np.int32), np.array(chances)
+        token = self._argmax(row)
         peak = row[token]
         if self._is_alone(row, peak):
             return np.array([token], np.int32), np.ones(1)
-        if not 0 < params.top_k < len(row):
-            ids = self._filtered(row, np.arange(len(row), dtype=np.int32))
-        elif params.typical_p < 1:
-            ids = self._filtered(row, np.sort(top_k_ids(row, params.top_k)))
-        else:
-            ids = top_k_ids(row, params.top_k)
-            ids = ids[: self._n_likeliest(row[ids])]
-            ids.sort()
+        is_cut = 0 < params.top_k < len(row)
+        ids = top_k_ids(row, params.top_k) if is_cut else np.arange(len(row), dtype=np.int32)
+        ids = self._filtered(row, np.sort(ids))
         logits = row[ids]
         if params.typical_p < 1:  # the only filter that may drop the likeliest
             peak = logits.max()
         return ids, _weights(logits, peak, params.temperature)
 
-    def _is_alone(self, row: NDArray[np.float32], peak: np.float32) -> bool:
-        """Whether min-p leaves no token but the likeliest, whatever top-k and top-p do before it.
+    def _weighted_few(self, row: NDArray[np.float32]) -> tuple[list[int], list[float]]:
+        """The same for the usual chain: of the top k, best first, top-p and min-p keep a prefix."""
+        ids, logits = self._largest.top_k(row)
+        peak = logits[0]  # a NaN, where there is one
+        _require_finite(peak)
+        n_kept = self._n_likeliest(logits)
+        if n_kept == 1:
+            return ids[:1], [1.0]
+        temperature = max(self.params.temperature, _LEAST_TEMPERATURE)
+        kept = sorted(zip(ids[:n_kept], logits, strict=False))
+        return [i for i, _ in kept], [math.exp((x - peak) / temperature) for _, x in kept]
 
-        So it is for many of the tokens that a drafter guesses right, and it is soon known.
+    def _n_likeliest(self, ranked: list[float]) -> int:
+        """How many candidates, logits `ranked` best first, pass top-p and min-p.
+
+        Min-p is asked first: it leaves one alone for many of the tokens that a drafter guesses.
         """
+        peak, top_p = ranked[0], self.params.top_p
+        floor = c_float(peak + self._log_min_p).value  # as `min_p_floor` rounds it
+        n_kept = bisect_left(ranked, True, key=lambda logit: logit < floor)
+        if top_p < 1 and n_kept > 1:
+            reached = [*accumulate([math.exp(logit - peak) for logit in ranked])]
+            n_kept = min(n_kept, bisect_left(reached, top_p * reached[-1]) + 1)
+        return n_kept
+
+    def _is_alone(self, row: NDArray[np.float32], peak: np.float32) -> bool:
+        """Whether min-p leaves no token but the likeliest, whatever top-k and top-p do before."""
         params = self.params
         if params.min_p == 0 or params.typical_p < 1:  # typical may drop the likeliest itself
             return False
         return len((row >= min_p_floor(peak, params.min_p)).nonzero()[0]) == 1
-
-    def _n_likeliest(self, ranked: NDArray[np.float32]) -> int:
-        """How many candidates, `ranked` best first, pass top-p and min-p."""
-        params = self.params
-        n_kept = len(ranked)
-        if params.top_p < 1:
-            n_kept = top_p_count(ranked, params.top_p)
-        if params.min_p > 0:
-            floor = min_p_floor(ranked[0], params.min_p)
-            n_kept -= int(ranked[n_kept - 1 :: -1].searchsorted(floor))
-        return n_kept
 
     def _filtered(self, row: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Those of `ids`, ascending, that pass typical, top-p and min-p."""

@@ -19,10 +19,10 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from specgen.core.protocols import Backend, Candidate, DraftCost, Logits, Tokens
+from specgen.core.rows import likeliest
 from specgen.core.tree import DraftTree, common_prefix
 
 from .evidence import chance_bucket
-from .recycle import top_k_rows
 
 STANDALONE: Final = 4  # a standalone draft model drafts so many tokens in a row
 
@@ -165,7 +165,7 @@ class DraftModel:
             Candidate(
                 token, (self.name, self._label, rank, chance_bucket(prob), min(depth, 3)), prob
             )
-            for rank, (token, prob) in enumerate(top_k_rows(logits, width)[0].tolist())
+            for rank, (token, prob) in enumerate(zip(*likeliest(logits, width), strict=True))
             if prob > _LEAST
         ]
 

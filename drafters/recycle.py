@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specgen.core.protocols import Candidate, Logits, Tokens
+from specgen.core.rows import likeliest
 from specgen.core.tree import DraftTree, Evidence
 
 from .evidence import N_CHANCES, chance_bucket
@@ -32,15 +32,12 @@ TEMPLATE_NODES: Final = 60  # the tree of a standalone drafter has so many nodes
 SEED_TOKENS: Final = 1 << 14  # text rows are made from so many tokens of a context, the last
 TEXT_ROWS: Final = 1 << 14  # each of the two kinds of keys has at most so many text rows
 
-ENTRY: Final = np.dtype([("token", np.int32), ("prob", np.float32)])
-
 _NAME: Final = "recycle"
 
 _ROW: Final = 8 * K  # bytes that are kept of a token
 _PAGE: Final = 4096  # bytes of a page of memory
 _TOKENS_PER_PAGE: Final = 5  # tokens of text that touch one more page; 8 to 15 were seen
 _LEAST = 0.005  # candidates that are less likely than this are not worth offering
-_BLOCK = 64  # the maximum of so many logits stands for them; see `top_k_rows`
 _LOW: Final = (1 << 32) - 1
 
 # What a row's probability is worth in the place where the row is used again, by length of key.
@@ -81,10 +78,9 @@ class Recycle:
 
     def __init__(self, standalone: bool = False) -> None:
         self._template = make_template(TEMPLATE_NODES) if standalone else None
-        # By token: its row, the likeliest first; probability 0 where there is nothing.
-        self._rows = np.zeros((0, K), ENTRY)
+        self._rows = _LogitRows(0)  # by token
         self._pairs = Slots(PAIRS)
-        self._pair_rows = np.zeros((PAIRS, K), ENTRY)
+        self._pair_rows = _LogitRows(PAIRS)
         self._pair = -1  # the last two tokens of the text, packed; negative before the second
         self._forget_text()
 
@@ -128,7 +124,7 @@ class Recycle:
             return self._ranked(pair & _LOW, len(self._template[node]))
         slot = self._pairs.get(pair)
         if slot is not None:
-            return _weighed(2, self._pair_rows[slot].tolist())
+            return _weighed(2, self._pair_rows.get(slot))
         token = pair & _LOW
         if row := self._row(token):
             return _weighed(1, row)
@@ -138,7 +134,7 @@ class Recycle:
 
     def _row(self, token: int) -> list[tuple[int, float]]:
         """What the logits after `token` said last, or nothing."""
-        row = self._rows[token].tolist() if token < len(self._rows) else []
+        row = self._rows.get(token) if token < len(self._rows) else []
         return row if row and row[0][1] > 0 else []
 
     def _ranked(self, token: int, n: int) -> Sequence[Candidate]:
@@ -157,24 +153,24 @@ class Recycle:
 
     def _recycle(self, emitted: Sequence[int], tree: DraftTree, logits: Logits) -> None:
         """Put every node's likeliest tokens in the rows of its keys."""
-        entries = top_k_rows(logits, K)
+        found, chances = likeliest(logits, K)
         if len(self._rows) < logits.shape[1]:
-            self._rows, old = np.zeros((logits.shape[1], K), ENTRY), self._rows
-            self._rows[: len(old)] = old
-        usable = (entries["prob"][:, 0] > 0).tolist()
+            self._rows = _LogitRows(logits.shape[1], self._rows)
+        k = len(found) // len(tree)
         by_token: dict[int, int] = {}  # node whose row wins
         by_slot: dict[int, int] = {}
         tokens, parents, pairs = tree.tokens, tree.parents, self._pairs
         for node in _accepted_last(tree, emitted):
-            if not usable[node]:
+            if not chances[k * node]:  # no usable logits
                 continue
             by_token[tokens[node]] = node
             pair = _next_pair(tokens[parents[node]], tokens[node]) if node else self._pair
             slot = pairs.get(pair)
             by_slot[pairs.take(pair) if slot is None else slot] = node
-        k = entries.shape[1]
-        self._rows[list(by_token), :k] = entries[list(by_token.values())]
-        self._pair_rows[list(by_slot), :k] = entries[list(by_slot.values())]
+        for table, nodes in ((self._rows, by_token), (self._pair_rows, by_slot)):
+            for key, node in nodes.items():
+                place = slice(k * node, k * node + k)
+                table.put(key, found[place], chances[place])
 
     def _extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -184,58 +180,6 @@ class Recycle:
                 self._pair_text.move_to_front(self._pair, token)
             self._pair = _next_pair(self._pair, token) if self._n_tokens else token - (1 << 62)
             self._n_tokens += 1
-
-
-def top_k_rows(logits: Logits, k: int) -> NDArray[np.void]:  # (rows, min(k, n_vocab)) of ENTRY
-    """The `k` likeliest tokens of each row, best first, and about their probabilities.
-
-    Rows without usable logits get probability 0. The tokens are exact: the k largest values
-    lie in the k blocks of largest maxima. The probabilities are a little too large, since only
-    the maxima of the other blocks are summed up: they hold nearly all that the row holds.
-    """
-    n_rows, n_vocab = logits.shape
-    n_blocks = n_vocab // _BLOCK
-    if n_blocks <= 2 * k:
-        places = np.arange(n_rows * n_vocab).reshape(n_rows, n_vocab)
-        values = peaks = logits
-    else:
-        # A block is a column here, which NumPy reduces many times faster than runs of neighbours.
-        n_even = n_blocks * _BLOCK
-        peaks = np.maximum.reduce(logits[:, :n_even].reshape(n_rows, _BLOCK, n_blocks), axis=1)
-        blocks = peaks.argpartition(n_blocks - k, axis=1)[:, n_blocks - k :]
-        starts = _starts(n_rows, n_vocab)
-        rows = np.arange(0, n_even, n_blocks)
-        places = (blocks[:, :, None] + (starts[:, :, None] + rows)).reshape(n_rows, -1)
-        if n_even < n_vocab:
-            places = np.concatenate((places, starts + np.arange(n_even, n_vocab)), axis=1)
-        values = logits.take(places)
-    return _best(places, values, peaks, n_vocab, k)
-
-
-def _best(
-    places: NDArray[np.intp], values: Logits, peaks: Logits, n_vocab: int, k: int
-) -> NDArray[np.void]:
-    """The `k` best of each row of `values`, found at `places` of all logits laid end to end."""
-    n_rows, n = values.shape
-    if k < n:
-        at = values.argpartition(n - k, axis=1)[:, n - k :] + _starts(n_rows, n)
-        places, values = places.take(at), values.take(at)
-    order = (-values).argsort(axis=1, kind="stable") + _starts(n_rows, min(k, n))
-    entries = np.empty(order.shape, ENTRY)
-    entries["token"] = places.take(order) - _starts(n_rows, n_vocab)
-    values = values.take(order)
-    with np.errstate(invalid="ignore", over="ignore"):
-        top = values[:, :1]
-        total = np.exp(peaks - top).sum(axis=1, keepdims=True)
-        probs = np.exp(values - top) / total
-    probs[~np.isfinite(total[:, 0])] = 0.0
-    np.minimum(probs, 1.0, out=entries["prob"])
-    return entries
-
-
-def _starts(n_rows: int, n: int) -> NDArray[np.intp]:  # (n_rows, 1)
-    """Where each row of `n` values starts, all laid end to end."""
-    return np.arange(0, n_rows * n, n)[:, None]
 
 
 def make_template(n_nodes: int) -> Template:
@@ -285,6 +229,34 @@ def _from_text(order: int, row: Sequence[int]) -> Sequence[Candidate]:
         Candidate(token, (_NAME, "text", order, rank, n_known), chances[rank])
         for rank, token in enumerate(row)
     ]
+
+
+class _LogitRows:
+    """Tokens and probabilities, the likeliest first; probability 0 where there is nothing.
+
+    In pages of memory that are touched one by one.
+    """
+
+    def __init__(self, n_rows: int, old: _LogitRows | None = None) -> None:
+        self._n_rows = n_rows
+        both = np.zeros(_ROW * n_rows, np.uint8).data
+        self._tokens, self._probs = both.cast("i"), both.cast("f")  # in halves of each row
+        if old:
+            self._tokens[: len(old._tokens)] = old._tokens
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def get(self, row: int) -> list[tuple[int, float]]:
+        """All of a row."""
+        start, middle, end = 2 * K * row, 2 * K * row + K, 2 * K * row + 2 * K
+        return [*zip(self._tokens[start:middle], self._probs[middle:end], strict=True)]
+
+    def put(self, row: int, tokens: array[int], probs: array[float]) -> None:
+        """Write the first of a row; the others stay as they are."""
+        start = 2 * K * row
+        self._tokens[start : start + len(tokens)] = tokens
+        self._probs[start + K : start + K + len(probs)] = probs
 
 
 class _TextRows:

@@ -9,7 +9,17 @@
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 5; }
+extern "C" int specgen_version() { return 6; }
+
+#include "rows.h"
+
+#define TARGET
+#define NAMED(name) specgen_##name
+namespace plain {
+#include "rows_largest.h"
+}  // namespace plain
+#undef NAMED
+#undef TARGET
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"
@@ -25,6 +35,14 @@ extern "C" int specgen_version() { return 5; }
 namespace {
 
 #define INLINE __attribute__((always_inline)) inline
+
+#define TARGET __attribute__((target("avx2")))
+#define NAMED(name) specgen_##name##_avx2
+namespace logits {
+#include "rows_largest.h"
+}  // namespace logits
+#undef NAMED
+#undef TARGET
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 TARGET inline float through_half(float x) {
@@ -192,6 +210,9 @@ void use(const char *instructions) {
 }  // namespace
 
 extern "C" {
+
+// Whether this processor has the functions whose names end in avx2.
+bool specgen_has_avx2() { return __builtin_cpu_supports("avx2"); }
 
 // Whether a product is laid out as declared above; nothing outside the tensors is read.
 bool specgen_layout(const ggml::Tensor *result, const ggml::Tensor *weights,

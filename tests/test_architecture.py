@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("core", "drafters", "cli")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-DRAFTERS_MAY_USE = {f"specgen.core.{name}" for name in ("errors", "protocols", "sampling", "tree")}
+DRAFTERS_MAY_USE = {
+    f"specgen.core.{name}" for name in ("errors", "protocols", "rows", "sampling", "tree")
+}
 TERMINAL = {"typer", "click", "rich", "prompt_toolkit"}
 MAX_LINES = 400
 

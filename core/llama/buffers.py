@@ -102,6 +102,7 @@ class Outputs:
             raise BackendError("llama.cpp returned no logits")
         if address != self._address:
             pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-            self._view = np.ctypeslib.as_array(pointer, shape=self._shape)
+            values = np.ctypeslib.as_array(pointer, shape=self._shape)
+            self._view = values.view(np.float32)  # NumPy's own type, which core/rows.py knows
             self._address = address
         return self._view[start:end]

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from specgen.core import compiled
 from specgen.core.errors import UsageError
 
 from .clearing import give_back_pages
@@ -30,10 +31,10 @@ from .ggml import F16, Q8_0, address, attend, function, multiply, needed, operat
 
 _log = logging.getLogger("specgen.kernels")
 
-NONE: Final = "none"  # llama.cpp's own
+NONE: Final = compiled.NONE  # llama.cpp's own
 INSTRUCTIONS: Final = ("avx512", "avxvnni", "avx2")  # best first
 _FOR_TESTS: Final = "avx512vl"  # what AVX-VNNI computes, where a processor has only AVX-512
-VARIABLE: Final = "SPECGEN_KERNELS"
+VARIABLE: Final = compiled.VARIABLE
 
 # Versions of ggml that the kernels were seen with: those of llama-cpp-python 0.3.35 and 0.3.36.
 PROVEN: Final = frozenset({"0.20.0", "0.25.3"})
@@ -60,8 +61,8 @@ _TYPES = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 
-_LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
-_VERSION = 5  # of the compiled functions' arguments
+_LIBRARY = compiled.LIBRARY
+_VERSION = compiled.VERSION
 
 
 class _Unusable(Exception):
@@ -167,16 +168,11 @@ def calls() -> Calls:
 
 @cache
 def _compiled() -> Any:
-    if not _LIBRARY.exists():
-        raise _Unusable("ours were not compiled when specgen was installed")
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
     try:
-        library = ctypes.CDLL(str(_LIBRARY))
-        version = library.specgen_version()
-    except (OSError, AttributeError) as error:
-        raise _Unusable(f"{_LIBRARY} can't be used ({error}); install specgen again") from error
-    if version != _VERSION:
-        raise _Unusable(f"{_LIBRARY} is of another version; install specgen again")
+        library = compiled.open_library(_LIBRARY, _VERSION)
+    except compiled.NotCompiled as reason:
+        raise _Unusable(str(reason)) from reason
     if not hasattr(library, "specgen_install"):
         raise _Unusable("there are none of ours for this processor")
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -195,8 +191,8 @@ def _compiled() -> Any:
         "attentions": (ctypes.c_int64, []),
     }
     for name, (result, arguments) in signatures.items():
-        compiled = getattr(library, f"specgen_{name}")
-        compiled.restype, compiled.argtypes = result, arguments
+        found = getattr(library, f"specgen_{name}")
+        found.restype, found.argtypes = result, arguments
     return library
 
 

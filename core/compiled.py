@@ -1,0 +1,34 @@
+"""The library that is compiled from kernels/ when specgen is installed."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Final
+
+VARIABLE: Final = "SPECGEN_KERNELS"  # of the environment: which instructions it may use
+NONE: Final = "none"  # what it says where the library shall not be used
+
+LIBRARY: Final = Path(__file__).parent / "llama" / "_kernels.so"  # for every Python: see setup.py
+VERSION: Final = 6  # of the compiled functions' arguments
+
+
+class NotCompiled(Exception):
+    """There is no library that can be used; says why."""
+
+
+def open_library(path: Path = LIBRARY, version: int = VERSION) -> ctypes.CDLL:
+    """The compiled functions, without the types of their arguments.
+
+    Raises NotCompiled where there are none of this version.
+    """
+    if not path.exists():
+        raise NotCompiled("ours were not compiled when specgen was installed")
+    try:
+        library = ctypes.CDLL(str(path))
+        found = library.specgen_version()
+    except (OSError, AttributeError) as error:
+        raise NotCompiled(f"{path} can't be used ({error}); install specgen again") from error
+    if found != version:
+        raise NotCompiled(f"{path} is of another version; install specgen again")
+    return library
