@@ -59,7 +59,7 @@ _TYPES = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 
-_LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
+LIBRARY: Final = Path(__file__).with_name("_kernels.so")  # the same for every Python: see setup.py
 _VERSION = 4  # of the compiled functions' arguments
 
 
@@ -96,7 +96,7 @@ def install_kernels(
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     try:
-        _require_tried(ggml, crash(ggml, _LIBRARY))
+        _require_tried(ggml, crash(ggml, LIBRARY))
         kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
@@ -164,16 +164,16 @@ def calls() -> Calls:
 
 @cache
 def _compiled() -> Any:
-    if not _LIBRARY.exists():
+    if not LIBRARY.exists():
         raise _Unusable("ours were not compiled when specgen was installed")
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
     try:
-        library = ctypes.CDLL(str(_LIBRARY))
+        library = ctypes.CDLL(str(LIBRARY))
         version = library.specgen_version()
     except (OSError, AttributeError) as error:
-        raise _Unusable(f"{_LIBRARY} can't be used ({error}); install specgen again") from error
+        raise _Unusable(f"{LIBRARY} can't be used ({error}); install specgen again") from error
     if version != _VERSION:
-        raise _Unusable(f"{_LIBRARY} is of another version; install specgen again")
+        raise _Unusable(f"{LIBRARY} is of another version; install specgen again")
     if not hasattr(library, "specgen_install"):
         raise _Unusable("there are none of ours for this processor")
     signatures: dict[str, tuple[Any, list[Any]]] = {
