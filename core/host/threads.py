@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import stdev
 from typing import Final, NamedTuple
 
 _WINDOW: Final = 12  # calls of the same number of rows that are remembered
@@ -59,6 +60,12 @@ class ThreadSettings:
     alarm: float = 4.0
     first_wait: int = 16
     last_wait: int = 2048
+
+    def is_faster(self, calls: int, ratio: float, doubt: float) -> bool:
+        """Whether so many calls on trial took clearly less than was expected of them."""
+        if calls >= self.calls:
+            return ratio <= min(self.gain, 1 - doubt)
+        return calls >= self.few and ratio <= self.certain
 
 
 class Use(NamedTuple):
@@ -171,13 +178,15 @@ class ThreadChoice:
         self._fell_at = self._calls
         self._trial = None
         self.threads = _fewer(slow)[-1 if again else 0]
-        self._change(slow, loss=self._settings.trial_limit)
+        self._waits.clear()
+        self._leave(slow, loss=self._settings.trial_limit)
         self._usual.loosen(slow / self.threads)
+        self._next = _fewer(self.threads)
 
-    def _change(self, before: int, loss: float) -> None:
-        """What was known of others is of another time."""
+    def _leave(self, before: int, loss: float) -> None:
+        """Another number is used from now on; the one before it is to be tried again later."""
         first = self._settings.first_wait
-        self._waits = {before: _Wait(self._calls + first, 2 * first, loss)}
+        self._waits[before] = _Wait(self._calls + first, 2 * first, loss)
         self._calm()
 
     def _watch(self, rows: int, seconds: float) -> None:
@@ -214,7 +223,7 @@ class ThreadChoice:
 
     def _others(self) -> set[int]:
         n, most = self.threads, self._most
-        near = {n - 1, n // 2, n + 1, 2 * n, most - 1, most}
+        near = {n - 1, 3 * n // 4, n // 2, n + 1, 3 * n // 2, 2 * n, most - 1, most}
         return {other for other in near if 1 <= other <= most and other != n}
 
     def _wait(self, threads: int) -> _Wait:
@@ -234,13 +243,13 @@ class ThreadChoice:
         settings, expected = self._settings, self._usual.expected(rows) or seconds
         # One that was given up has to be made again.
         trial.calls.append(_Call(rows, seconds if finished else seconds + expected, expected))
-        done, ratio = len(trial.calls), _ratio(trial.calls)
+        ratio = _ratio(trial.calls)
         if not finished or trial.lost > settings.patience:
             self._give_up(trial)
-        elif done >= settings.few and ratio <= settings.certain:
+        elif settings.is_faster(len(trial.calls), ratio, _doubt(trial.calls)):
             self._keep(trial, ratio)
-        elif done >= settings.calls:
-            self._keep(trial, ratio) if ratio <= settings.gain else self._give_up(trial)
+        elif len(trial.calls) >= settings.calls:
+            self._give_up(trial)
 
     def _give_up(self, trial: _Trial) -> None:
         tried = self._wait(self.threads)
@@ -256,7 +265,9 @@ class ThreadChoice:
         wait.calls = min(2 * wait.calls, self._settings.last_wait)
 
     def _keep(self, trial: _Trial, ratio: float) -> None:
-        self._change(trial.before, loss=min(max(1 / ratio - 1, _LEAST_LOSS), 1.5))
+        if ratio <= self._settings.certain:  # what was known of others is of another time
+            self._waits.clear()
+        self._leave(trial.before, loss=min(max(1 / ratio - 1, _LEAST_LOSS), 1.5))
         self._usual.scale(ratio)
         for call in trial.calls:
             self._usual.add(call.rows, call.seconds)
@@ -287,6 +298,12 @@ def _ratio(calls: Sequence[_Call]) -> float:
         calls = [call for call in calls if call is not worst]
     expected = sum(call.expected for call in calls)
     return sum(call.seconds for call in calls) / expected if expected else 1.0
+
+
+def _doubt(calls: Sequence[_Call]) -> float:
+    """How far off the ratio may be by chance: 2 standard errors, of usual times as well."""
+    ratios = sorted(call.seconds / call.expected for call in calls)[:-1]
+    return 2 * stdev(ratios) * (2 / len(ratios)) ** 0.5 if len(ratios) > 1 else 1.0
 
 
 @dataclass(slots=True)
