@@ -16,7 +16,7 @@ slow raise an alarm as a few very slow ones do, but no single one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
 from typing import Final, NamedTuple
@@ -25,6 +25,7 @@ _WINDOW: Final = 12  # calls of the same number of rows that are remembered
 _LEAST: Final = 3  # of them, before anything is expected
 _JUMP: Final = 256  # a context that moves on by so many tokens, and a quarter, is another text
 _LEAST_LOSS: Final = 0.1  # calls
+_PAUSE: Final = 4  # calls from one look at other numbers to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,8 @@ class ThreadChoice:
         if self._next:
             self._begin(self._next.pop(0), is_urgent=True)
             return
+        if self._calls % _PAUSE:
+            return
         room = (self._settings.share * self.total_s - self.lost_s) / usual_s + 1  # calls
         due = [n for n in self._others() if self._calls >= self._wait(n).until]
         best = min(due, key=lambda n: (self._wait(n).loss, -n), default=None)
@@ -328,29 +331,35 @@ class _Usual:
 
     def __init__(self) -> None:
         self._times: dict[int, deque[float]] = {}
+        self._sorted: dict[int, list[float]] = {}
 
     def add(self, rows: int, seconds: float) -> None:
-        self._times.setdefault(rows, deque(maxlen=_WINDOW)).append(seconds)
+        times = self._times.setdefault(rows, deque(maxlen=_WINDOW))
+        times.append(seconds)
+        self._sorted[rows] = sorted(times)
+
+    def _replace(self, rows: int, times: Iterable[float]) -> None:
+        self._times[rows] = deque(times, maxlen=_WINDOW)
+        self._sorted[rows] = sorted(self._times[rows])
 
     def loosen(self, factor: float) -> None:
         """Keep so many times one time of each number of rows, as a bound: no more is known now."""
-        for rows, times in self._times.items():
-            time = sorted(times)[len(times) // 2]
-            self._times[rows] = deque([factor * time], maxlen=_WINDOW)
+        for rows, times in self._sorted.items():
+            self._replace(rows, [factor * times[len(times) // 2]])
 
     def scale(self, factor: float) -> None:
         """All calls take so many times what they took."""
         for rows, times in self._times.items():
-            self._times[rows] = deque([factor * time for time in times], maxlen=_WINDOW)
+            self._replace(rows, [factor * time for time in times])
 
     def expected(self, rows: int) -> float | None:
         """The mean, without the largest; None where too few are known."""
-        times = sorted(self._times.get(rows, ()))[:-1]
+        times = self._sorted.get(rows, ())[:-1]
         return sum(times) / len(times) if len(times) >= _LEAST - 1 else None
 
     def quick(self, rows: int) -> float | None:
         """The lower quartile: what they take where nobody disturbs them."""
-        times = sorted(self._times.get(rows, ()))
+        times = self._sorted.get(rows, ())
         return times[(len(times) - 1) // 4] if times else None
 
     def bound(self, rows: int) -> float | None:
