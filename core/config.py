@@ -44,7 +44,7 @@ class EngineConfig:
 
     Attributes:
         n_ctx: tokens of context; None takes the model's own up to DEFAULT_CONTEXT, 0 all of it.
-        threads: CPU threads; None takes host.limits.default_threads().
+        threads: CPU threads; None takes host.limits.default_threads() at most.
         gpu_layers: layers to offload; None leaves it to llama.cpp.
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, so that trees and rewinding work.

@@ -6,11 +6,13 @@ import ctypes
 import math
 from functools import cache
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 from specgen.core.stop import ShouldStop
 
 from . import kernels
+
+_NEVER: Final = (1 << 63) - 1  # ns
 
 
 class Deadline:
@@ -32,12 +34,11 @@ class Deadline:
         self._api = api
         self._context = context
         self._end_s = math.inf
-        self._end = ctypes.c_int64()
-        self._is_asked = False
+        self._end = ctypes.c_int64(_NEVER)
         self._compiled = _compiled()
         self.is_cheap = self._compiled is not None
         kind = api.ggml_abort_callback
-        self._none = kind()
+        self._asked = self._none = kind()
         self._stopped = kind(lambda _: self._has_passed or should_stop())
         self._late = kind(lambda _: self._has_passed)
         if self._compiled:
@@ -60,14 +61,16 @@ class Deadline:
     def clear(self) -> bool:
         """Calls may take as long as they like; returns whether the last one took too long."""
         has_passed, self._end_s = self._has_passed, math.inf
-        if self._is_asked:
-            self._ask(None)
+        self._end.value = _NEVER
+        if not (self._compiled and self._asked is self._late):  # which may as well stay
+            self._ask(self._none)
         return has_passed
 
-    def _ask(self, function: Any | None) -> None:
-        asked = function or self._none
-        self._is_asked = function is not None
-        self._api.llama_set_abort_callback(self._context, asked, ctypes.addressof(self._end))
+    def _ask(self, function: Any) -> None:
+        if function is not self._asked:
+            self._asked = function
+            end = ctypes.addressof(self._end)
+            self._api.llama_set_abort_callback(self._context, function, end)
 
 
 @cache
