@@ -44,7 +44,7 @@ class EngineConfig:
 
     Attributes:
         n_ctx: tokens of context; None takes the model's own up to DEFAULT_CONTEXT, 0 all of it.
-        threads: CPU threads; None takes host.limits.default_threads().
+        threads: CPU threads; None takes host.limits.default_threads() at most.
         gpu_layers: layers to offload; None leaves it to llama.cpp.
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, so that trees and rewinding work.
@@ -161,6 +161,7 @@ class ContextConfig:
         chunk: tokens of one prefill call.
         flash_attention: None leaves it to llama.cpp.
         swa_full: keep all cells of sliding-window layers, which trees and rewinding need.
+        follow_threads: whether fewer compute, `threads` at most, while that is faster.
         snapshots: older states that hybrid and recurrent models keep to roll back, where they can.
         type_k, type_v: of keys and of values in the cache, such as "q8_0".
 
@@ -174,6 +175,7 @@ class ContextConfig:
     chunk: int = 512
     flash_attention: bool | None = None
     swa_full: bool = True
+    follow_threads: bool = False
     snapshots: int = 8
     type_k: str = DEFAULT_CACHE_TYPE
     type_v: str = DEFAULT_CACHE_TYPE

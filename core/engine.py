@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +21,7 @@ from specgen.core.knowledge.learned import Learned
 from specgen.core.knowledge.profile import Profile, find_profile, require_profile
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.draft_model import open_draft
+from specgen.core.llama.exact import is_steady
 from specgen.core.llama.library import library
 from specgen.core.memory.plan import MemoryPlan
 from specgen.core.text.stream import TextStream
@@ -84,6 +86,8 @@ class Engine:
             self.model = LlamaModel(path, config.gpu_layers, should_stop)
             self._open.callback(self.model.close)
             context = context_of(config, self.model, self.strict)
+            follow = config.threads is None and (not self.strict or is_steady(path, context))
+            context = replace(context, follow_threads=follow)
             self.backend = LlamaBackend(self.model, context, should_stop)
             self._open.callback(self.backend.close)
             self.draft = self._open_draft(config, context)

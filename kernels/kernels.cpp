@@ -4,7 +4,9 @@
 // CPU. One more of these keeps weights in our layout and answers for the operations that are
 // computed here.
 
+#include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -20,6 +22,18 @@ namespace plain {
 }  // namespace plain
 #undef NAMED
 #undef TARGET
+
+// Nanoseconds, by a clock that is never set back.
+extern "C" int64_t specgen_now() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+// llama.cpp asks after every operation whether it shall give a call up: yes, when the time that
+// `end` points to has passed.
+extern "C" bool specgen_is_over(void *end) {
+    return specgen_now() > *static_cast<const int64_t *>(end);
+}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "attention.h"

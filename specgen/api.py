@@ -217,7 +217,7 @@ def load(
         drafter: who drafts, as for `specgen generate --drafter`; "none" decodes plainly.
         memory_budget: such as "2G" or "60%"; None takes what is free.
         n_ctx: tokens of context; None takes the model's own up to 8,192, 0 all of it.
-        threads: CPU threads; None takes the physical cores.
+        threads: CPU threads; None takes the physical cores, fewer while the machine is busy.
         gpu_layers: layers to offload; None offloads as many as fit.
         draft_model: a smaller model of the same family that drafts, or None.
         max_drafts: most draft tokens of a call; 0 decodes plainly.

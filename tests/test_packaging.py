@@ -76,7 +76,7 @@ def plain_wheel(sdist: Path) -> Wheel:
 @pytest.fixture(scope="module")
 def compiled_wheel(sdist: Path) -> Wheel:
     """A wheel built from the source distribution."""
-    if sys.platform == "win32" or not kernels._LIBRARY.exists():
+    if sys.platform == "win32" or not kernels.LIBRARY.exists():
         pytest.skip("this installation had no compiler for the kernels")
     return _wheel(_build("wheel", sdist))
 

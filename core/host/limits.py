@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from .cores import fast_cpus, performance_cores, physical_cores
 from .process_memory import anonymous_bytes, bytes_in, portable
 
 Waits: TypeAlias = Mapping[str, float]  # seconds by thread
@@ -16,7 +17,7 @@ _N = TypeVar("_N", bound=float)
 
 
 def default_threads() -> int:
-    """Threads for llama.cpp: min(affinity, cgroup quota rounded down, physical cores), >= 1.
+    """Threads for llama.cpp: min(affinity, cgroup quota rounded down, fast physical cores), >= 1.
 
     More threads than the quota allows make a step many times slower, because every thread
     waits for those that the scheduler has parked.
@@ -88,12 +89,10 @@ def _affinity() -> frozenset[int]:
 
 
 def _physical_cores(usable: frozenset[int]) -> int:
-    """Distinct cores among the usable CPUs; all of them where the system does not tell."""
+    """Distinct fast cores among the usable CPUs; all CPUs where the system does not tell."""
     if psutil := portable():
-        return int(psutil.cpu_count(logical=False) or len(usable))
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    cores = {_read(Path(topology.format(cpu))) or str(cpu) for cpu in usable}
-    return len(cores)
+        return performance_cores() or int(psutil.cpu_count(logical=False) or len(usable))
+    return physical_cores(fast_cpus(usable))
 
 
 def _cgroup_cpus(membership: Path, root: Path) -> float | None:

@@ -26,7 +26,10 @@ from .buffers import Batch, Outputs
 from .door import require_runnable
 from .layout import Layout, lay_out
 from .library import free_device_memory, library
+from .threads import Threads
 from .vocab import LlamaVocab
+
+_TRIED = 2  # rows of calls that find out how many threads are worth it
 
 
 class LlamaModel:
@@ -118,7 +121,6 @@ class LlamaBackend:
         heed(should_stop)
         self._api = api = library().api
         self._should_stop = should_stop
-        self._abort = api.ggml_abort_callback(lambda _data: should_stop())
         self._stateful = model.is_recurrent or model.is_hybrid
         self._window = 0 if config.swa_full else model.sliding_window
         with library().last_words.opening(model.path):
@@ -132,6 +134,13 @@ class LlamaBackend:
         self._memory = api.llama_get_memory(self._context)
         self._n_vocab = model.vocab.n_vocab
         self.limits = self._find_limits(config)
+        self._threads = Threads(
+            api,
+            self._context,
+            config.threads or default_threads(),
+            follow=config.follow_threads and self.limits.can_stop,
+            should_stop=should_stop,
+        )
         self._outputs = Outputs(api, self._context, config.max_rows, self._n_vocab)
         self._batch = Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
         self._length = 0
@@ -182,16 +191,10 @@ class LlamaBackend:
         heed(self._should_stop)
         self._drop_loose_rows()
         self._require_room(n)
-        rows = Layout(
-            tuple(tokens.tolist()), tuple(range(self._length, self._length + n)), ((0,),) * n, 1
-        )
-        # Asked after every operation of the graph: too often for calls that take no time.
-        self._api.llama_set_abort_callback(self._context, self._abort, None)
-        try:
-            self._decode(rows, outputs=False)
-        finally:
-            none = self._api.ggml_abort_callback()
-            self._api.llama_set_abort_callback(self._context, none, None)
+        text = tuple(tokens.tolist())
+        self._find_threads(text[0])
+        rows = Layout(text, tuple(range(self._length, self._length + n)), ((0,),) * n, 1)
+        self._decode(rows, outputs=False)
         if not self.limits.can_stop:  # GPUs work on when a call has returned: let it take its time
             self._api.llama_synchronize(self._context)
         self._length += n
@@ -205,6 +208,7 @@ class LlamaBackend:
         if n > self.limits.max_rows or rows.n_sequences > self.limits.max_leaves:
             raise ValueError(f"{n} rows, {rows.n_sequences} leaves do not fit {self.limits}")
         self._require_room(n)
+        self._find_threads(rows.tokens[0])
         self._lend_trunk(rows.n_sequences)
         self._decode(rows, outputs=True)
         self._scored = rows
@@ -241,6 +245,10 @@ class LlamaBackend:
         else:
             self._clear()
         return self._length
+
+    def set_threads(self, number: int) -> None:
+        """So many threads compute from now on, unless their number follows what calls take."""
+        self._threads.set(number)
 
     def close(self) -> None:
         """Free the context; the model stays."""
@@ -301,6 +309,22 @@ class LlamaBackend:
                 self._api.llama_memory_seq_rm(self._memory, sequence, self._length, -1)
         self._has_loose_rows = False
 
+    @property
+    def _can_undo(self) -> bool:
+        """Whether a call that was given up can be made again with nothing lost."""
+        return not (self._stateful or self._window) or self._length == 0
+
+    def _find_threads(self, token: int) -> None:
+        """Two calls ahead of the first: with one thread, and with all, if they take no longer.
+
+        What they compute is dropped.
+        """
+        if self._threads.is_new and self.limits.n_ctx > _TRIED:
+            rows = Layout((token,) * _TRIED, tuple(range(_TRIED)), ((0,),) * _TRIED, 1)
+            for _ in range(2):
+                self._decode(rows, outputs=False)
+                self._drop_loose_rows()
+
     def _require_room(self, n: int) -> None:
         if self._length + n > self.limits.n_ctx:
             raise ContextFull(
@@ -311,8 +335,21 @@ class LlamaBackend:
 
     def _decode(self, rows: Layout, *, outputs: bool) -> None:
         """Run one batch; on failure put the cache back and raise BackendError or Interrupted."""
-        self._has_loose_rows = True
-        code = self._api.llama_decode(self._context, self._batch.fill(rows, outputs))
+        batch = self._batch.fill(rows, outputs)
+
+        def decode() -> int:
+            self._has_loose_rows = True
+            code: int = self._api.llama_decode(self._context, batch)
+            return code
+
+        code = self._threads.run(
+            decode,
+            self._drop_loose_rows,
+            len(rows.tokens),
+            self._length,
+            is_prompt=not outputs,
+            can_undo=self._can_undo,
+        )
         if code == 0:
             return
         self._drop_loose_rows()

@@ -61,7 +61,7 @@ _TYPES = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 
-_LIBRARY = compiled.LIBRARY
+LIBRARY = compiled.LIBRARY
 _VERSION = compiled.VERSION
 
 
@@ -98,7 +98,7 @@ def install_kernels(
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     try:
-        _require_tried(ggml, crash(ggml, _LIBRARY))
+        _require_tried(ggml, crash(ggml, LIBRARY))
         kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
@@ -170,7 +170,7 @@ def calls() -> Calls:
 def _compiled() -> Any:
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
     try:
-        library = compiled.open_library(_LIBRARY, _VERSION)
+        library = compiled.open_library(LIBRARY, _VERSION)
     except compiled.NotCompiled as reason:
         raise _Unusable(str(reason)) from reason
     if not hasattr(library, "specgen_install"):

@@ -147,6 +147,13 @@ def shares(
     return tuple(sorted(every, key=lambda share: (order.index(share.kernels), -share.n_bytes)))
 
 
+def are_all_laid_out(headers: Sequence[Header], laid_out: LaidOut | None) -> bool:
+    """Whether specgen's kernels compute all products with weights in these files, without a GPU."""
+    tables = _tables(headers)
+    matrices = (t for t in _all(headers) if len(t.shape) > 1 and t.name not in tables)
+    return all(_laid_out(tensor, laid_out) for tensor in matrices)
+
+
 def shares_text(found: Sequence[Share], instructions: str) -> str:
     """In words: "71 % Q4_K on specgen's kernels (avx512), 29 % F16 on llama.cpp's".
 

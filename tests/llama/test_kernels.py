@@ -69,7 +69,7 @@ def test_without_a_compiled_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """An installation without a compiler works, and says so in the log."""
-    monkeypatch.setattr(kernels, "_LIBRARY", tmp_path / "_kernels.so")
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_kernels.so")
     monkeypatch.setattr(kernels, "_compiled", kernels._compiled.__wrapped__)  # not the one it has
     assert "not compiled" in reason_for_none(caplog, library().ggml)
     assert kernels.calls() == kernels.Calls(0, 0)
