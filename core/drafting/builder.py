@@ -132,8 +132,7 @@ class Builder:
             slow = [each for each in slow if _is_worth_starting(each, request, grown.rate)]
         if slow:
             grown = self._grown(request, (*quick, *slow), text.run)
-        text.trend.promised(grown.expected)
-        width = self._width(request, grown, text.trend.value)
+        width = self._width(request, grown, text.trend)
         best_first, n_nodes = grown.best_first, width - request.n_pending
         if best_first is None:
             return self._plain(request, width)
@@ -149,14 +148,15 @@ class Builder:
         """Rows of a call without draft tokens behind `n_pending` others."""
         return self._strict.padded(n_pending + 1) if self._strict else n_pending + 1
 
-    def _width(self, request: TreeRequest, grown: _Grown, trend: float) -> int:
+    def _width(self, request: TreeRequest, grown: _Grown, trend: Trend) -> int:
         """Rows of the next call."""
         n_rows = request.n_pending + len(grown.expected)
         if self._pricing is None or self._gears is None or request.costs is None:
             return self._strict.padded(n_rows) if self._strict else n_rows
+        trend.promised(grown.expected)
         return self._gears.choose(
             grown.expected,
-            trend,
+            trend.value,
             request.n_pending,
             request.costs,
             self._pricing.change,
