@@ -25,7 +25,8 @@ DRAFT_ROWS = 4
 
 _MOST_ROWS = 64
 _PENDING = 4
-_MOST_LEAVES = 32
+# Each is a sequence that all cells of the text belong to; more leaves bring next to nothing.
+MOST_LEAVES = 8
 _SNAPSHOTS = 8  # states that are kept, so that as many tokens can be taken back
 
 
@@ -99,7 +100,7 @@ class EngineConfig:
     @property
     def max_leaves(self) -> int:
         """Leaves of the largest tree."""
-        return max(1, min(_MOST_LEAVES, self.max_drafts))
+        return max(1, min(MOST_LEAVES, self.max_drafts))
 
     def context(self, n_ctx_train: int) -> int:
         """Tokens of context with a model that was trained for so many. Raises UsageError."""

@@ -7,6 +7,7 @@ one at a time, and each must be caught by the same comparison.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -252,10 +253,9 @@ def _overrun(patch: pytest.MonkeyPatch) -> None:
 
 
 def _position_is_the_index(patch: pytest.MonkeyPatch) -> None:
-    def by_index(tree: DraftTree, pending: Sequence[int], start: int) -> layout.Layout:
-        rows = layout.lay_out(tree, pending, start)
-        positions = tuple(range(start, start + len(rows.tokens)))
-        return layout.Layout(rows.tokens, positions, rows.sequences, rows.n_sequences)
+    def by_index(tree: DraftTree, pending: Sequence[int], start: int, n_ids: int) -> layout.Layout:
+        rows = layout.lay_out(tree, pending, start, n_ids)
+        return replace(rows, positions=tuple(range(start, start + len(rows.tokens))))
 
     patch.setattr(testing, "lay_out", by_index)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from specgen.core.config import MOST_LEAVES
 from specgen.core.cost.gear import Gear
 from specgen.core.cost.model import CostModel
 from specgen.core.drafting.acceptance import AcceptanceModel
@@ -85,7 +86,7 @@ class RecordedBackend:
     """A backend that computes nothing: it knows how long its cache would be."""
 
     def __init__(self, max_rows: int) -> None:
-        self.limits = Limits(1 << 30, 1 << 30, max_rows, 4, 1 << 30, True, True)
+        self.limits = Limits(1 << 30, 1 << 30, max_rows, MOST_LEAVES, 1 << 30, True, True)
         self._length = 0
         self._no_logits = np.empty((max_rows, 0), np.float32)
 

@@ -1,8 +1,7 @@
 """A model and a context of llama.cpp, through its low-level API (see library.py).
 
-The cache is one sequence (id 0) without holes. A tree needs one more sequence per extra leaf,
-which shares the trunk's cells; it keeps them between steps, because lending a whole trunk costs
-far more than lending what is new of it. Every return code is checked.
+The cache has no holes, and each cell of the text carries all sequence ids, one for each leaf that a
+tree may have (see layout.py). Every return code is checked.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from specgen.core.tree import DraftTree
 
 from .buffers import Batch, Outputs
 from .door import require_runnable
-from .layout import Layout, lay_out
+from .layout import Layout, lay_out, lay_out_chain
 from .library import free_device_memory, library
 from .threads import Threads
 from .vocab import LlamaVocab
@@ -142,9 +141,9 @@ class LlamaBackend:
             should_stop=should_stop,
         )
         self._outputs = Outputs(api, self._context, config.max_rows, self._n_vocab)
-        self._batch = Batch(api, max(config.chunk, config.max_rows), config.max_leaves)
+        self._n_ids = self.limits.max_leaves
+        self._batch = Batch(api, max(config.chunk, config.max_rows), self._n_ids)
         self._length = 0
-        self._reach = [0] * config.max_leaves  # trunk cells that each extra sequence shares
         self._scored: Layout | None = None
         self._has_loose_rows = False  # behind `length`, from a call that was not seen to its end
 
@@ -191,10 +190,9 @@ class LlamaBackend:
         heed(self._should_stop)
         self._drop_loose_rows()
         self._require_room(n)
-        text = tuple(tokens.tolist())
+        text = tokens.tolist()
         self._find_threads(text[0])
-        rows = Layout(text, tuple(range(self._length, self._length + n)), ((0,),) * n, 1)
-        self._decode(rows, outputs=False)
+        self._decode(lay_out_chain(text, self._length, self._n_ids), outputs=False)
         if not self.limits.can_stop:  # GPUs work on when a call has returned: let it take its time
             self._api.llama_synchronize(self._context)
         self._length += n
@@ -203,13 +201,12 @@ class LlamaBackend:
     def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See protocols.Backend."""
         self._drop_loose_rows()
-        rows = lay_out(tree, pending, self._length)
+        rows = lay_out(tree, pending, self._length, self._n_ids)
         n = len(rows.tokens)
-        if n > self.limits.max_rows or rows.n_sequences > self.limits.max_leaves:
-            raise ValueError(f"{n} rows, {rows.n_sequences} leaves do not fit {self.limits}")
+        if n > self.limits.max_rows or rows.n_leaves > self._n_ids:
+            raise ValueError(f"{n} rows, {rows.n_leaves} leaves do not fit {self.limits}")
         self._require_room(n)
         self._find_threads(rows.tokens[0])
-        self._lend_trunk(rows.n_sequences)
         self._decode(rows, outputs=True)
         self._scored = rows
         return self._outputs.rows(len(pending), n)
@@ -223,10 +220,13 @@ class LlamaBackend:
             # Snapshots reach back to the first row of the batch, not before it.
             self._clear()
             return
-        self._end_branches(rows)
         length = self._length + n_kept
+        if rows.n_leaves > 1:
+            self._end_branches(rows)
         if n_kept < len(rows.tokens):
             self._cut(length)
+        if n_kept > rows.n_shared:
+            self._share(self._length + rows.n_shared, length)
         self._length = length
         self._has_loose_rows = False
 
@@ -236,10 +236,6 @@ class LlamaBackend:
         if length >= self._length:
             return self._length
         if self._can_cut_to(length):
-            for sequence, reach in enumerate(self._reach):
-                if reach > length:
-                    self._api.llama_memory_seq_rm(self._memory, sequence, length, -1)
-                    self._reach[sequence] = length
             self._cut(length)
             self._length = length
         else:
@@ -266,27 +262,25 @@ class LlamaBackend:
         oldest: int = self._api.llama_memory_seq_pos_min(self._memory, 0)
         return oldest <= max(0, length - self._window + 1)
 
-    def _lend_trunk(self, n_sequences: int) -> None:
-        """Let sequences 1..n-1 share all committed cells: coupled sequences must be alike."""
-        for sequence in range(1, n_sequences):
-            if self._reach[sequence] < self._length:
-                start = self._reach[sequence]
-                self._api.llama_memory_seq_cp(self._memory, 0, sequence, start, -1)
-                self._reach[sequence] = self._length
-
     def _end_branches(self, rows: Layout) -> None:
-        """Take the rows of a batch from all sequences but 0, which frees the side branches."""
-        for sequence in range(1, rows.n_sequences):
-            self._api.llama_memory_seq_rm(self._memory, sequence, self._length, -1)
+        """Take the ids of side branches from the rows of a tree, which frees those branches."""
+        start = self._length + rows.n_shared
+        for sequence in range(1, rows.n_leaves):
+            self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def _share(self, start: int, end: int) -> None:
+        """Let the cells from `start` to `end`, of the main chain, carry all ids."""
+        for sequence in range(1, self._n_ids):
+            self._api.llama_memory_seq_cp(self._memory, 0, sequence, start, end)
 
     def _clear(self) -> None:
         self._api.llama_memory_clear(self._memory, False)
-        self._reach = [0] * len(self._reach)
         self._length = 0
         self._has_loose_rows = False
 
     def _cut(self, length: int) -> None:
-        if not self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
+        every = -1 if self._n_ids > 1 else 0
+        if not self._api.llama_memory_seq_rm(self._memory, every, length, -1):
             raise BackendError(
                 f"llama.cpp could not cut the cache back to {length} tokens",
                 "this model cannot undo tokens; use --drafter none",
@@ -305,8 +299,7 @@ class LlamaBackend:
             # Part of the batch may be in the state, or in the place of what a window has left.
             self._clear()
         else:
-            for sequence in range(len(self._reach)):
-                self._api.llama_memory_seq_rm(self._memory, sequence, self._length, -1)
+            self._cut(self._length)
         self._has_loose_rows = False
 
     @property
@@ -320,7 +313,7 @@ class LlamaBackend:
         What they compute is dropped.
         """
         if self._threads.is_new and self.limits.n_ctx > _TRIED:
-            rows = Layout((token,) * _TRIED, tuple(range(_TRIED)), ((0,),) * _TRIED, 1)
+            rows = lay_out_chain((token,) * _TRIED, self._length, self._n_ids)
             for _ in range(2):
                 self._decode(rows, outputs=False)
                 self._drop_loose_rows()

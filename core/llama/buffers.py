@@ -7,6 +7,7 @@ as long to write a few numbers.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,17 @@ class Batch:
     Args:
         api: the llama_cpp module.
         max_rows: most rows of a batch.
-        max_leaves: most sequence ids of a row.
+        n_ids: sequence ids that there are; a row carries all of them, unless a tree says otherwise.
     """
 
-    def __init__(self, api: Any, max_rows: int, max_leaves: int) -> None:
+    def __init__(self, api: Any, max_rows: int, n_ids: int) -> None:
         numbers = ctypes.c_int32 * max_rows
         self._tokens = numbers()
         self._positions = numbers()
-        self._n_ids = numbers(*[1] * max_rows)
-        self._ids = (ctypes.c_int32 * max_leaves * max_rows)()
+        self._all = range(n_ids)
+        self._n_ids = numbers(*[n_ids] * max_rows)
+        row = ctypes.c_int32 * n_ids
+        self._ids = (row * max_rows)(*[row(*self._all) for _ in range(max_rows)])
         self._outputs = (ctypes.c_int8 * max_rows)()
         pointers = (ctypes.POINTER(ctypes.c_int32) * max_rows)(*self._ids)
         self._n_branched = 0  # rows whose ids are those of a tree
@@ -54,7 +57,7 @@ class Batch:
         if outputs != self._has_outputs:
             ctypes.memset(self._outputs, outputs, ctypes.sizeof(self._outputs))
             self._has_outputs = outputs
-        if self._n_branched or rows.n_sequences > 1:
+        if self._n_branched or rows.n_leaves > 1:
             self._fill_ids(rows)
         self._batch.n_tokens = n
         return self._batch
@@ -63,12 +66,14 @@ class Batch:
         """Write the sequence ids, those too that an earlier tree left in rows behind these."""
         n = len(rows.tokens)
         for row in range(n, self._n_branched):
-            self._ids[row][0] = 0
-            self._n_ids[row] = 1
+            self._fill_row(row, self._all)
         for row, ids in enumerate(rows.sequences):
-            self._ids[row][: len(ids)] = [*ids]
-            self._n_ids[row] = len(ids)
-        self._n_branched = n if rows.n_sequences > 1 else 0
+            self._fill_row(row, ids)
+        self._n_branched = n if rows.n_leaves > 1 else 0
+
+    def _fill_row(self, row: int, ids: Sequence[int]) -> None:
+        self._ids[row][: len(ids)] = [*ids]
+        self._n_ids[row] = len(ids)
 
 
 class Outputs:

@@ -1,8 +1,10 @@
 """How a tree becomes one batch of llama.cpp: a row per token, with position and sequence ids.
 
-Each leaf gets a sequence id and each row carries the ids of all leaves below it. A query sees
-the cells that carry its first id, at positions up to its own: exactly its ancestors. The main
-chain owns id 0. Ids are contiguous from 0, so a row's ids are a few small integers.
+Each leaf has a sequence id, 0 for the end of the main chain, and each row the ids of all leaves
+below it. A query sees the cells that carry one of its ids, at positions up to its own: exactly its
+ancestors. (Which of its ids that is, llama.cpp does not say; all of them give the same.) What lies
+ahead of the first fork carries all ids there are, used or not: so calls of one width have the same
+number of ids, whatever their tree, and llama.cpp takes its graph again.
 """
 
 from __future__ import annotations
@@ -21,26 +23,38 @@ class Layout:
         tokens: (rows,) token ids.
         positions: (rows,) place of each token in the text.
         sequences: (rows,) sequence ids of each row, smallest first.
-        n_sequences: ids used, 1 for a chain.
+        n_leaves: of the tree, 1 for a chain.
+        n_shared: rows at the front that carry all ids: all of a chain; pending ones and the root.
     """
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
-    n_sequences: int
+    n_leaves: int
+    n_shared: int
 
 
-def lay_out(tree: DraftTree, pending: Sequence[int], start: int) -> Layout:
-    """The batch that scores `pending` and then `tree`, the first row at position `start`."""
+def lay_out(tree: DraftTree, pending: Sequence[int], start: int, n_ids: int) -> Layout:
+    """The batch that scores `pending` and then `tree`, the first row at position `start`.
+
+    There are `n_ids` sequence ids, as many as the tree has leaves or more.
+    """
     tokens = (*pending, *tree.tokens)
-    n_rows = len(tokens)
     if tree.n_main == len(tree):
-        return Layout(tokens, tuple(range(start, start + n_rows)), ((0,),) * n_rows, 1)
-    n_pending = len(pending)
-    base = start + n_pending
+        return lay_out_chain(tokens, start, n_ids)
+    n_shared = len(pending) + 1
+    base = start + len(pending)
     positions = (*range(start, base), *[base + depth for depth in tree.depths])
     ids = _leaves_below(tree)
-    return Layout(tokens, positions, (*[ids[0]] * n_pending, *ids), len(ids[0]))
+    shared = (tuple(range(n_ids)),) * n_shared
+    return Layout(tokens, positions, (*shared, *ids[1:]), len(ids[0]), n_shared)
+
+
+def lay_out_chain(tokens: Sequence[int], start: int, n_ids: int) -> Layout:
+    """The batch of tokens that follow each other, the first at position `start`."""
+    n = len(tokens)
+    ids = (tuple(range(n_ids)),) * n
+    return Layout(tuple(tokens), tuple(range(start, start + n)), ids, 1, n)
 
 
 def _leaves_below(tree: DraftTree) -> list[tuple[int, ...]]:

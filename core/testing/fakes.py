@@ -2,7 +2,7 @@
 
 `FakeBackend` is a language model made of a hash of the last few tokens, behind a cache of
 cells that follows llama.cpp's rules and asserts them: which cells a query sees, where each
-sequence may continue, and that the committed cache has no holes.
+sequence may continue, that all ids are in each call, and that the committed cache has no holes.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class FakeBackend:
         self._model = model
         self._cells: list[_Cell] = []
         self._length = 0
+        self._ids = range(limits.max_leaves)
         self._scored: Layout | None = None
 
     @property
@@ -82,27 +83,25 @@ class FakeBackend:
         assert 0 < len(tokens) <= self.limits.chunk
         self._require_room(len(tokens))
         for token in tokens.tolist():
-            self._cells.append(_Cell(token, self._length, {0}))
+            self._cells.append(_Cell(token, self._length, set(self._ids)))
             self._length += 1
 
     def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
         """See protocols.Backend."""
         assert self._scored is None, "score before commit"
         tree.check()
-        rows = lay_out(tree, pending, self._length)
+        rows = lay_out(tree, pending, self._length, len(self._ids))
         assert len(rows.tokens) <= self.limits.max_rows, "too many rows"
-        assert rows.n_sequences <= self.limits.max_leaves, "too many leaves"
+        assert rows.n_leaves <= self.limits.max_leaves, "too many leaves"
         assert self.limits.can_branch or tree.n_main == len(tree), "a tree for a chain model"
         self._require_room(len(rows.tokens))
         self.calls += 1
-        for cell in self._cells:
-            cell.sequences.update(range(rows.n_sequences))
         self._check_rules(rows)
         for row in zip(rows.tokens, rows.positions, rows.sequences, strict=True):
             self._cells.append(_Cell(row[0], row[1], set(row[2])))
         self._scored = rows
         logits = [
-            self._model.logits(self._visible(sequences[0], position))
+            self._model.logits(self._visible(sequences, position))
             for position, sequences in zip(rows.positions, rows.sequences, strict=True)
         ]
         return np.stack(logits)[len(pending) :]
@@ -115,9 +114,10 @@ class FakeBackend:
         self._length += n_kept
         if n_kept == 0 and not self.limits.can_rewind:
             self._length = 0
-        for cell in self._cells:
-            cell.sequences &= {0}
+        self._cells = [cell for cell in self._cells if 0 in cell.sequences]
         self._drop_beyond(self._length)
+        for cell in self._cells:
+            cell.sequences.update(self._ids)
 
     def rewind(self, length: int) -> int:
         """See protocols.Backend."""
@@ -142,15 +142,21 @@ class FakeBackend:
 
     def _check_rules(self, rows: Layout) -> None:
         """llama.cpp's batch rules: per sequence, positions go on from the cache without a gap."""
-        next_position = dict.fromkeys(range(rows.n_sequences), self._length)
+        next_position = dict.fromkeys(self._ids, self._length)
+        assert {id for row in rows.sequences for id in row} == set(self._ids), "ids come and go"
         for position, sequences in zip(rows.positions, rows.sequences, strict=True):
             assert sequences == tuple(sorted(set(sequences))), "sequence ids out of order"
             for sequence in sequences:
                 assert position == next_position[sequence], "a gap in a sequence"
                 next_position[sequence] += 1
 
-    def _visible(self, sequence: int, position: int) -> list[int]:
-        """Tokens that a query of `sequence` at `position` attends to."""
+    def _visible(self, sequences: Sequence[int], position: int) -> list[int]:
+        """Tokens that a query at `position` attends to, by whichever of its sequences."""
+        first, *others = [self._seen(sequence, position) for sequence in sequences]
+        assert all(other == first for other in others), "it depends on the id what a query sees"
+        return first
+
+    def _seen(self, sequence: int, position: int) -> list[int]:
         seen = [c for c in self._cells if sequence in c.sequences and c.position <= position]
         seen.sort(key=lambda cell: cell.position)
         assert [c.position for c in seen] == list(range(position + 1)), "a query sees a hole"

@@ -63,11 +63,7 @@ class Call:
     step: Step
     rows: int
     context: int
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether it has rows that no drafter guessed."""
-        return any(evidence == (("padding",),) for evidence in self.step.tree.evidence)
+    is_padded: bool  # to see what so many rows cost
 
 
 class Run:
@@ -87,6 +83,14 @@ class Run:
         patch.setattr(session_module, "perf_counter", clock)
         self.tracker = tracker or CostTracker()
         self.calls: list[Call] = []
+        self._is_padded = False
+        observe = self.tracker.observe
+
+        def watch(n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+            self._is_padded = explored
+            observe(n, context, seconds, explored=explored)
+
+        patch.setattr(self.tracker, "observe", watch)
         self._backend = Timed(curve, clock, branch)
         self._session = session_of(self._backend, drafters, max_drafts, pricing=self.tracker)
 
@@ -96,7 +100,8 @@ class Run:
         sampler = Sampler(SamplingParams(seed=1), N_VOCAB)
         context, n_tokens = self._backend.length, len(PROMPT)
         for step in self._session.generate(sampler, N_NEW, lambda _: False):
-            self.calls.append(Call(step, n_tokens - context - 1 + len(step.tree), context))
+            rows = n_tokens - context - 1 + len(step.tree)
+            self.calls.append(Call(step, rows, context, self._is_padded))
             context, n_tokens = self._backend.length, len(self._session.tokens)
         return self._session.tokens
 

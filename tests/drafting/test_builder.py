@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from specgen.core.cost.gear import FREE
 from specgen.core.drafting.acceptance import AcceptanceModel, Estimate
 from specgen.core.protocols import Candidate, Drafter, Logits, Tokens
 from specgen.core.tree import DraftTree, Evidence
@@ -334,6 +335,8 @@ def test_nothing_is_drafted_behind_the_end() -> None:
 class Priced:
     """Costs of calls, by the number of rows, as listed; further rows cost as the last one did."""
 
+    change = FREE
+
     def __init__(self, costs: Sequence[float]) -> None:
         self._row = tuple(accumulate([*costs, *[costs[-1]] * (80 - len(costs))]))
 
@@ -342,7 +345,7 @@ class Priced:
         return self._row
 
 
-PREMIUM = 1.05  # of a draft over plain decoding
+PREMIUM = 1.05  # drafts are believed so much less
 COSTS = st.lists(st.sampled_from([0.05, 0.3, 0.6, 1.0]), min_size=1, max_size=6)
 
 
@@ -357,13 +360,11 @@ def test_the_size_is_the_one_with_most_tokens_a_second(
     whole = TreeMaker(drafters, 16, max_leaves=99, branch=True)
     paid = TreeMaker(drafters, 16, max_leaves=99, branch=True, pricing=price)
     rates = {}
-    for budget in range(17):
+    for budget in range(17 - n_pending):  # wider calls come in few widths
         tree = whole.build(ROOT, budget, 99)
         paths = path_probabilities(tree)
         if len(tree) == budget + 1:
-            rates[budget] = (
-                sum(paths) / price.costs(0)[n_pending + budget] * (1.0 if budget else PREMIUM)
-            )
+            rates[budget] = (1 + sum(paths[1:]) / PREMIUM) / price.costs(0)[n_pending + budget]
     tree = paid.build(ROOT, 16, 99, n_pending=n_pending)
     assert rates[len(tree) - 1] == pytest.approx(max(rates.values()))
 

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specgen.core.llama.buffers import Batch
-from specgen.core.llama.layout import Layout, lay_out
+from specgen.core.llama.layout import Layout, lay_out, lay_out_chain
 from specgen.core.llama.library import library
 from specgen.core.tree import DraftTree
 
 # Any tree whose nodes follow their parents: the i-th number, cut to i, is node i+1's parent.
+N_IDS = 13  # as many as a tree here has leaves, at most
 TREES = st.lists(st.integers(0, 12), max_size=12).map(
     lambda numbers: DraftTree.from_parents(
         range(100, 101 + len(numbers)),
@@ -41,7 +42,7 @@ def test_a_row_sees_the_lead_and_its_ancestors(
     tree: DraftTree, pending: list[int], start: int
 ) -> None:
     """A node's first id shows it the whole lead, its ancestors and itself, and nothing else."""
-    rows = lay_out(tree, pending, start)
+    rows = lay_out(tree, pending, start, N_IDS)
     n = len(pending)
     for row in range(n):
         assert visible(rows, row) == set(range(row + 1))
@@ -55,7 +56,7 @@ def test_tokens_and_positions_are_the_places_in_the_text(
     tree: DraftTree, pending: list[int], start: int
 ) -> None:
     """The lead comes first, one position a row; each node comes one position after its parent."""
-    rows = lay_out(tree, pending, start)
+    rows = lay_out(tree, pending, start, N_IDS)
     n = len(pending)
     assert rows.tokens == (*pending, *tree.tokens)
     assert rows.positions[: n + 1] == tuple(range(start, start + n + 1))
@@ -65,33 +66,49 @@ def test_tokens_and_positions_are_the_places_in_the_text(
 
 @given(tree=TREES, pending=LEADS)
 def test_a_row_carries_the_ids_of_the_leaves_below_it(tree: DraftTree, pending: list[int]) -> None:
-    """Each leaf has one id of its own, 0 and up; a node has those below it, the lead has all."""
-    rows = lay_out(tree, pending, 0)
+    """Each leaf has one id of its own, 0 and up; a node has those below it. What lies ahead of the
+    first node that may fork has all ids that there are.
+    """
+    rows = lay_out(tree, pending, 0, N_IDS)
+    every = tuple(range(N_IDS))
+    if len(tree.leaves) == 1:
+        assert rows.sequences == (every,) * (len(pending) + len(tree))
+        assert (rows.n_leaves, rows.n_shared) == (1, len(rows.sequences))
+        return
+    assert (rows.n_leaves, rows.n_shared) == (len(tree.leaves), len(pending) + 1)
+    assert rows.sequences[: rows.n_shared] == (every,) * rows.n_shared
     ids = rows.sequences[len(pending) :]
     of_leaf = {leaf: ids[leaf][0] for leaf in tree.leaves}
     assert sorted(of_leaf.values()) == list(range(len(tree.leaves)))
-    assert rows.n_sequences == len(tree.leaves)
-    for node in range(len(tree)):
+    for node in range(1, len(tree)):
         below = [of_leaf[leaf] for leaf in tree.leaves if node in ancestors(tree, leaf)]
         assert ids[node] == tuple(sorted(below))
-    assert all(row == tuple(range(rows.n_sequences)) for row in rows.sequences[: len(pending)])
+
+
+@given(tree=TREES, pending=LEADS)
+def test_all_calls_have_the_same_number_of_ids(tree: DraftTree, pending: list[int]) -> None:
+    """Whatever the tree: llama.cpp takes its graph again only where their number is the same."""
+    rows = lay_out(tree, pending, 0, N_IDS)
+    assert {id for row in rows.sequences for id in row} == set(range(N_IDS))
 
 
 @given(tree=TREES)
 def test_the_main_chain_owns_sequence_0(tree: DraftTree) -> None:
     """Sequence 0, the one that the cache keeps, holds the main chain."""
-    rows = lay_out(tree, [], 0)
+    rows = lay_out(tree, [], 0, N_IDS)
     assert all(rows.sequences[node][0] == 0 for node in range(tree.n_main))
 
 
 @given(tree=CHAINS, pending=LEADS, start=st.integers(0, 50))
-def test_a_chain_is_one_sequence_of_successive_positions(
+def test_a_chain_is_a_row_of_successive_positions(
     tree: DraftTree, pending: list[int], start: int
 ) -> None:
-    """A chain takes sequence 0 alone, and each row one position."""
-    rows = lay_out(tree, pending, start)
+    """Each row of a chain takes one position, and all ids."""
+    rows = lay_out(tree, pending, start, N_IDS)
     n = len(pending) + len(tree)
-    assert rows == Layout((*pending, *tree.tokens), tuple(range(start, start + n)), ((0,),) * n, 1)
+    tokens, places = (*pending, *tree.tokens), tuple(range(start, start + n))
+    assert rows == Layout(tokens, places, (tuple(range(N_IDS)),) * n, 1, n)
+    assert rows == lay_out_chain(tokens, start, N_IDS)
 
 
 @given(trees=st.lists(st.tuples(TREES, LEADS, st.booleans()), min_size=1, max_size=4))
@@ -99,9 +116,9 @@ def test_a_batch_holds_the_layout_and_nothing_of_earlier_ones(
     trees: list[tuple[DraftTree, list[int], bool]],
 ) -> None:
     """What llama_decode reads, of whichever layouts came before."""
-    batch = Batch(library().api, max_rows=16, max_leaves=13)
+    batch = Batch(library().api, max_rows=16, n_ids=N_IDS)
     for tree, pending, outputs in trees:
-        rows = lay_out(tree, pending, 5)
+        rows = lay_out(tree, pending, 5, N_IDS)
         filled = batch.fill(rows, outputs)
         n = len(rows.tokens)
         assert filled.n_tokens == n
