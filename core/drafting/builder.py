@@ -21,7 +21,7 @@ from specgen.core.tree import DraftTree, Evidence
 from .acceptance import AcceptanceModel
 from .best_first import BestFirstTree, TreeRequest
 from .effort import worth_starting
-from .gears import PREMIUM, Gears
+from .gears import Gears, believed
 from .guarded import SafeDrafter
 from .outlook import Trend
 
@@ -168,7 +168,7 @@ class Builder:
         costs = request.costs
         live = [(each, state) for each in drafters if (state := each.root()) is not None]
         if not live:
-            return _Grown(None, [1.0], PREMIUM / costs[request.n_pending] if costs else 0.0)
+            return _Grown(None, [1.0], 1 / costs[request.n_pending] if costs else 0.0)
         best_first = BestFirstTree(
             request,
             self._max_leaves,
@@ -187,13 +187,13 @@ class Builder:
                 if best_first.take():
                     expected.append(0.0)
             return _Grown(best_first, expected, 0.0)
-        n, rate = request.n_pending, PREMIUM / costs[request.n_pending]
+        n, rate = request.n_pending, 1 / costs[request.n_pending]
         while (path := best_first.best()) is not None:
             if not self._may_pay(n + len(expected), expected[-1], path, rate, costs):
                 break
             if best_first.take():
                 expected.append(expected[-1] + path)
-                rate = max(rate, expected[-1] / costs[n + len(expected) - 1])
+                rate = max(rate, believed(expected[-1]) / costs[n + len(expected) - 1])
         return _Grown(best_first, expected, rate)
 
     def _may_pay(
@@ -205,7 +205,9 @@ class Builder:
         if self._gears is not None and n < self._gears.last.width:
             return True
         edges = EDGES[bisect_right(EDGES, n) :]
-        return any((expected + path * (edge - n)) / costs[edge - 1] > rate for edge in edges)
+        return any(
+            believed(expected + path * (edge - n)) > rate * costs[edge - 1] for edge in edges
+        )
 
     def filled(self, tree: DraftTree, text: Sequence[int], n_pending: int, width: int) -> DraftTree:
         """The tree with what is missing to `width` rows behind `n_pending` others."""

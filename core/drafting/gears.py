@@ -22,9 +22,8 @@ from specgen.core.protocols import Change
 
 from .outlook import Outlook, shipped_outlook
 
-# A draft must promise so many times the tokens of plain decoding to be made: the highest of many
-# estimates is likely to be too high.
-PREMIUM: Final = 1.05
+# What drafts promise is taken to be so many times too much: the highest of many estimates is.
+_PREMIUM: Final = 1.05
 
 _SWEEPS: Final = 160  # of value iteration, from nothing
 _FURTHER_SWEEPS: Final = 16  # and from what was found under other prices
@@ -32,6 +31,11 @@ _CHECKED: Final = 64  # steps between two looks at the prices
 _CHANGED: Final = 0.05  # prices that differ by less, relative to one row's, are the same
 
 _Losses: TypeAlias = list[list[list[float]]]  # by state, width, and whether the width is new
+
+
+def believed(expected: float) -> float:
+    """The tokens of a step that promises `expected`."""
+    return 1 + (expected - 1) / _PREMIUM
 
 
 class Gears:
@@ -82,9 +86,7 @@ class Gears:
         fit = [i for i in fit if self._widths[i] <= most] or fit[:1]
         seconds = [costs[self._widths[i] - 1] for i in fit]
         last = len(expected)
-        tokens = [
-            1 + (expected[min(self._widths[i] - n_pending, last) - 1] - 1) / PREMIUM for i in fit
-        ]
+        tokens = [believed(expected[min(self._widths[i] - n_pending, last) - 1]) for i in fit]
         pace = max(map(float.__truediv__, tokens, seconds))
         lost = [s - t / pace for s, t in zip(seconds, tokens, strict=True)]
         if change != FREE:

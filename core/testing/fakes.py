@@ -114,7 +114,9 @@ class FakeBackend:
         self._length += n_kept
         if n_kept == 0 and not self.limits.can_rewind:
             self._length = 0
-        self._cells = [cell for cell in self._cells if 0 in cell.sequences]
+        for cell in self._cells:
+            if 0 not in cell.sequences:
+                cell.sequences.clear()
         self._drop_beyond(self._length)
         for cell in self._cells:
             cell.sequences.update(self._ids)

@@ -360,7 +360,7 @@ def test_the_size_is_the_one_with_most_tokens_a_second(
     whole = TreeMaker(drafters, 16, max_leaves=99, branch=True)
     paid = TreeMaker(drafters, 16, max_leaves=99, branch=True, pricing=price)
     rates = {}
-    for budget in range(17 - n_pending):  # wider calls come in few widths
+    for budget in range(16 - n_pending):  # wider calls come in few widths
         tree = whole.build(ROOT, budget, 99)
         paths = path_probabilities(tree)
         if len(tree) == budget + 1:
