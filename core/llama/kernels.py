@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specgen.core.errors import UsageError
 

@@ -229,8 +229,9 @@ def test_the_check(
 ) -> None:
     """Nothing of ours is used where rows differ, or where others have looked them up."""
 
-    def spoilt(*tables: Any, threads: int, place: int = 0) -> NDArray[np.float32]:
-        found = ggml.look_up(*tables, threads=threads, place=place if is_ours else 0)
+    def spoilt(*table: Any, threads: int, place: int = 0) -> NDArray[np.float32]:
+        look_up: Any = ggml.look_up
+        found: NDArray[np.float32] = look_up(*table, threads, place if is_ours else 0)
         return wrong(found) if is_ours and place else found
 
     monkeypatch.setattr(lookups, "look_up", spoilt)
