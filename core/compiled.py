@@ -10,7 +10,7 @@ VARIABLE: Final = "SPECGEN_KERNELS"  # of the environment: which instructions it
 NONE: Final = "none"  # what it says where the library shall not be used
 
 LIBRARY: Final = Path(__file__).parent / "llama" / "_kernels.so"  # for every Python: see setup.py
-VERSION: Final = 6  # of the compiled functions' arguments
+VERSION: Final = 7  # of the compiled functions' arguments
 
 
 class NotCompiled(Exception):

@@ -8,7 +8,7 @@
 
 namespace ggml {
 
-constexpr int F32 = 0, F16 = 1, Q8_0 = 8;  // ggml_type, as in GGUF files
+constexpr int F32 = 0, F16 = 1, Q8_0 = 8, I32 = 26;  // ggml_type, as in GGUF files
 
 struct Tensor {  // ggml_tensor
     int type;

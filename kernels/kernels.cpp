@@ -11,7 +11,7 @@
 #include <vector>
 
 // Raised with every change of a function's arguments: core/llama/kernels.py wants its own.
-extern "C" int specgen_version() { return 6; }
+extern "C" int specgen_version() { return 7; }
 
 #include "rows.h"
 
@@ -40,6 +40,7 @@ extern "C" bool specgen_is_over(void *end) {
 #include "buffer.h"
 #include "clearing.h"
 #include "experts.h"
+#include "lookup.h"
 #include "product.h"
 #include "weights.h"
 
@@ -85,6 +86,7 @@ TARGET inline __m128 sum_each8(__m128 a, __m128 b, __m128 c, __m128 d) {
 namespace avx2 {
 #include "avx2.h"
 #include "unpack.h"
+#include "lookup_tile.h"
 #include "shares_words.h"
 #include "product_tile.h"
 namespace attending {
@@ -101,6 +103,7 @@ namespace attending {
 namespace avx512vl {
 #include "avx2.h"
 #include "unpack.h"
+#include "lookup_tile.h"
 #include "shares_dot.h"
 #include "product_tile.h"
 }  // namespace avx512vl
@@ -109,6 +112,7 @@ namespace avx512vl {
 namespace avx512 {
 #include "avx512.h"
 #include "unpack.h"
+#include "lookup_tile.h"
 #include "shares_dot.h"
 #include "product_tile.h"
 namespace attending {
@@ -125,6 +129,7 @@ namespace attending {
 namespace avxvnni {
 #include "avx2.h"
 #include "unpack.h"
+#include "lookup_tile.h"
 #include "shares_dot.h"
 #include "product_tile.h"
 }  // namespace avxvnni
@@ -134,23 +139,26 @@ namespace avxvnni {
 
 Product product;
 Experts experts;
+Lookup lookup;
 Attention attention;
 WeightBuffers buffers;
 Clearing clearing;
 
 struct Interceptor final : ggml::ExtraBufferType {
-    // Where llama.cpp may put a matrix that is multiplied, or those of all experts.
+    // Where llama.cpp may put a matrix that is multiplied, or those of all experts; a table, too,
+    // where rows of it are looked up.
     bool supports_op(void *, const ggml::Tensor *op) override {
         const ggml::Tensor *w = op->src[0], *x = op->src[1];
-        if (!product.enabled || !w || !x || w->view_src || !buffers.format(w->type) ||
-            x->type != ggml::F32)
-            return false;
+        if (!product.enabled || !w || !x || w->view_src || !buffers.format(w->type)) return false;
+        if (lookup.applies(op)) return lookup.supports(op) && (is_ours(w) || lookup.is_wanted(w));
+        if (x->type != ggml::F32) return false;
         if (experts.enabled && experts.applies(op)) return w->ne[3] == 1;
         return product.applies(op) && !op->op_params[1] && w->ne[2] * w->ne[3] == 1;
     }
     ggml::TensorTraits *get_tensor_traits(const ggml::Tensor *op) override {
         if (product.applies(op) && is_ours(op->src[0])) return &product;
         if (experts.applies(op) && is_ours(op->src[0])) return &experts;
+        if (lookup.applies(op) && is_ours(op->src[0])) return &lookup;
         return attention.applies(op) ? &attention : nullptr;
     }
     static bool is_ours(const ggml::Tensor *w);
@@ -272,14 +280,15 @@ struct Addresses {
 
 // Adds the kernels to ggml's CPU backend, switched off. False where the processor lacks the
 // instructions.
-bool specgen_install(const char *instructions, int mul_mat, int mul_mat_id, int flash_attn_ext,
-                     const Addresses *from) {
+bool specgen_install(const char *instructions, int mul_mat, int mul_mat_id, int get_rows,
+                     int flash_attn_ext, const Addresses *from) {
     if (!has(instructions)) return false;
     use(instructions);
     buffers.ggml = from->ggml;
     buffer_type.device = from->device;
     product.number = mul_mat;
     experts.number = mul_mat_id;
+    lookup.number = get_rows;
     attention.quantize = quantize_q8_0;
     attention.number = flash_attn_ext;
     product.barrier = experts.barrier = attention.barrier = from->barrier;
@@ -315,6 +324,10 @@ bool specgen_give_back(bool gives) {
 // Whether products of experts are among the products that are switched on.
 void specgen_allow_experts(bool allowed) { experts.enabled = allowed; }
 
+// Whether the table of tokens is laid out, too, where this thread loads a model from now on: one
+// that multiplies with it.
+void specgen_lay_out_table(bool wanted) { Lookup::wanted() = wanted; }
+
 // Has attention to caches with keys and values of these types, by heads of this size, computed with
 // these instructions, or by ggml where they are "none". False where that can't be.
 bool specgen_allow(const char *instructions, int keys, int values, int64_t size) {
@@ -328,8 +341,9 @@ bool specgen_allow(const char *instructions, int keys, int values, int64_t size)
 // Which threads took part in products since this was asked last: bit i is thread i.
 uint64_t specgen_threads() { return product.threads.exchange(0); }
 
-// How many products, and how many attentions, were computed here since the library was loaded.
+// How many products, look-ups and attentions were computed here since the library was loaded.
 int64_t specgen_products() { return product.calls + experts.calls; }
+int64_t specgen_lookups() { return lookup.calls; }
 int64_t specgen_attentions() { return attention.calls; }
 }
 

@@ -35,6 +35,7 @@ struct FormatKernel {
     int lanes;          // rows of a band
     size_t (*band_bytes)(int64_t blocks);
     void (*lay_out)(const char *from, size_t stride, int rows, int64_t blocks, char *to);
+    void (*look_up)(const char *band, int row, int64_t blocks, float *to);
     Group groups[GROUPS];  // by columns, fewest first; those that are 0 are not there
 
     // The smallest group that holds so many columns, else the largest one.

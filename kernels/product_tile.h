@@ -77,6 +77,7 @@ constexpr FormatKernel kernel() {
         Simd::LANES,
         L::band_bytes,
         L::band,
+        look_up<Format>,
         {group<Format, 1>(), group<Format, 2>(), group<Format, 3>(), group<Format, 4>()}};
     if constexpr (Simd::COLUMNS > 4) {
         k.groups[4] = group<Format, 6>();

@@ -1,5 +1,5 @@
 // Step k of a block: values 4 k to 4 k + 3 of each row as unsigned bytes.
-// Included by kernels.cpp after a Simd. `k` is a constant wherever these are used.
+// Included by kernels.cpp after a Simd. `k` is a constant wherever time counts.
 
 // Two numbers of 16 bits in each lane.
 TARGET INLINE Simd::Int each_pair(const int16_t *p) {

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, Final
 
 from specgen.core.models.header import Header, TensorInfo
+from specgen.core.models.modelinfo import is_tied
 
 # Tables where a token looks up one row. token_embd is one as long as it is not the output, too.
 _TABLES: Final = frozenset(
@@ -75,8 +76,7 @@ def read_bytes(headers: Sequence[Header]) -> int:
     but the layers at the end that predict further tokens (NextN).
     """
     tensors = [tensor for header in headers for tensor in header.tensors]
-    is_tied = all(tensor.name != "output.weight" for tensor in tensors)
-    tables = _TABLES if is_tied else _TABLES | {"token_embd.weight"}
+    tables = _TABLES if is_tied(headers) else _TABLES | {"token_embd.weight"}
     n_used = _count(headers[0], "expert_used_count")
     idle = _idle_layers(headers[0])
     return sum(_read_of(tensor, tables, n_used) for tensor in tensors if _layer(tensor) not in idle)

@@ -15,7 +15,7 @@ from specgen.core.config import ContextConfig
 from specgen.core.errors import BackendError, ContextFull, ModelError
 from specgen.core.host.limits import default_threads
 from specgen.core.host.paths import path_text
-from specgen.core.models.modelinfo import read_headers
+from specgen.core.models.modelinfo import is_tied, read_headers
 from specgen.core.models.types import type_id
 from specgen.core.protocols import Limits, Logits, Tokens
 from specgen.core.stop import Interrupted, ShouldStop, heed, never
@@ -23,6 +23,7 @@ from specgen.core.tree import DraftTree
 
 from .buffers import Batch, Outputs
 from .door import require_runnable
+from .kernels import lay_out_table
 from .layout import Layout, lay_out, lay_out_chain
 from .library import free_device_memory, library
 from .threads import Threads
@@ -47,7 +48,7 @@ class LlamaModel:
         self, path: Path, gpu_layers: int | None = None, should_stop: ShouldStop = never
     ) -> None:
         heed(should_stop)
-        require_runnable(path)
+        headers = require_runnable(path)
         self.path = path
         self._api = api = library().api
         params = api.llama_model_default_params()
@@ -55,7 +56,11 @@ class LlamaModel:
             params.n_gpu_layers = gpu_layers
         go_on = api.llama_progress_callback(lambda _share, _data: not should_stop())
         params.progress_callback = go_on
-        self.handle = _load(path, params, should_stop)
+        lay_out_table(is_tied(headers) and free_device_memory() is None)
+        try:
+            self.handle = _load(path, params, should_stop)
+        finally:
+            lay_out_table(False)
         if api.llama_model_has_encoder(self.handle) or api.llama_model_is_diffusion(self.handle):
             self.close()
             raise ModelError(

@@ -8,14 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from specgen.core.models.modelinfo import ModelInfo, read_model
+from specgen.core.models.header import Header
+from specgen.core.models.modelinfo import ModelInfo, read_headers
 
 from .library import knows_architecture
 
 
-def require_runnable(path: str | Path) -> None:
-    """Raise ModelError where the model at `path` cannot be read or cannot be run, and say why."""
-    judged(read_model(path)).require_runnable()
+def require_runnable(path: str | Path) -> tuple[Header, ...]:
+    """The headers of the model at `path`.
+
+    Raises ModelError where it cannot be read or cannot be run, and says why.
+    """
+    headers = read_headers(path)
+    judged(ModelInfo.from_headers(headers)).require_runnable()
+    return headers
 
 
 def judged(info: ModelInfo) -> ModelInfo:

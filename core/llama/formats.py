@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,3 +59,14 @@ def some_weights(format_: Format, rows: int, blocks: int) -> NDArray[np.uint8]:
     for i, at in enumerate(format_.halves):
         weights[..., at : at + 2] = scales[..., i : i + 1].view(np.uint8)
     return weights.reshape(rows, -1)
+
+
+def some_cached(size: int, leave_out: int, *, half: bool) -> NDArray[Any]:
+    """Keys or values of 40 positions in one shared head, in half precision or as Q8_0.
+
+    Those that are left out at the beginning are more, so that values are not the same as keys.
+    """
+    positions = 40 + leave_out
+    if half:
+        return spread(1, positions, size)[:, leave_out:].astype(np.float16)
+    return some_weights(FORMATS["Q8_0"], positions, size // 32)[None, leave_out:]

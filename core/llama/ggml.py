@@ -217,6 +217,46 @@ def multiply_by_experts(
         return _compute(ggml, context, result, (tokens, used, rows), threads)
 
 
+def look_up(
+    ggml: Any,
+    kind: int,
+    columns: int,
+    weights: NDArray[np.uint8],
+    ids: NDArray[np.int32],
+    threads: int = 2,
+    place: int = 0,
+) -> NDArray[np.float32]:
+    """Rows of a table of weights, as ggml's CPU backend turns them into floats.
+
+    Args:
+        ggml: the library as ctypes has it.
+        kind: ggml_type of the weights.
+        columns: weights of a row.
+        weights: (rows, bytes of a row), quantized.
+        ids: (n), numbers of rows.
+        threads: that share the work.
+        place: as for `product`.
+
+    Returns:
+        (n, columns).
+
+    Raises:
+        AttributeError: ggml lacks a function that this takes.
+    """
+    get = needed(ggml, "ggml_get_rows", _POINTER, *[_POINTER] * 3)
+    with (
+        _context(ggml, weights.nbytes + 8 * columns * len(ids)) as context,
+        _weights(ggml, context, kind, columns, len(weights), place) as table,
+    ):
+        _put(ggml, table, weights, place)
+        rows = _tensor(ggml, context, I32, len(ids))
+        _fill(ggml, rows, ids)
+        # Alone, one thread would look up all rows.
+        copied = needed(ggml, "ggml_cont", _POINTER, *[_POINTER] * 2)
+        result = copied(context, get(context, table, rows))
+        return _compute(ggml, context, result, (len(ids), columns), threads)
+
+
 def attend(
     ggml: Any,
     queries: NDArray[np.float32],

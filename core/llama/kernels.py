@@ -11,7 +11,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,15 +19,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specgen.core import compiled
 from specgen.core.errors import UsageError
 
 from .clearing import give_back_pages
 from .experts import are_close, experts_agree
-from .formats import FORMATS, Format, some_weights, spread
+from .formats import FORMATS, Format, some_cached, some_weights, spread
 from .ggml import F16, Q8_0, address, attend, function, multiply, needed, operation, product
+from .lookups import lookups_agree
 
 _log = logging.getLogger("specgen.kernels")
 
@@ -107,6 +107,8 @@ def install_kernels(
         _check_tensors(ggml, kernels)
         instructions = _add(ggml, kernels, choices)
         _check_products(ggml, kernels)
+        if not lookups_agree(ggml, kernels):
+            raise _Unusable("our look-ups differ from ggml's")
         experts = _check_experts(ggml, kernels)
         if not give_back_pages(ggml, kernels):
             _log.info("llama.cpp fills caches with zeros itself")
@@ -179,14 +181,16 @@ def _compiled() -> Any:
         "layout": (truth, [pointer, pointer, pointer, ctypes.c_size_t, integer]),
         "has_type": (truth, [pointer, pointer]),
         "leave_out": (truth, [ctypes.c_char_p, pointer]),
-        "install": (truth, [ctypes.c_char_p, *[integer] * 3, ctypes.POINTER(_Addresses)]),
+        "install": (truth, [ctypes.c_char_p, *[integer] * 4, ctypes.POINTER(_Addresses)]),
         "buffer_type": (pointer, []),
         "laid_out": (ctypes.c_int64, [integer, ctypes.c_int64, ctypes.c_int64]),
         "enable": (None, [truth, truth]),
         "allow_experts": (None, [truth]),
         "give_back": (truth, [truth]),
+        "lay_out_table": (None, [truth]),
         "allow": (truth, [ctypes.c_char_p, integer, integer, ctypes.c_int64]),
         "products": (ctypes.c_int64, []),
+        "lookups": (ctypes.c_int64, []),
         "threads": (ctypes.c_uint64, []),
         "attentions": (ctypes.c_int64, []),
     }
@@ -275,7 +279,8 @@ def _add(ggml: Any, kernels: Any, choices: tuple[str, ...]) -> str:
     device = get(registry, 0)
     if not all(functions) or not device:
         raise _Unusable("ggml hides what they build on")
-    numbers = [operation(ggml, name) for name in ("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT")]
+    served = "MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "FLASH_ATTN_EXT"
+    numbers = [operation(ggml, name) for name in served]
     addresses = _Addresses(*functions, device)
     for instructions in choices:
         if kernels.specgen_install(instructions.encode(), *numbers, addresses):
@@ -350,8 +355,8 @@ def _attends_alike(
     types = CACHE_TYPES[keys], CACHE_TYPES[values]
     inputs = (
         2 * spread(3, 3, size),
-        _some_cached(types[0], size, 0),
-        _some_cached(types[1], size, 1),
+        some_cached(size, 0, half=keys == "f16"),
+        some_cached(size, 1, half=values == "f16"),
         np.where(spread(3, 40) < -0.5, -np.inf, 0).astype(np.float16),
     )
     if not kernels.specgen_allow(instructions.encode(), *types, size):
@@ -368,14 +373,6 @@ def _attends_alike(
     return alike
 
 
-def _some_cached(kind: int, size: int, leave_out: int) -> NDArray[Any]:
-    """Keys or values of 40 positions, in one shared head."""
-    positions = 40 + leave_out  # so that values are not the same as keys
-    if kind == F16:
-        return spread(1, positions, size)[:, leave_out:].astype(np.float16)
-    return some_weights(FORMATS["Q8_0"], positions, size // 32)[None, leave_out:]
-
-
 @contextmanager
 def _attending(kernels: Any) -> Iterator[None]:
     kernels.specgen_enable(False, True)
@@ -383,6 +380,15 @@ def _attending(kernels: Any) -> Iterator[None]:
         yield
     finally:
         kernels.specgen_enable(False, False)
+
+
+def lay_out_table(wanted: bool) -> None:
+    """Whether models that this thread loads from now on have their table of tokens laid out, too.
+
+    That takes more where nothing is multiplied with the table: then few of its pages are read.
+    """
+    with suppress(_Unusable):
+        _compiled().specgen_lay_out_table(wanted)
 
 
 def laid_out_bytes(number: int, columns: int, rows: int) -> int:

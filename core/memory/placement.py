@@ -7,13 +7,14 @@ as the file has it. Beside a GPU nothing is laid out or copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from specgen.core.models.header import Header, TensorInfo
+from specgen.core.models.modelinfo import is_tied
 from specgen.core.models.types import BLOCKS
 
 from .offload import split
@@ -37,7 +38,6 @@ class Placement:
     Attributes:
         laid_out: in the layout of specgen's kernels.
         let_go: of the file, that are no longer mapped when all is laid out.
-        tables: those among them that come back, as far as rows of them are looked up.
         headers: of the file, before its weights, which llama.cpp lets go of in the end; 0 where
             nothing is laid out.
         copies: that llama.cpp makes.
@@ -47,7 +47,6 @@ class Placement:
 
     laid_out: int
     let_go: int
-    tables: int
     headers: int
     copies: int
     largest: int
@@ -83,7 +82,7 @@ def place(
 ) -> Placement:
     """Where the weights in one file, or in all its parts, are put."""
     sizes = {"specgen": 0, "repacked": 0, "plain": 0}
-    let_go, looked_up, largest, others = 0, 0, 0, False
+    let_go, largest, others = 0, 0, False
     tables = _tables(headers)
     for header in headers:
         for tensor in header.tensors:
@@ -94,9 +93,7 @@ def place(
             if kernels == "specgen":
                 n_bytes = _laid_out(tensor, laid_out)
                 largest = max(largest, n_bytes)
-                pages = _whole_pages(header.data_start + tensor.offset, tensor.n_bytes)
-                let_go += pages
-                looked_up += pages if tensor.name in TABLES else 0
+                let_go += _whole_pages(header.data_start + tensor.offset, tensor.n_bytes)
             elif len(tensor.shape) > 1 and tensor.type != "F32":
                 others = True
             sizes[kernels] += n_bytes
@@ -104,7 +101,6 @@ def place(
     return Placement(
         laid_out=sizes["specgen"],
         let_go=let_go,
-        tables=looked_up,
         headers=start if largest else 0,
         copies=sizes["repacked"],
         largest=largest,
@@ -150,7 +146,8 @@ def shares(
 def are_all_laid_out(headers: Sequence[Header], laid_out: LaidOut | None) -> bool:
     """Whether specgen's kernels compute all products with weights in these files, without a GPU."""
     tables = _tables(headers)
-    matrices = (t for t in _all(headers) if len(t.shape) > 1 and t.name not in tables)
+    tensors = (tensor for header in headers for tensor in header.tensors)
+    matrices = (t for t in tensors if len(t.shape) > 1 and t.name not in tables)
     return all(_laid_out(tensor, laid_out) for tensor in matrices)
 
 
@@ -188,12 +185,7 @@ def _tables(headers: Iterable[Header]) -> frozenset[str]:
 
     Embeddings are multiplied where they are the output, too.
     """
-    has_output = any(tensor.name == "output.weight" for tensor in _all(headers))
-    return TABLES if has_output else TABLES - {"token_embd.weight"}
-
-
-def _all(headers: Iterable[Header]) -> Iterator[TensorInfo]:
-    return (tensor for header in headers for tensor in header.tensors)
+    return TABLES - {"token_embd.weight"} if is_tied(headers) else TABLES
 
 
 def _kernels(

@@ -8,7 +8,6 @@ rather than too little. The rest was measured on Linux, with the CPU backend.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
@@ -42,7 +41,6 @@ _MERGE: Final = 184
 # A number takes up to 1.4 bytes then; see columns.h.
 _PACKED_ROWS: Final = 64
 _GROUP: Final = 8
-_LOOKED_UP: Final = 32 << 10  # of the file, that come into memory with a row, as was measured
 _INPUTS: Final = 64  # a row takes so many bytes of input: ids of token, position, cell and output
 
 # Python, NumPy, specgen with its command line, and llama.cpp's libraries.
@@ -163,9 +161,7 @@ def plan_memory(
     kv, state, compute = _kv(layers, shape), _state(layers, shape), _compute(layers, shape)
     kv_away, state_away = int(placed.share * kv), int(placed.share * state)
     plan = MemoryPlan(
-        weights=file_bytes
-        - (placed.gone + held.let_go + held.headers)
-        + min(held.tables, _looked_up(shape)),
+        weights=file_bytes - (placed.gone + held.let_go + held.headers),
         laid_out=held.laid_out,
         copies=held.copies,
         kv=kv - kv_away,
@@ -337,14 +333,6 @@ def _work(layers: Layers, shape: _Shape, *, converts: bool) -> int:
         return _HALF * shape.rows * max(scores, widest)
     ours = 3 * min(_PACKED_ROWS, _pad(shape.rows, _GROUP)) * widest // 2
     return max(ours, _HALF * shape.rows * max(scores, layers.queries))
-
-
-def _looked_up(shape: _Shape) -> int:
-    """What comes back of a table of embeddings that is laid out as the output.
-
-    A text of n tokens has some 8 sqrt(n) different ones, by Heaps' law.
-    """
-    return 8 * math.isqrt(shape.cells) * _LOOKED_UP
 
 
 def _logits(layers: Layers, shape: _Shape) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -142,6 +142,13 @@ def read_model(path: str | Path) -> ModelInfo:
     Raises ModelError as `read_header` does, and for a later or a missing part.
     """
     return ModelInfo.from_headers(read_headers(path))
+
+
+def is_tied(headers: Iterable[Header]) -> bool:
+    """Whether the table of tokens is the output as well: rows of it are looked up, and it is
+    multiplied.
+    """
+    return all(tensor.name != "output.weight" for header in headers for tensor in header.tensors)
 
 
 def read_headers(path: str | Path) -> tuple[Header, ...]:
