@@ -26,7 +26,7 @@ from .guarded import SafeDrafter
 from .outlook import Trend
 
 # Widths of calls: all small ones, then right edges of the stairs that measured curves have.
-EDGES = (*range(1, 17), 24, 32, 48, 64)
+EDGES = (*range(1, 17), 20, 24, 32, 48, 64)
 
 _PADDING: Evidence = ("padding",)
 
