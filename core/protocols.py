@@ -30,14 +30,15 @@ class Limits:
     can_branch: bool  # several children per node
     can_rewind: bool  # tokens may be dropped from the end of the cache
     can_stop: bool = True  # a `prefill` that is to stop does so before all of it is done
+    computes_behind: bool = False  # `submit` returns while the call is computed, and can be undone
 
 
 class Backend(Protocol):
     """A target model with one gap-free cache: committed tokens at positions 0..length-1.
 
-    A `score` leaves the scored rows in the cache; `commit` must follow before anything else,
-    and keeps the first of them, which lie on the pending tokens and the main chain. So the cache
-    never has holes.
+    A call of the model is submitted and waited for; `score` does both. It leaves the scored rows in
+    the cache; `commit` must follow before anything else, and keeps the first of them, which lie on
+    the pending tokens and the main chain. So the cache never has holes.
     """
 
     @property
@@ -56,12 +57,24 @@ class Backend(Protocol):
         """
         ...
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:  # (len(tree), n_vocab)
-        """Logits after each node of `tree`, in one call of the model.
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
+        """Begin a call of the model with `pending`, the pending tokens before the root, and `tree`.
 
-        `pending` are the pending tokens that come before the tree's root. The rows are a view,
-        valid until the next `score` or `prefill`. Raises BackendError like `prefill`.
+        Rows of logits that were given before are not valid any more. Raises BackendError like
+        `prefill`.
         """
+        ...
+
+    def wait(self) -> Logits:  # (len(tree), n_vocab)
+        """Logits after each node of the tree that was submitted, once they are there.
+
+        The rows are a view, valid until the next `submit` or `prefill`. Without this, `commit(0)`
+        gives the call up.
+        """
+        ...
+
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:  # (len(tree), n_vocab)
+        """Submit, and wait."""
         ...
 
     def commit(self, n_kept: int) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from specgen.core.cost.strict import WidthClass
 from specgen.core.drafting.builder import Builder, filler
-from specgen.core.drafting.speculator import Call, Speculator
+from specgen.core.drafting.speculator import Call, Draft, Speculator
 
 from .errors import ContextFull, UsageError
 from .protocols import Backend, Logits
@@ -24,7 +25,23 @@ from .tree import DraftTree, common_prefix
 from .verify import Verdict, verify
 
 _FIRST_PART = 64  # tokens of a prompt's first part, where calls cannot be stopped
+_AT_ONCE = 0.05  # of the time since it was submitted: a call that is waited for no longer is over
 _QUICK_S = 0.15  # a part that takes fewer seconds is followed by one of twice its size
+
+
+class _Begun(NamedTuple):
+    """A call that was submitted, and when: its draft was begun, was there, and was handed over."""
+
+    draft: Draft
+    n_pending: int
+    context: int
+    start: float
+    drafted: float
+    submitted: float
+
+    def is_over(self, asked: float, ready: float) -> bool:
+        """Whether it was over before anybody asked, so that nobody knows how long it took."""
+        return ready - asked < _AT_ONCE * (ready - self.drafted)
 
 
 class Session:
@@ -53,6 +70,9 @@ class Session:
         self._backend = backend
         self._speculator = speculator or Speculator(Builder(backend.limits, 0, strict=strict))
         self._strict = strict
+        self._submitted: _Begun | None = (
+            None  # a call that is computed while its caller is elsewhere
+        )
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -72,6 +92,7 @@ class Session:
                 f"the prompt of {len(tokens)} tokens exceeds the available context size of {limit}",
                 "use a larger context (-c) or a shorter prompt",
             )
+        self._give_up()
         if self._strict:
             self._settle(self._strict)
         cached = self.tokens[: self._backend.length]
@@ -112,50 +133,88 @@ class Session:
         self._prefill(None)  # for a cache that a failed step left behind the text
         limit = self.n_ctx
         left = limit + 1 if max_tokens is None else max_tokens
-        while left > 0:
-            if len(self.tokens) > limit:
-                raise ContextFull(
-                    f"the text reached the available context size of {limit} tokens",
-                    "use a larger context (-c) or limit the answer (-n)",
-                )
-            step = self.step(sampler, left, ends)
-            left -= len(step.tokens)
-            yield step
-            if self.tokens is not text:
-                raise UsageError("another text was begun", "finish one before the next")
-            if step.finished:
-                return
+        behind = self._backend.limits.computes_behind
+        try:
+            while left > 0:
+                if len(self.tokens) > limit:
+                    raise ContextFull(
+                        f"the text reached the available context size of {limit} tokens",
+                        "use a larger context (-c) or limit the answer (-n)",
+                    )
+                step = self.step(sampler, left, ends)
+                left -= len(step.tokens)
+                # What is done with a step can be done while the next one is computed.
+                if behind and left > 0 and not step.finished and len(self.tokens) <= limit:
+                    self._submitted = self._submit(left)
+                yield step
+                if self.tokens is not text:
+                    raise UsageError("another text was begun", "finish one before the next")
+                if step.finished:
+                    return
+        finally:
+            if self.tokens is text:
+                self._give_up()
 
     def step(self, sampler: Sampler, limit: int, ends: Callable[[int], bool]) -> Step:
         """One target call: propose, score, verify and commit, learn. Emits 1..`limit` tokens."""
+        begun, self._submitted = self._submitted or self._submit(limit), None
         start = perf_counter()
-        free = self.n_ctx - len(self.tokens)  # padding may be accepted, too
-        limit = min(limit, free + 1)
+        logits = self._backend.wait()
+        ready = perf_counter()
+        limit = min(limit, self.n_ctx - len(self.tokens) + 1)
+        n_rows = begun.n_pending + len(begun.draft.tree)
+        verdict = self._commit(begun, logits, sampler, limit, ends)
+        behind = self._backend.limits.computes_behind
+        seconds = None if behind and begun.is_over(start, ready) else ready - begun.drafted
+        call = Call(n_rows, begun.context, seconds)
+        self._speculator.learn(begun.draft, verdict, logits, call)
+        if not behind:
+            self._speculator.settle()
+        score_s = begun.submitted - begun.drafted + ready - start
+        return Step(
+            verdict.tokens,
+            begun.draft.tree,
+            n_rows,
+            verdict.path,
+            verdict.finished,
+            draft_s=begun.drafted - begun.start,
+            score_s=score_s,
+            total_s=begun.submitted - begun.start + perf_counter() - start,
+        )
+
+    def _submit(self, limit: int) -> _Begun:
+        """Draft at most `limit` - 1 tokens, and begin the call that verifies them."""
+        start = perf_counter()
         context = self._backend.length
+        free = self.n_ctx - len(self.tokens)  # padding may be accepted, too
         pending = self.tokens[context:-1]
-        draft = self._speculator.propose(self.tokens, len(pending), depth=limit - 1, free=free)
+        depth = min(limit, free + 1) - 1
+        draft = self._speculator.propose(self.tokens, len(pending), depth=depth, free=free)
         drafted = perf_counter()
-        logits = self._backend.score(draft.tree, pending)
-        scored = perf_counter()
-        verdict = self._commit(pending, draft.tree, logits, sampler, limit, ends)
-        call = Call(len(pending) + len(draft.tree), context, scored - drafted)
-        self._speculator.learn(draft, verdict, logits, call)
-        return _step(verdict, draft.tree, len(pending), start, drafted, scored)
+        self._backend.submit(draft.tree, pending)
+        submitted = perf_counter()
+        self._speculator.settle()
+        return _Begun(draft, len(pending), context, start, drafted, submitted)
+
+    def _give_up(self) -> None:
+        """Take back a call that nobody waits for."""
+        begun, self._submitted = self._submitted, None
+        if begun is not None:
+            self._backend.commit(0)
 
     def _commit(
         self,
-        pending: Sequence[int],
-        tree: DraftTree,
+        begun: _Begun,
         logits: Logits,
         sampler: Sampler,
         limit: int,
         ends: Callable[[int], bool],
     ) -> Verdict:
         """Verify the tree, and keep in the cache what was accepted; nothing, if that fails."""
-        kept = 0
+        kept, tree = 0, begun.draft.tree
         try:
             verdict = verify(tree, logits, sampler, limit, ends)
-            kept = len(pending) + 1 + _accepted_on_main(tree, verdict.path)
+            kept = begun.n_pending + 1 + _accepted_on_main(tree, verdict.path)
             self.tokens += verdict.tokens
         finally:
             self._backend.commit(kept)
@@ -173,27 +232,6 @@ class Session:
             chain = DraftTree.from_parents(tokens, range(-1, len(tokens) - 1))
             backend.score(chain, ())
             backend.commit(n)
-
-
-def _step(
-    verdict: Verdict,
-    tree: DraftTree,
-    n_pending: int,
-    start: float,
-    drafted: float,
-    scored: float,
-) -> Step:
-    """What a step did, by the times at which its parts ended."""
-    return Step(
-        verdict.tokens,
-        tree,
-        n_pending + len(tree),
-        verdict.path,
-        verdict.finished,
-        draft_s=drafted - start,
-        score_s=scored - drafted,
-        total_s=perf_counter() - start,
-    )
 
 
 def _accepted_on_main(tree: DraftTree, path: Sequence[int]) -> int:

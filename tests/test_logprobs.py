@@ -305,14 +305,14 @@ def test_tokens_behind_a_stop_string_have_theirs(endless: Path) -> None:
 @pytest.mark.llama
 def test_a_token_ruled_out_is_null(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON has no infinity."""
-    score = LlamaBackend.score
+    wait = LlamaBackend.wait
 
-    def only_two(self: LlamaBackend, *args: Any) -> Logits:
-        rows = np.full_like(score(self, *args), -np.inf)
+    def only_two(self: LlamaBackend) -> Logits:
+        rows = np.full_like(wait(self), -np.inf)
         rows[:, 300:302] = 0
         return rows
 
-    monkeypatch.setattr(LlamaBackend, "score", only_two)
+    monkeypatch.setattr(LlamaBackend, "wait", only_two)
     outcome = generate(endless, "he was", "-n", "2", "--json", "--logprobs", "4", "--greedy")
     assert "Infinity" not in outcome.out
     half = math.log(0.5)

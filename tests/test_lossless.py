@@ -171,12 +171,12 @@ def _hole_left_in_the_cache(patch: pytest.MonkeyPatch) -> None:
 
 
 def _pending_in_wrong_order(patch: pytest.MonkeyPatch) -> None:
-    score = testing.FakeBackend.score
+    submit = testing.FakeBackend.submit
 
-    def reversed_lead(self: testing.FakeBackend, tree: DraftTree, pending: Sequence[int]) -> Logits:
-        return score(self, tree, pending[::-1])
+    def reversed_lead(self: testing.FakeBackend, tree: DraftTree, pending: Sequence[int]) -> None:
+        submit(self, tree, pending[::-1])
 
-    patch.setattr(testing.FakeBackend, "score", reversed_lead)
+    patch.setattr(testing.FakeBackend, "submit", reversed_lead)
 
 
 def _extra_draw(patch: pytest.MonkeyPatch) -> None:

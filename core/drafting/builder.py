@@ -221,13 +221,16 @@ class Builder:
         most = request.n_pending + 1 + request.budget
         return self._pricing.explore(request.context, most) or 0
 
-    def called(self, n_rows: int, context: int, seconds: float, *, explored: bool) -> None:
+    def called(self, n_rows: int) -> None:
+        """A call with `n_rows` rows was made."""
+        if self._gears is not None:
+            self._gears.called(n_rows)
+
+    def observe(self, n_rows: int, context: int, seconds: float, *, explored: bool) -> None:
         """A call with `n_rows` rows at `context` committed tokens took `seconds`.
 
         `explored` says that it would have had fewer, but to see what they cost.
         """
-        if self._gears is not None:
-            self._gears.called(n_rows)
         if self._pricing is not None:
             self._pricing.observe(n_rows, context, seconds, explored=explored)
 

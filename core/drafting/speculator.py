@@ -51,10 +51,27 @@ class Draft(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A target call: its rows, the committed tokens before it, and the seconds that it took."""
+    """A target call.
+
+    Attributes:
+        n_rows: its rows.
+        context: committed tokens before it.
+        seconds: that it took; None where it was done before anybody looked.
+    """
 
     n_rows: int
     context: int
+    seconds: float | None
+
+
+class _Due(NamedTuple):
+    """What is to be learnt from a step: its draft, how many tokens it emitted, its call, and the
+    seconds that learning took so far.
+    """
+
+    draft: Draft
+    n_emitted: int
+    call: Call
     seconds: float
 
 
@@ -73,6 +90,7 @@ class Speculator:
         self._builder = builder
         self._pool = DrafterPool(drafters, builder.n_vocab)
         self._back_off = back_off
+        self._due: _Due | None = None
         self._run = 0  # accepted first choices in a row
         self._trend = Trend()
 
@@ -109,25 +127,36 @@ class Speculator:
         return Draft(tree, Made(request, choice, perf_counter() - start), is_larger)
 
     def learn(self, draft: Draft, verdict: Verdict, logits: Logits, call: Call) -> None:
-        """Learn from a step: prices, drafters, acceptance and back-off.
+        """Learn from a step what the next draft needs: drafters, acceptance and trend.
 
-        `logits` (len(draft.tree), n_vocab) are what the call gave.
+        `logits` (len(draft.tree), n_vocab) are what the call gave; they are not looked at later.
         """
         start = perf_counter()
-        self._builder.called(*call, explored=draft.explored)
+        self._builder.called(call.n_rows)
         emitted = verdict.tokens
         self._trend.passed(len(emitted))
-        if draft.made is None:
+        if draft.made is not None:
+            self._pool.observe(emitted, draft.tree, logits)
+            self._count(draft.made.choice, emitted)
+        self._due = _Due(draft, len(emitted), call, perf_counter() - start)
+
+    def settle(self) -> None:
+        """Learn what has time until the draft after the next one: prices and back-off."""
+        due, self._due = self._due, None
+        if due is None:
             return
-        request, choice, drafting_s = draft.made
-        costs = self._builder.costs(request.context)
-        self._pool.observe(emitted, draft.tree, logits)
-        self._count(choice, emitted)
-        # A model that drafts knows what it is worth, and steps without it would leave it behind.
-        if self._back_off is not None and costs is not None and not choice.asked_slow:
-            host_s = drafting_s + perf_counter() - start
-            cost_s = costs[choice.width - 1]
-            self._back_off.settle(costs[0], len(emitted) * costs[0] - cost_s - host_s)
+        call, made = due.call, due.draft.made
+        if call.seconds is not None:
+            self._builder.observe(
+                call.n_rows, call.context, call.seconds, explored=due.draft.explored
+            )
+        if made is None or self._back_off is None or made.choice.asked_slow:
+            # A model that drafts knows what it is worth, and steps without it leave it behind.
+            return
+        costs = self._builder.costs(made.request.context)
+        if costs is not None:
+            cost_s = costs[made.choice.width - 1] + made.seconds + due.seconds
+            self._back_off.settle(costs[0], due.n_emitted * costs[0] - cost_s)
 
     def _count(self, choice: Choice, emitted: Sequence[int]) -> None:
         """Tell the acceptance model what became of the candidates, scored or not.

@@ -89,26 +89,41 @@ class RecordedBackend:
         self.limits = Limits(1 << 30, 1 << 30, max_rows, MOST_LEAVES, 1 << 30, True, True)
         self._length = 0
         self._no_logits = np.empty((max_rows, 0), np.float32)
+        self._n_rows = 0
 
     @property
     def length(self) -> int:
+        """See protocols.Backend."""
         return self._length
 
     def prefill(self, tokens: Tokens) -> None:
+        """See protocols.Backend."""
         self._length += len(tokens)
 
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
+        """See protocols.Backend."""
+        self._n_rows = len(tree)
+
+    def wait(self) -> Logits:
+        """See protocols.Backend."""
+        return self._no_logits[: self._n_rows]
+
     def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
-        return self._no_logits[: len(tree)]
+        """See protocols.Backend."""
+        self.submit(tree, pending)
+        return self.wait()
 
     def commit(self, n_kept: int) -> None:
+        """See protocols.Backend."""
         self._length += n_kept
 
     def rewind(self, length: int) -> int:
+        """See protocols.Backend."""
         self._length = min(length, self._length)
         return self._length
 
     def close(self) -> None:
-        pass
+        """Nothing to free."""
 
 
 class Reader(Sampler):

@@ -150,6 +150,7 @@ class LlamaBackend:
         self._batch = Batch(api, max(config.chunk, config.max_rows), self._n_ids)
         self._length = 0
         self._scored: Layout | None = None
+        self._n_pending = 0  # rows of that call ahead of the tree
         self._has_loose_rows = False  # behind `length`, from a call that was not seen to its end
 
     def _params(self, model: LlamaModel, config: ContextConfig) -> Any:
@@ -173,6 +174,7 @@ class LlamaBackend:
         max_rows = config.max_rows
         if self._stateful:  # a rollback reaches as far back as there are snapshots
             max_rows = min(max_rows, 1 + self._api.llama_n_rs_seq(self._context))
+        on_cpu = free_device_memory() is None
         return Limits(
             n_vocab=self._n_vocab,
             n_ctx=config.n_ctx,
@@ -181,7 +183,8 @@ class LlamaBackend:
             chunk=config.chunk,
             can_branch=can_branch,
             can_rewind=not self._stateful,
-            can_stop=free_device_memory() is None,  # llama.cpp's CPU backend alone asks
+            can_stop=on_cpu,  # llama.cpp's CPU backend alone asks
+            computes_behind=not (on_cpu or self._stateful),
         )
 
     @property
@@ -203,7 +206,7 @@ class LlamaBackend:
         self._length += n
         self._has_loose_rows = False
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """See protocols.Backend."""
         self._drop_loose_rows()
         rows = lay_out(tree, pending, self._length, self._n_ids)
@@ -214,7 +217,18 @@ class LlamaBackend:
         self._find_threads(rows.tokens[0])
         self._decode(rows, outputs=True)
         self._scored = rows
-        return self._outputs.rows(len(pending), n)
+        self._n_pending = len(pending)
+
+    def wait(self) -> Logits:
+        """See protocols.Backend."""
+        if self._scored is None:
+            raise ValueError("wait without a submit")
+        return self._outputs.rows(self._n_pending, len(self._scored.tokens))
+
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+        """See protocols.Backend."""
+        self.submit(tree, pending)
+        return self.wait()
 
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend. Raises BackendError if the model cannot drop the rest."""

@@ -66,6 +66,8 @@ class FakeBackend:
         self._length = 0
         self._ids = range(limits.max_leaves)
         self._scored: Layout | None = None
+        self._n_pending = 0
+        self._given: Logits | None = None
 
     @property
     def length(self) -> int:
@@ -86,9 +88,11 @@ class FakeBackend:
             self._cells.append(_Cell(token, self._length, set(self._ids)))
             self._length += 1
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
-        """See protocols.Backend."""
-        assert self._scored is None, "score before commit"
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
+        """See protocols.Backend. The rows given before are overwritten."""
+        assert self._scored is None, "submit before commit"
+        if self._given is not None:
+            self._given.fill(np.nan)
         tree.check()
         rows = lay_out(tree, pending, self._length, len(self._ids))
         assert len(rows.tokens) <= self.limits.max_rows, "too many rows"
@@ -100,11 +104,23 @@ class FakeBackend:
         for row in zip(rows.tokens, rows.positions, rows.sequences, strict=True):
             self._cells.append(_Cell(row[0], row[1], set(row[2])))
         self._scored = rows
+        self._n_pending = len(pending)
+
+    def wait(self) -> Logits:
+        """See protocols.Backend."""
+        rows = self._scored
+        assert rows is not None, "wait before submit"
         logits = [
             self._model.logits(self._visible(sequences, position))
             for position, sequences in zip(rows.positions, rows.sequences, strict=True)
         ]
-        return np.stack(logits)[len(pending) :]
+        self._given = np.stack(logits)[self._n_pending :]
+        return self._given
+
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+        """See protocols.Backend."""
+        self.submit(tree, pending)
+        return self.wait()
 
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend."""
@@ -174,7 +190,10 @@ def fake_limits(
     chunk: int = 7,
     branch: bool = True,
     rewind: bool = True,
+    computes_behind: bool = False,
 ) -> Limits:
     """Limits for a FakeBackend; small, so that tests meet them."""
     leaves = max_leaves if branch else 1
-    return Limits(n_vocab, n_ctx, max_rows, leaves, chunk, branch, rewind)
+    return Limits(
+        n_vocab, n_ctx, max_rows, leaves, chunk, branch, rewind, computes_behind=computes_behind
+    )

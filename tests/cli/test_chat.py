@@ -252,7 +252,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int, number: i
 
 def test_stopped_answer(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends an answer; what there is of it stays in the conversation and in the cache."""
-    signal_at(monkeypatch, "score", 5, signal.SIGINT)
+    signal_at(monkeypatch, "submit", 5, signal.SIGINT)
     chat = talk("who was he", "/stats", "and she", "/stats", "/regen")
     first, second = chat.answers
     assert chat.out == f"{first}\n{second}\n{second}\n"
@@ -378,7 +378,7 @@ def test_regen_that_is_stopped(talk: Callable[..., Talk], monkeypatch: pytest.Mo
     """Before its first token it leaves question and answer; later it replaces the answer."""
     expected = talk("who was he", "and she").answers
     with monkeypatch.context() as patch:
-        signal_at(patch, "score", N_TOKENS + 3, signal.SIGINT)
+        signal_at(patch, "submit", N_TOKENS + 3, signal.SIGINT)
         (answer,) = talk("who was he", "/regen").answers
     assert expected[0].startswith(answer) and len(answer) < len(expected[0])
     monkeypatch.setattr(Repl, "_regenerate", _stopped_at_once(Repl._regenerate))
@@ -431,7 +431,7 @@ def test_a_system_message_that_is_refused(talk: Callable[..., Talk]) -> None:
 
 def test_terminated(talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM during an answer ends the chat, with the exit code that shells expect."""
-    signal_at(monkeypatch, "score", 5, signal.SIGTERM)
+    signal_at(monkeypatch, "submit", 5, signal.SIGTERM)
     with pytest.raises(typer.Exit) as leaving:
         talk("who was he", "and she")
     assert leaving.value.exit_code == 143

@@ -125,16 +125,16 @@ def test_strict(quantization: Any, tiny_model: TinyModel) -> None:
 def rounding(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits depend on what is drafted, a little: less than --gap allows a tie."""
     verify(endless, *SHORT, "--drafter", "none", "--prompts", "1")  # it is measured without that
-    score = LlamaBackend.score
+    wait = LlamaBackend.wait
 
-    def rounded(self: LlamaBackend, tree: DraftTree, pending: Sequence[int]) -> Any:
-        rows = score(self, tree, pending)
-        if len(tree) == 1:
+    def rounded(self: LlamaBackend) -> Any:
+        rows = wait(self)
+        if len(rows) == 1:
             return rows
-        noise = np.random.default_rng(len(tree)).uniform(0, 0.3, rows.shape)
+        noise = np.random.default_rng(len(rows)).uniform(0, 0.3, rows.shape)
         return rows + noise.astype(np.float32)
 
-    monkeypatch.setattr(LlamaBackend, "score", rounded)
+    monkeypatch.setattr(LlamaBackend, "wait", rounded)
 
 
 DIFFERENCE = re.compile(
@@ -305,14 +305,14 @@ def test_an_interrupted_run(at: int, endless: Path, monkeypatch: pytest.MonkeyPa
     """What there is, is shown: answers so far, or all of them without the distribution."""
     words = (endless, *SHORT, "--drafter", "none", "--prompts", "2", "--draws", "1000")
     verify(endless, *SHORT, "--drafter", "none", "--prompts", "1")  # it is measured now
-    score, calls = LlamaBackend.score, iter(range(100_000))
+    submit, calls = LlamaBackend.submit, iter(range(100_000))
 
     def interrupted(*args: Any) -> Any:
         if next(calls) == at:
             signal.raise_signal(signal.SIGINT)
-        return score(*args)
+        return submit(*args)
 
-    monkeypatch.setattr(LlamaBackend, "score", interrupted)
+    monkeypatch.setattr(LlamaBackend, "submit", interrupted)
     outcome = verify(*words)
     assert outcome.code == 130
     n = 0 if at == 24 else 2

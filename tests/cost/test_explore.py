@@ -14,7 +14,7 @@ import pytest
 import specgen.core.session as session_module
 from specgen.core.cost.model import CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, CostTracker
-from specgen.core.protocols import Drafter, Logits
+from specgen.core.protocols import Drafter
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.stats import Step
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
@@ -49,11 +49,11 @@ class Timed(FakeBackend):
         self.curve = curve
         self._clock = clock
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """See Backend."""
         seconds = self.curve.seconds(len(pending) + len(tree), self.length)
         self._clock.now += seconds if self.calls else 1000 * seconds
-        return super().score(tree, pending)
+        super().submit(tree, pending)
 
 
 @dataclass(frozen=True)

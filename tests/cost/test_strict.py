@@ -13,7 +13,7 @@ from specgen.core.cost.online import CostTracker
 from specgen.core.cost.strict import ONE_ROW, StrictPrices, WidthClass, strict_widths
 from specgen.core.drafting.acceptance import AcceptanceModel
 from specgen.core.errors import ContextFull
-from specgen.core.protocols import Drafter, Limits, Logits, Tokens
+from specgen.core.protocols import Drafter, Limits, Tokens
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
@@ -53,7 +53,7 @@ class Rounding(FakeBackend):
         """See Backend."""
         super().prefill(tokens + self.limits.n_vocab * (1000 + len(tokens)))
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """See Backend."""
         n = len(pending) + len(tree)
         self.widths.append(n)
@@ -62,9 +62,7 @@ class Rounding(FakeBackend):
         if not self._exact.branch:
             for node in range(tree.n_main, len(tree)):
                 main[len(pending) + node] += self.limits.n_vocab * 500
-        return super().score(
-            replace(tree, tokens=tuple(main[len(pending) :])), main[: len(pending)]
-        )
+        super().submit(replace(tree, tokens=tuple(main[len(pending) :])), main[: len(pending)])
 
 
 def drafters(name: str, truth: Sequence[int], n_vocab: int, seed: int) -> list[Drafter]:

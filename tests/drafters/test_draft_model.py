@@ -56,10 +56,10 @@ class Reading(FakeBackend):
         self.n_read += len(tokens)
         super().prefill(tokens)
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """See Backend."""
         self.n_read += len(tree) + len(pending)
-        return super().score(tree, pending)
+        super().submit(tree, pending)
 
 
 def begun(backend: FakeBackend, text: Sequence[int] = TEXT, **options: Any) -> DraftModel:

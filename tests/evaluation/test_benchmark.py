@@ -30,7 +30,7 @@ from specgen.core.evaluation.summary import ALL, Ratio, summarize
 from specgen.core.evaluation.tasks import Prompt
 from specgen.core.generation import Generation
 from specgen.core.knowledge.learned import Learned
-from specgen.core.protocols import Drafter, Logits, Tokens
+from specgen.core.protocols import Drafter, Tokens
 from specgen.core.sampling import SamplingParams
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
@@ -396,12 +396,12 @@ class Noisy(FakeBackend):
         self._rng = random.Random(seed)
         self._heat = 0.0
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """See Backend."""
         self._heat += 0.0003
         noise = self._heat + self._rng.gauss(0, 0.05)
         self._clock.now += 0.01 * self.slower * math.exp(noise)
-        return super().score(tree, pending)
+        super().submit(tree, pending)
 
     def arm(self, name: str, slower: float) -> Arm:
         """Plain decoding, each call of which takes so many times as long."""

@@ -51,13 +51,15 @@ ROUNDED = 0.1  # logits by which `Rounding` rounds
 class Rounding(FakeBackend):
     """A fake model whose logits depend a little on the width of the call, but for one row."""
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def wait(self) -> Logits:
         """See Backend."""
-        rows = super().score(tree, pending)
-        width = len(pending) + len(tree)
-        if width == 1:
+        rows = super().wait()
+        assert self._scored is not None
+        tokens = self._scored.tokens
+        if len(tokens) == 1:
             return rows
-        rng = np.random.default_rng([width, self.length, *tree.tokens])
+        tree = tokens[len(tokens) - len(rows) :]
+        rng = np.random.default_rng([len(tokens), self.length, *tree])
         return rows + rng.uniform(0, ROUNDED, rows.shape).astype(np.float32)
 
 

@@ -21,7 +21,6 @@ from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.exact import is_steady
 from specgen.core.llama.kernels import INSTRUCTIONS
 from specgen.core.llama.library import library
-from specgen.core.protocols import Logits
 from specgen.core.sampling import Sampler, SamplingParams
 from specgen.core.tree import DraftTree
 from tests.conftest import TinyModel
@@ -90,11 +89,11 @@ class Switching(LlamaBackend):
 
     n_calls = 0
 
-    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+    def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """As always."""
         self.n_calls += 1
         self.set_threads(1 + self.n_calls % 2)
-        return super().score(tree, pending)
+        super().submit(tree, pending)
 
     def prefill(self, tokens: NDArray[np.int32]) -> None:
         """As always."""

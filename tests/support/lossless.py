@@ -47,6 +47,7 @@ class Case:
     max_leaves: int
     explores: bool = False
     rests: bool = False
+    behind: bool = False  # calls are computed while their caller does other things
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def speculative(case: Case) -> Outcome:
         max_leaves=case.max_leaves,
         branch=case.branch,
         rewind=case.rewind,
+        computes_behind=case.behind and case.rewind,
     )
     backend = FakeBackend(HashModel(case.n_vocab, case.order, case.model_seed), limits)
     curve = load_curve("mi50") if case.judged else None
@@ -185,6 +187,7 @@ def random_case(seed: int) -> Case:
         max_leaves=rng.choice((1, 2, 16)),
         explores=rng.random() < 0.5,
         rests=rng.random() < 0.3,
+        behind=rng.random() < 0.4,
     )
 
 
