@@ -136,11 +136,9 @@ class CostTracker:
         if not self._scale:  # the table is taken to be true of the first call
             self._scale.append(_net(seconds, self._changes[place]) / known_s)
         # Load shows here, too, but not where it may be a change that nobody knows.
-        elif len(self._excess[place]) >= _ENOUGH:
+        elif size.tries and len(self._excess[place]) >= _ENOUGH:
             expected_s = known_s * size.factor(self._changes) + self._changes[place]
             self._scale.append(seconds / expected_s)
-        elif size.changed and not size.steady:
-            self._scale.append(seconds / (known_s * size.factor(FREE)))
         taken_s = seconds / self.scale
         size.changed.append((taken_s, known_s, place))
         if len(size.steady) >= _ALONE:
