@@ -16,8 +16,14 @@ from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.schedule import BackOff
 from specgen.core.drafting.speculator import Speculator
+from specgen.core.knowledge.first_use import begin_with, measure_first_use, prices_of
 from specgen.core.knowledge.learned import Learned
-from specgen.core.knowledge.profile import Profile, find_profile, require_profile
+from specgen.core.knowledge.profile import (
+    Profile,
+    find_profile,
+    keep_provisional,
+    require_profile,
+)
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.draft_model import open_draft
 from specgen.core.llama.library import library
@@ -95,6 +101,7 @@ class Engine:
         self.vocab = self.model.vocab
         self.config = config
         self.profile = profile
+        self._unmeasured: CostTracker | None = None  # prices that nothing was measured for
         self.renew(drafters, learned)
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
@@ -171,6 +178,7 @@ class Engine:
         branch: bool,
     ) -> Session:
         """A single drafter drafts as it likes; several are weighed by what their drafts cost."""
+        self._unmeasured = None
         make = partial(
             Builder,
             self.backend.limits,
@@ -182,9 +190,11 @@ class Engine:
         if len(drafters) < 2:
             speculator = Speculator(make(), drafters)
         else:
+            prices = prices_of(self.profile)
+            self._unmeasured = prices if self.profile is None else None
             builder = make(
                 acceptance=learned.acceptance if learned else shipped_priors(),
-                pricing=CostTracker(self.profile.prices if self.profile else None),
+                pricing=prices,
                 host_s=_HOST_S,
             )
             speculator = Speculator(builder, drafters, BackOff())
@@ -239,7 +249,22 @@ class Engine:
             sampler,
             max_tokens,
             on_chunk,
+            partial(self._measure, max_tokens),
         )
+
+    def _measure(self, max_tokens: int | None, prompt_s: float) -> None:
+        """At the first use of a model on a machine: find out what calls cost, behind the prompt."""
+        prices, self._unmeasured = self._unmeasured, None
+        if prices is None:
+            return
+        text, spent_s = self.session.tokens, self.load_s + prompt_s
+        found = measure_first_use(
+            self.backend, text, max_tokens, spent_s, perf_counter, self._should_stop
+        )
+        if found is not None:
+            self.profile = found
+            begin_with(prices, found)
+            keep_provisional(self.path, self.config, found)
 
     def keep(self, generation: Generation) -> None:
         """Let later runs profit from a text that was generated, unless nothing is to be learnt."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import median
+from statistics import median, median_low
 from time import perf_counter
 from typing import Final, TypeAlias
 
 import numpy as np
 
 from specgen.core.host.limits import Waits, longest_wait_s
-from specgen.core.protocols import Backend, Tokens
+from specgen.core.protocols import Backend, Change, Tokens
 from specgen.core.stop import ShouldStop, heed, never
 from specgen.core.tree import DraftTree
 
@@ -361,6 +361,21 @@ def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
     plain_s = typical(times[1]) if with_next else 0.0
     taken = {n: typical(samples) for n, samples in times.items()}
     return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in taken.items()}
+
+
+def change_of(runs: Sequence[Sequence[float]]) -> Change:
+    """What a change of width takes, by runs of three or more calls of one width each.
+
+    The median of what the first and second calls took more than the others did, the lower one; no
+    change where the others differ by as much.
+    """
+    usual = [typical(times[1:]) for times in runs]
+    noise_s = max([median(times[2:]) - min(times[1:]) for times in runs], default=0.0)
+    excess = [
+        median_low([times[i] - known for times, known in zip(runs, usual, strict=True)] or [0.0])
+        for i in range(2)
+    ]
+    return Change(*[seconds if seconds > noise_s else 0.0 for seconds in excess])
 
 
 def _least_s(timed: TimedBackend, core: Sequence[int]) -> float:

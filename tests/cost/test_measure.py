@@ -303,7 +303,7 @@ class Trial:
 
     def error(self) -> float:
         """By what factor the worst T(n) / T(1) of the curve differs from the truth."""
-        curve, truth = self.profile.curve, self.backends[self.profile.flash_attention].cost
+        curve, truth = self.profile.curve, self.backends[bool(self.profile.flash_attention)].cost
         return max(
             abs(
                 math.log(
