@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from specgen.core.protocols import Change
 
-from .gear import FREE, Gear
+from .gear import FREE, LATER, Gear
 from .model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, Costs, load_curve
 
 # Sizes are tried in this order; between them the correction is a line.
@@ -38,7 +38,6 @@ _ENOUGH: Final = 3  # so many samples tell what a change takes
 _ALONE: Final = _SCALE_STEPS
 _REFRESH: Final = 8  # the costs are computed again after so many steps
 _LEAST_PART: Final = 0.25  # of a call is no change, whatever is known of one
-_FIRST, _SECOND = 0, 1  # places in a Change
 _FIRST_CONTEXT: Final = 256  # shorter contexts are one bucket, then each doubling is one
 
 _NUMBERS: Final = np.arange(1, MAX_ROWS + 1)
@@ -101,12 +100,11 @@ class CostTracker:
         if explored:
             back_s = sum(self.change) if n != gear.width else 0.0
             self.explored_s += max(0.0, seconds - self.costs(context)[0]) + back_s
-        if n != gear.width:
-            self._record_changed(n, context, seconds, _FIRST)
-        elif gear.is_new:
-            self._record_changed(n, context, seconds, _SECOND)
-        else:
+        place = gear.place(n)
+        if place == LATER:
             self._record(n, context, seconds)
+        else:
+            self._record_changed(n, context, seconds, place)
         self._costs_age += 1
         if self._untried and n in self._untried and self._tries(n) >= _TRIES:
             self._untried.remove(n)
@@ -131,7 +129,7 @@ class CostTracker:
         return is_known if size.changed else bool(size.steady)
 
     def _record_changed(self, n: int, context: int, seconds: float, place: int) -> None:
-        """The first or second call of a width."""
+        """The first or second call of a width, by its place."""
         size, known_s = self._size(n, context), self.model.costs(context)[n - 1]
         if not self._scale:  # the table is taken to be true of the first call
             self._scale.append(_net(seconds, self._changes[place]) / known_s)

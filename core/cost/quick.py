@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from .measure import LEAST_SAMPLES, TimedBackend, change_of, typical
+from .measure import LEAST_SAMPLES
 from .model import UNKNOWN, CostModel, load_curve
+from .timed import TimedBackend, change_of, typical
 
 # Most important first: without the second there is nothing to compare the first with.
 QUICK_SIZES: Final = (1, 4, 2, 8)
@@ -70,8 +71,9 @@ def measure_quickly(
     found = sorted(runs)
     # Load only ever adds: a size takes no longer than a larger one.
     times = [min(typical(runs[m][1:]) for m in found if m >= n) for n in found]
-    changed = [times for n, times in runs.items() if n > 1]  # one row came behind the prompt
-    curve = CostModel(tuple(found), (context,), (tuple(times),), change_of(changed))
+    changed = [runs[n] for n in found if n > 1]  # one row came behind the prompt
+    change = change_of([[run[place] - typical(run[1:]) for run in changed] for place in range(2)])
+    curve = CostModel(tuple(found), (context,), (tuple(times),), change)
     noise = max(median(times[1:]) / min(times[1:]) for times in runs.values())
     return QuickMeasurement(curve, noise, timed.clock() - start)
 

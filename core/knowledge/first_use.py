@@ -10,9 +10,9 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from specgen.core.cost.measure import Clock, TimedBackend
 from specgen.core.cost.online import EXPLORED, CostTracker
 from specgen.core.cost.quick import QuickMeasurement, measure_quickly
+from specgen.core.cost.timed import Clock, TimedBackend
 from specgen.core.errors import BackendError
 from specgen.core.protocols import Backend
 from specgen.core.stop import ShouldStop
@@ -54,7 +54,7 @@ def measure_first_use(
     Args:
         backend: its cache stays as it is.
         text: tokens, more than are in the cache.
-        n_tokens: to be generated at most; None is not limited.
+        n_tokens: to be generated at most; None is as many as there is room for.
         spent_s: what loading the model and reading the prompt took.
         clock: seconds.
         should_stop: asked before each call.
@@ -65,8 +65,9 @@ def measure_first_use(
         return None
     timed = TimedBackend(backend, text, clock, should_stop=should_stop)
     limit_s = max(LIMIT_S, SHARE * spent_s)
+    n_tokens = min(_USUAL if n_tokens is None else n_tokens, backend.limits.n_ctx - len(text))
     try:
-        found = measure_quickly(timed, limit_s, _USUAL if n_tokens is None else n_tokens)
+        found = measure_quickly(timed, limit_s, n_tokens)
     except BackendError as error:  # of a call that nobody asked for
         _log.info("this machine was not measured: %s", error.message)
         return None
@@ -85,6 +86,6 @@ def _told(found: QuickMeasurement) -> str:
     row, curve = found.curve.times[0], found.curve
     at = curve.sizes.index(4) if 4 in curve.sizes else -1
     return (
-        f"measured this machine in {found.seconds:.2f} s: a call with {curve.sizes[at]} rows takes"
+        f"measured this machine in {found.seconds:.2g} s: a call with {curve.sizes[at]} rows takes"
         f" {row[at] / row[0]:.1f} times one with 1"
     )

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specgen.core.cost.gear import FREE
-from specgen.core.cost.measure import NOISY, TimedBackend
+from specgen.core.cost.measure import NOISY
 from specgen.core.cost.model import UNKNOWN, CostModel, load_curve
 from specgen.core.cost.quick import QUICK_SIZES, extended, measure_quickly
+from specgen.core.cost.timed import TimedBackend
 from specgen.core.protocols import Change
 from specgen.core.stop import Interrupted
 from specgen.core.testing.fakes import fake_limits
