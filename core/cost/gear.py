@@ -38,3 +38,11 @@ class Gear(NamedTuple):
     def after(self, width: int) -> Gear:
         """The gear once a call of `width` rows was made."""
         return Gear(width, width != self.width)
+
+
+def change_text(change: Change) -> str:
+    """What a change takes, in one line."""
+    if change == FREE:
+        return "nothing that shows"
+    first, second = (f"{1e3 * seconds:.2g} ms" for seconds in change)
+    return f"{first} at the first call" + (f", {second} at the second" if change.second_s else "")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.core.cost.gear import FREE, Gear
+from specgen.core.cost.gear import FREE, Gear, change_text
 from specgen.core.cost.model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, SHARE, CostTracker
 from specgen.core.errors import UsageError
@@ -96,11 +96,26 @@ def test_the_unknown_machine_is_the_dearest() -> None:
     assert all(a < b for a, b in pairwise(unknown))
 
 
-def test_a_curve_survives_its_file(tmp_path: Path) -> None:
-    """What `record` gives, `load_curve` reads."""
-    file = tmp_path / "curve.json"
-    file.write_text(json.dumps(MODEL.record()))
-    assert load_curve(str(file)) == MODEL
+@pytest.mark.parametrize("change", [FREE, Change(0.5e-3, 4e-3), Change(0.25e-3)])
+def test_a_curve_survives_its_file(tmp_path: Path, change: Change) -> None:
+    """What `record` gives, `load_curve` reads; files that say nothing of changes are read, too."""
+    file, curve = tmp_path / "curve.json", replace(MODEL, change=change)
+    file.write_text(json.dumps(curve.record()))
+    assert load_curve(str(file)) == curve
+    assert ("change_ms" in curve.record()) == (change != FREE)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (FREE, "nothing that shows"),
+        (Change(0.4461e-3), "0.45 ms at the first call"),
+        (Change(0.9e-3, 4.2e-3), "0.9 ms at the first call, 4.2 ms at the second"),
+    ],
+)
+def test_a_change_in_words(change: Change, text: str) -> None:
+    """What does not show is not told."""
+    assert change_text(change) == text
 
 
 GOOD = {"sizes": [1, 2], "contexts": [0], "ms": [[1, 2]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from specgen.core.tree import DraftTree
 from specgen.drafters.ensemble import ensemble
 from tests.conftest import TinyModel
 from tests.support.clocked import CurvedBackend
+from tests.support.command import generate
 
 CURVE = CostModel((1, 4, 8), (0,), ((8e-3, 10e-3, 14e-3),), Change(0.5e-3, 0.0))
 TEXT = [index % 16 for index in range(9)]
@@ -132,7 +134,15 @@ def test_a_provisional_profile_is_kept_apart(tmp_path: Path) -> None:
     assert require_profile(whole) is whole
 
 
-# ---- in the engine
+# ---- in the engine, where tests do without it but for these
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    """It is done, however short the answer and busy the machine."""
+    monkeypatch.setattr(engine_module, "measure_first_use", measure_first_use)
+    monkeypatch.setattr("specgen.core.cost.quick._WORTH", 1e-9)
+
 
 PROMPT = "the and was the and was the and was"
 
@@ -185,10 +195,9 @@ def test_not_for_fewer(tiny_model: TinyModel, measured: list[int], drafter: str)
 
 
 @pytest.mark.llama
-@pytest.mark.usefixtures("quiet")
-def test_the_text_is_the_same(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("real")
+def test_the_text_is_the_same(tiny_model: TinyModel) -> None:
     """With the calls that measure, of a real model, and without."""
-    monkeypatch.setattr("specgen.core.cost.quick._WORTH", 1e-9)
     texts = []
     path = tiny_model(quantization="Q8_0")
     for is_measured in (True, False):
@@ -203,6 +212,18 @@ def test_the_text_is_the_same(tiny_model: TinyModel, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.llama
+@pytest.mark.usefixtures("real")
+def test_a_note_at_the_first_run(tiny_model: TinyModel) -> None:
+    """On stderr; the next run finds what was measured."""
+    words = (tiny_model(), PROMPT, "-n", "40", "-t", "1", "--greedy")
+    first, second = generate(*words), generate(*words)
+    assert (first.code, second.code, second.err) == (0, 0, "")
+    assert re.fullmatch(r"specgen: measured this machine in .* times one with 1\n", first.err)
+    assert first.out == second.out
+
+
+@pytest.mark.llama
+@pytest.mark.usefixtures("real")
 def test_an_interrupt_ends_it(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine can be used again."""
     stops: Iterator[bool] = iter([])
