@@ -105,9 +105,7 @@ class Engine:
         self.renew(drafters, learned)
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
-            _log.warning(
-                "no widths of calls are known to round alike: --strict means one row a call"
-            )
+            _log.warning("no widths are known to round alike: --strict means one row a call")
         _log.info("%s", _describe(self.model, self.backend, config, self.strict))
 
     def _open_draft(self, config: EngineConfig, context: ContextConfig) -> LlamaBackend | None:

@@ -11,6 +11,7 @@ import pytest
 
 import specgen.core.engine as engine_module
 import specgen.core.knowledge.profile as profiles
+from specgen.cli import prepare
 from specgen.core.config import EngineConfig
 from specgen.core.cost.model import UNKNOWN, CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, CostTracker
@@ -132,6 +133,23 @@ def test_a_provisional_profile_is_kept_apart(tmp_path: Path) -> None:
     keep_provisional(tmp_path, CONFIG, provisional)
     assert find_profile(tmp_path, CONFIG) == whole
     assert require_profile(whole) is whole
+
+
+@pytest.mark.usefixtures("no_library")
+@pytest.mark.parametrize("strict", [False, True])
+def test_whoever_needs_more_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """As `bench`, `verify` and --strict do; it takes the place of what the first use left."""
+    whole = Profile(CURVE, True, None, {128: ((1, 4),)}, {}, 1.0)
+    monkeypatch.setattr(prepare, "require_room_to_measure", lambda *_: None)
+    monkeypatch.setattr(prepare, "measure_profile", lambda *_, **__: whole)
+    config = replace(CONFIG, strict=strict)
+    keep_provisional(tmp_path, config, Profile.provisional(CURVE, 1.0))
+    for _ in range(2):
+        assert prepare.ensure_profile(tmp_path, config) == whole
+        assert find_profile(tmp_path, config) == whole
+        monkeypatch.setattr(prepare, "measure_profile", None)  # it is not measured twice
 
 
 # ---- in the engine, where tests do without it but for these
