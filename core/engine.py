@@ -10,13 +10,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from specgen.core.cost.online import CostTracker
 from specgen.core.cost.strict import ONE_ROW, WidthClass
 from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.schedule import BackOff
 from specgen.core.drafting.speculator import Speculator
-from specgen.core.knowledge.first_use import begin_with, measure_first_use, prices_of
+from specgen.core.knowledge.first_use import FirstUse, prices_of
 from specgen.core.knowledge.learned import Learned
 from specgen.core.knowledge.profile import (
     Profile,
@@ -101,7 +100,6 @@ class Engine:
         self.vocab = self.model.vocab
         self.config = config
         self.profile = profile
-        self._unmeasured: CostTracker | None = None  # prices that nothing was measured for
         self.renew(drafters, learned)
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
@@ -178,7 +176,7 @@ class Engine:
         branch: bool,
     ) -> Session:
         """A single drafter drafts as it likes; several are weighed by what their drafts cost."""
-        self._unmeasured = None
+        self._first_use: FirstUse | None = None
         make = partial(
             Builder,
             self.backend.limits,
@@ -191,7 +189,8 @@ class Engine:
             speculator = Speculator(make(), drafters)
         else:
             prices = prices_of(self.profile)
-            self._unmeasured = prices if self.profile is None else None
+            if self.profile is None:
+                self._first_use = FirstUse(self.backend, prices, self._should_stop)
             builder = make(
                 acceptance=learned.acceptance if learned else shipped_priors(),
                 pricing=prices,
@@ -254,16 +253,12 @@ class Engine:
 
     def _measure(self, max_tokens: int | None, prompt_s: float) -> None:
         """At the first use of a model on a machine: find out what calls cost, behind the prompt."""
-        prices, self._unmeasured = self._unmeasured, None
-        if prices is None:
+        if self._first_use is None:
             return
-        text, spent_s = self.session.tokens, self.load_s + prompt_s
-        found = measure_first_use(
-            self.backend, text, max_tokens, spent_s, perf_counter, self._should_stop
-        )
+        spent_s = self.load_s + prompt_s
+        found = self._first_use.measure(self.session.tokens, max_tokens, spent_s)
         if found is not None:
-            self.profile = found
-            begin_with(prices, found)
+            self.profile, self._first_use = found, None
             keep_provisional(self.path, self.config, found)
 
     def keep(self, generation: Generation) -> None:

@@ -19,6 +19,8 @@ from .timed import TimedBackend, change_of, typical
 QUICK_SIZES: Final = (1, 4, 2, 8)
 _CALLS: Final = 1 + LEAST_SAMPLES  # of a size: the first is behind a change
 _WORTH: Final = 4  # measuring may take one in so many parts of the time that the answer will take
+# Tokens of an answer, with fewer of which no two sizes can be compared in that part.
+LEAST_TOKENS: Final = _WORTH * 2 * _CALLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def measure_quickly(
 
     Raises Interrupted, and BackendError as a call may.
     """
-    if n_tokens < _WORTH * 2 * _CALLS:  # calls of two sizes, each at least as long as one row
+    if n_tokens < LEAST_TOKENS:
         return None
     start, context = timed.clock(), timed.backend.length
     end = start + limit_s

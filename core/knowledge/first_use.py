@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Final
 
 from specgen.core.cost.online import EXPLORED, CostTracker
-from specgen.core.cost.quick import QuickMeasurement, measure_quickly
+from specgen.core.cost.quick import LEAST_TOKENS, QuickMeasurement, measure_quickly
 from specgen.core.cost.timed import Clock, TimedBackend
 from specgen.core.errors import BackendError
 from specgen.core.protocols import Backend
-from specgen.core.stop import ShouldStop
+from specgen.core.stop import ShouldStop, never
 
 from .profile import Profile
 
@@ -24,6 +25,7 @@ _log = logging.getLogger("specgen.profile")
 LIMIT_S: Final = 2.0  # measuring takes no longer, or than
 SHARE: Final = 0.05  # of what loading the model and reading the prompt took, if that is more
 _USUAL: Final = 256  # tokens of an answer, where nobody limits it
+_TRIES: Final = 3  # texts behind which it is tried: a machine that was busy may be quiet again
 
 
 def prices_of(profile: Profile | None) -> CostTracker:
@@ -41,44 +43,69 @@ def begin_with(tracker: CostTracker, profile: Profile) -> None:
     tracker.restart(profile.prices, untried)
 
 
-def measure_first_use(
-    backend: Backend,
-    text: Sequence[int],
-    n_tokens: int | None,
-    spent_s: float,
-    clock: Clock,
-    should_stop: ShouldStop,
-) -> Profile | None:
-    """What calls cost behind a text whose prefix is in the cache; None if that cannot be known.
+class FirstUse:
+    """Prices that nothing was measured for, until something is.
 
     Args:
         backend: its cache stays as it is.
-        text: tokens, more than are in the cache.
-        n_tokens: to be generated at most; None is as many as there is room for.
-        spent_s: what loading the model and reading the prompt took.
-        clock: seconds.
+        prices: told what was found.
         should_stop: asked before each call.
-
-    Raises Interrupted.
+        clock: seconds.
     """
-    if not backend.limits.can_rewind:  # a call could not be taken back
-        return None
-    timed = TimedBackend(backend, text, clock, should_stop=should_stop)
-    limit_s = max(LIMIT_S, SHARE * spent_s)
-    n_tokens = min(_USUAL if n_tokens is None else n_tokens, backend.limits.n_ctx - len(text))
-    try:
-        found = measure_quickly(timed, limit_s, n_tokens)
-    except BackendError as error:  # of a call that nobody asked for
-        _log.info("this machine was not measured: %s", error.message)
-        return None
-    if found is None:
-        return None
-    profile = Profile.provisional(found.curve, found.noise)
-    if profile.prices is None:
-        _log.info("this machine was not measured: %s", profile.doubt)
-        return None
-    _log.warning("%s", _told(found))
-    return profile
+
+    def __init__(
+        self,
+        backend: Backend,
+        prices: CostTracker,
+        should_stop: ShouldStop = never,
+        clock: Clock = perf_counter,
+    ) -> None:
+        self._backend = backend
+        self._prices = prices
+        self._should_stop = should_stop
+        self._clock = clock
+        self._tries = 0
+
+    def measure(self, text: Sequence[int], n_tokens: int | None, spent_s: float) -> Profile | None:
+        """What calls cost behind a text whose prefix is in the cache.
+
+        None where the answer will be too short, the machine is busy, or time does not suffice;
+        after a few times it is not tried any more.
+
+        Args:
+            text: tokens, more than are in the cache.
+            n_tokens: to be generated at most; None is as many as there is room for.
+            spent_s: what loading the model and reading the prompt took.
+
+        Raises Interrupted.
+        """
+        limits = self._backend.limits
+        n_tokens = min(_USUAL if n_tokens is None else n_tokens, limits.n_ctx - len(text))
+        # Where the model cannot go back, a call could not be undone.
+        if not limits.can_rewind or n_tokens < LEAST_TOKENS or self._tries == _TRIES:
+            return None
+        self._tries += 1
+        profile = self._found(text, n_tokens, max(LIMIT_S, SHARE * spent_s))
+        if profile is not None:
+            begin_with(self._prices, profile)
+        return profile
+
+    def _found(self, text: Sequence[int], n_tokens: int, limit_s: float) -> Profile | None:
+        timed = TimedBackend(self._backend, text, self._clock, should_stop=self._should_stop)
+        try:
+            found = measure_quickly(timed, limit_s, n_tokens)
+        except BackendError as error:  # of a call that nobody asked for
+            _log.info("what calls cost is not known: %s", error.message)
+            return None
+        if found is None:
+            _log.info("what calls cost is not known: there was no time to measure it")
+            return None
+        profile = Profile.provisional(found.curve, found.noise)
+        if profile.prices is None:
+            _log.info("what calls cost is not known: %s", profile.doubt)
+            return None
+        _log.warning("%s", _told(found))
+        return profile
 
 
 def _told(found: QuickMeasurement) -> str:

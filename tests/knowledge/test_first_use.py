@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import specgen.core.engine as engine_module
 import specgen.core.knowledge.profile as profiles
 from specgen.cli import prepare
 from specgen.core.config import EngineConfig
@@ -17,7 +16,7 @@ from specgen.core.cost.model import UNKNOWN, CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, CostTracker
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError, UsageError
-from specgen.core.knowledge.first_use import begin_with, measure_first_use, prices_of
+from specgen.core.knowledge.first_use import FirstUse, begin_with, prices_of
 from specgen.core.knowledge.profile import (
     Profile,
     find_profile,
@@ -37,12 +36,16 @@ from tests.support.command import generate
 
 CURVE = CostModel((1, 4, 8), (0,), ((8e-3, 10e-3, 14e-3),), Change(0.5e-3, 0.0))
 TEXT = [index % 16 for index in range(9)]
+MEASURE = FirstUse.measure  # which tests do without, see conftest.py
 CONFIG = EngineConfig(n_ctx=512, threads=1)
 
 
-def first_use(backend: CurvedBackend, n_tokens: int | None = None) -> Profile | None:
+def first_use(
+    backend: CurvedBackend, n_tokens: int | None = None, spent_s: float = 1.0
+) -> Profile | None:
     """What is found behind a prompt of nine tokens, eight of which are in the cache."""
-    return measure_first_use(backend.filled(8), TEXT, n_tokens, 1.0, backend.clock, never)
+    found = FirstUse(backend.filled(8), CostTracker(), never, backend.clock)
+    return MEASURE(found, TEXT, n_tokens, spent_s)
 
 
 def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -70,9 +73,24 @@ def test_what_loading_took_allows_for_more() -> None:
     """A twentieth of it, where that is more than two seconds."""
     slow = CostModel((1, 8), (0,), ((0.5, 0.8),))
     for spent_s, sizes in ((1.0, None), (100.0, (1, 4)), (1000.0, (1, 2, 4, 8))):
-        backend = CurvedBackend(slow).filled(8)
-        found = measure_first_use(backend, TEXT, None, spent_s, backend.clock, never)
+        found = first_use(CurvedBackend(slow), spent_s=spent_s)
         assert (found and found.curve.sizes) == sizes
+
+
+def test_it_is_tried_three_times() -> None:
+    """A busy machine may be quiet again; short answers are no tries. Then prices begin with it."""
+    loads = [1.0, 2.0] * 50
+    backend = CurvedBackend(CURVE, load=lambda call: loads[call]).filled(8)
+    prices = CostTracker()
+    found = FirstUse(backend, prices, never, backend.clock)
+    for n_tokens in (5, None, 31, None):
+        assert MEASURE(found, TEXT, n_tokens, 1.0) is None
+    n_busy = len(backend.widths)
+    loads[n_busy:] = [1.0] * 50
+    profile = MEASURE(found, TEXT, None, 1.0)
+    assert profile is not None
+    assert prices.costs(8)[3] == pytest.approx(10e-3)
+    assert MEASURE(found, TEXT, None, 1.0) is None
 
 
 def test_a_call_that_fails_is_no_error() -> None:
@@ -158,7 +176,7 @@ def test_whoever_needs_more_measures(
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     """It is done, however short the answer and busy the machine."""
-    monkeypatch.setattr(engine_module, "measure_first_use", measure_first_use)
+    monkeypatch.setattr(FirstUse, "measure", MEASURE)
     monkeypatch.setattr("specgen.core.cost.quick._WORTH", 1e-9)
 
 
@@ -170,11 +188,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What is measured, by the tokens of the text; it always succeeds at once."""
     calls: list[int] = []
 
-    def measure(backend: object, text: list[int], *_: object) -> Profile:
+    def measure(_: FirstUse, text: list[int], *__: object) -> Profile:
         calls.append(len(text))
         return Profile.provisional(CURVE, 1.0)
 
-    monkeypatch.setattr(engine_module, "measure_first_use", measure)
+    monkeypatch.setattr(FirstUse, "measure", measure)
     return calls
 
 
