@@ -310,6 +310,34 @@ def test_a_machine_that_gets_slower(sizes: tuple[int, ...], change: Change) -> N
             assert row[3] / row[0] == pytest.approx(before, rel=0.1)
 
 
+def test_a_load_that_begins_with_a_run() -> None:
+    """A size known from single calls only is no dearer for a load that its first run meets."""
+    machine, tracker = Machine(GPU, jitter=1e-6), CostTracker(GPU)
+    machine.run(tracker, ([1] * 4 + [8]) * 10)
+    machine.load = 3.0
+    machine.run(tracker, [8] * 60)
+    machine.check(tracker, (1, 8))
+
+
+def test_the_way_back_is_explored_too() -> None:
+    """What sizes that are tried take is in the share with the changes to them and back."""
+    truth = load_curve("h100-8b")
+    machine, tracker = Machine(truth, jitter=0.0), CostTracker(truth, EXPLORED)
+    extra_s = total_s = 0.0
+    tried = 0
+    machine.run(tracker, [1])
+    for _ in range(20_000):
+        n = tracker.explore(200, 64)
+        seconds = machine.call(n or 1)
+        tracker.observe(n or 1, 200, seconds, explored=n is not None)
+        total_s += seconds
+        tried += n is not None
+        if tried:
+            extra_s += seconds - truth.seconds(1, 200)
+        assert extra_s <= SHARE * total_s + 1e-9
+    assert tried == 2 * len(EXPLORED)
+
+
 def test_the_curve_of_another_machine() -> None:
     """Sizes that are used become right, in whatever order they come, and the scale with them."""
     for seed in range(20):

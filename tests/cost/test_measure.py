@@ -167,6 +167,18 @@ def test_load_is_no_change(every: int) -> None:
     assert found.seconds(4, 8) == pytest.approx(cost(4, 8))
 
 
+def test_a_prompt_ends_a_run() -> None:
+    """Graphs are built and captured anew behind it, and that is no sample."""
+    timed = Rebuilding().timed()
+    for context in (8, 32):
+        timed.go_to(context)
+        for _ in range(3):
+            timed.time(1)
+        assert timed.sample(1) == pytest.approx(cost(1, context))
+        timed.go_to(context + 4)
+        assert timed.sample(1) == pytest.approx(cost(1, context + 4))
+
+
 def test_slow_calls_need_no_runs() -> None:
     """A change is within the noise there, and time is better spent on another sample."""
     backend = Rebuilding(factor=100.0)

@@ -44,6 +44,14 @@ def test_four_sizes_and_a_change(truth: CostModel) -> None:
     assert found.noise == pytest.approx(1.0)
 
 
+def test_what_comes_behind_the_prompt_is_no_change() -> None:
+    """The first call of all takes longer than others of a new width."""
+    slow = CurvedBackend(CPU, load=lambda call: 1.0 if call else 8.0).filled(8)
+    found = measure_quickly(timed(slow), 9.0, 900, (1, 4))
+    assert found is not None
+    assert found.curve.change == pytest.approx(CPU.change)
+
+
 @given(
     row_s=st.floats(1e-4, 3.0),
     shape=st.lists(st.floats(1.0, 2.5), min_size=3, max_size=3),
