@@ -33,6 +33,7 @@ from specgen.drafters.ensemble import ensemble
 from tests.conftest import TinyModel
 from tests.support.clocked import CurvedBackend
 from tests.support.command import generate
+from tests.support.tiny import Architecture
 
 CURVE = CostModel((1, 4, 8), (0,), ((8e-3, 10e-3, 14e-3),), Change(0.5e-3, 0.0))
 TEXT = [index % 16 for index in range(9)]
@@ -232,12 +233,16 @@ def test_not_for_fewer(tiny_model: TinyModel, measured: list[int], drafter: str)
 
 @pytest.mark.llama
 @pytest.mark.usefixtures("real")
-def test_the_text_is_the_same(tiny_model: TinyModel) -> None:
-    """With the calls that measure, of a real model, and without."""
+@pytest.mark.parametrize(("architecture", "swa_full"), [("llama", True), ("gemma3", False)])
+def test_the_text_is_the_same(
+    tiny_model: TinyModel, architecture: Architecture, swa_full: bool
+) -> None:
+    """With the calls that measure, of a real model, and without; a window forgets nothing more."""
     texts = []
-    path = tiny_model(quantization="Q8_0")
+    path = tiny_model(architecture, "Q8_0")
+    config = replace(CONFIG, flash_attention=True, swa_full=swa_full)
     for is_measured in (True, False):
-        with Engine(path, ensemble("auto"), replace(CONFIG, flash_attention=True)) as engine:
+        with Engine(path, ensemble("auto"), config) as engine:
             if not is_measured:
                 engine.profile = Profile.provisional(CURVE, 1.0)
                 engine.renew(ensemble("auto"))
