@@ -169,6 +169,7 @@ def _lines(profile: Profile, kept: Path | None) -> Iterator[str]:
     for context in profile.curve.contexts:
         needed = ", ".join(f"{_relative(profile, n, context):.2f} with {n}" for n in _BREAK_EVEN)
         yield f"tokens per step to break even at {context} tokens: {needed} rows"
+    yield f"another number of rows than in the call before takes {_change(profile)}"
     for context, classes in sorted(profile.classes.items()):
         groups = " | ".join(" ".join(map(str, widths)) for widths in classes) or "not compared"
         yield f"rows that give the same bits at {context} tokens: {groups}"
@@ -176,6 +177,12 @@ def _lines(profile: Profile, kept: Path | None) -> Iterator[str]:
         yield (
             f"kept in {path_text(kept)}" if kept else "not kept: the cache folder cannot be written"
         )
+
+
+def _change(profile: Profile) -> str:
+    from specgen.core.cost.gear import change_text
+
+    return change_text(profile.curve.change)
 
 
 def _relative(profile: Profile, n: int, context: int) -> float:

@@ -117,7 +117,7 @@ def ensure_profile(
     budget: str | None = None,
     should_stop: ShouldStop = never,
 ) -> Profile:
-    """What is known of the model on this machine; measured first if nothing is.
+    """What is known of the model on this machine; measured first if nothing, or little, is.
 
     It is kept if times are known well, else it serves this run, without them. For strict decoding
     it is kept all the same: load does not change which widths round alike.
@@ -126,7 +126,8 @@ def ensure_profile(
     a budget.
     """
     profile = find_profile(path, config)
-    if profile is None or not (profile.prices or config.strict):
+    is_measured = profile is not None and not profile.is_provisional
+    if profile is None or not is_measured or not (profile.prices or config.strict):
         from specgen.core.knowledge.profiling import measure_profile
 
         require_room_to_measure(path, config, budget)

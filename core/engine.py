@@ -11,14 +11,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from specgen.core.cost.online import CostTracker
 from specgen.core.cost.strict import ONE_ROW, WidthClass
 from specgen.core.drafting.acceptance import shipped_priors
 from specgen.core.drafting.builder import Builder
 from specgen.core.drafting.schedule import BackOff
 from specgen.core.drafting.speculator import Speculator
+from specgen.core.knowledge.first_use import FirstUse, prices_of
 from specgen.core.knowledge.learned import Learned
-from specgen.core.knowledge.profile import Profile, find_profile, require_profile
+from specgen.core.knowledge.profile import (
+    Profile,
+    find_profile,
+    keep_provisional,
+    require_profile,
+)
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.draft_model import open_draft
 from specgen.core.llama.exact import is_steady
@@ -102,7 +107,7 @@ class Engine:
         self.renew(drafters, learned)
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
-            _log.warning("no two widths of calls round alike here: --strict means one row a call")
+            _log.warning("no widths are known to round alike: --strict means one row a call")
         _log.info("%s", _describe(self.model, self.backend, config, self.strict))
 
     def _open_draft(self, config: EngineConfig, context: ContextConfig) -> LlamaBackend | None:
@@ -175,6 +180,7 @@ class Engine:
         branch: bool,
     ) -> Session:
         """A single drafter drafts as it likes; several are weighed by what their drafts cost."""
+        self._first_use: FirstUse | None = None
         make = partial(
             Builder,
             self.backend.limits,
@@ -186,9 +192,12 @@ class Engine:
         if len(drafters) < 2:
             speculator = Speculator(make(), drafters)
         else:
+            prices = prices_of(self.profile)
+            if self.profile is None:
+                self._first_use = FirstUse(self.backend, prices, self._should_stop)
             builder = make(
                 acceptance=learned.acceptance if learned else shipped_priors(),
-                pricing=CostTracker(self.profile.prices if self.profile else None),
+                pricing=prices,
                 host_s=_HOST_S,
             )
             speculator = Speculator(builder, drafters, BackOff())
@@ -243,7 +252,18 @@ class Engine:
             sampler,
             max_tokens,
             on_chunk,
+            partial(self._measure, max_tokens),
         )
+
+    def _measure(self, max_tokens: int | None, prompt_s: float) -> None:
+        """At the first use of a model on a machine: find out what calls cost, behind the prompt."""
+        if self._first_use is None:
+            return
+        spent_s = self.load_s + prompt_s
+        found = self._first_use.measure(self.session.tokens, max_tokens, spent_s)
+        if found is not None:
+            self.profile, self._first_use = found, None
+            keep_provisional(self.path, self.config, found)
 
     def keep(self, generation: Generation) -> None:
         """Let later runs profit from a text that was generated, unless nothing is to be learnt."""

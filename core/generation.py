@@ -16,6 +16,15 @@ from .stats import GenerationStats
 class Generation:
     """One text being generated. Iterating yields what each step adds to it, often "".
 
+    Args:
+        session: what steps.
+        stream: tokens to text.
+        prompt: see below.
+        sampler: see below.
+        max_tokens: None goes on until the text ends.
+        on_chunk: told how much of the prompt is processed; may raise to stop.
+        on_prompt: told the seconds that the prompt took, before the first step; may raise to stop.
+
     Attributes:
         prompt: tokens it continues.
         reused: how many of them the cache held already.
@@ -37,6 +46,7 @@ class Generation:
         sampler: Sampler,
         max_tokens: int | None,
         on_chunk: Callable[[int, int], None] | None,
+        on_prompt: Callable[[float], None] | None = None,
     ) -> None:
         self.prompt = tuple(prompt)
         self.sampler = sampler
@@ -51,6 +61,7 @@ class Generation:
         self._stream = stream
         self._max_tokens = max_tokens
         self._on_chunk = on_chunk
+        self._on_prompt = on_prompt
         self._is_begun = False
 
     @property
@@ -69,6 +80,8 @@ class Generation:
         start = perf_counter()
         self.reused = self._session.feed(self.prompt, self._on_chunk)
         self.prefill_s = perf_counter() - start
+        if self._on_prompt:
+            self._on_prompt(self.prefill_s)
         try:
             for step in self._session.generate(self.sampler, self._max_tokens, self._stream.push):
                 if not self.tokens:

@@ -13,6 +13,7 @@ import llama_cpp  # noqa: F401  # before specgen has its log: the whole package 
 import pytest
 from hypothesis import settings
 
+from specgen.core.knowledge.first_use import FirstUse
 from specgen.core.models.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.models.pull import pull
 from tests.support.tiny import Architecture, Quantization, write_tiny
@@ -42,7 +43,10 @@ class TinyModel(Protocol):
 def _clean_environment(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A test sees no settings, files or terminal of the person who runs it."""
+    """A test sees no settings, files or terminal of the person who runs it.
+
+    No model is measured at its first use; tests of that put it back.
+    """
     for name in os.environ:
         if name.startswith("SPECGEN_") or name in _TERMINAL:
             monkeypatch.delenv(name)
@@ -51,6 +55,8 @@ def _clean_environment(
     monkeypatch.setenv("HOME", str(home))
     for name in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
+    # Else what a text looks like on stderr would depend on how fast the machine is.
+    monkeypatch.setattr(FirstUse, "measure", lambda *_: None)
     if any(request.node.get_closest_marker(mark) for mark in _NEEDS_MODELS):
         monkeypatch.setenv("SPECGEN_MODELS", str(_REAL_MODELS))
 

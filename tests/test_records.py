@@ -215,7 +215,7 @@ def test_damaged_files_of_the_cache(
         value, use = (learned_record(), use_counts) if kind == "counts" else ([5] * 60, use_answers)
         store, key = Store(kind, 1), {"model": profiles.fingerprint(model)}
     else:
-        store, value, use = Store(kind, 3), a_profile().record(), use_profile
+        store, value, use = Store(kind, 4), a_profile().record(), use_profile
         key = profiles.profile_key(model, EngineConfig())
         monkeypatch.setattr(profiles, "profile_key", lambda *_: key)  # it takes long to find out
     monkeypatch.setattr(

@@ -14,8 +14,9 @@ import pytest
 
 from specgen.core import session as session_module
 from specgen.core.config import ContextConfig, EngineConfig
-from specgen.core.cost.measure import TimedBackend, measure
+from specgen.core.cost.measure import measure
 from specgen.core.cost.strict import WidthClass
+from specgen.core.cost.timed import TimedBackend
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError
 from specgen.core.knowledge.profiling import measure_profile

@@ -8,6 +8,7 @@ from typing import Any, Final
 from specgen.cli.choices import Format
 from specgen.cli.model_card import size_text
 from specgen.cli.terminal import clean
+from specgen.core.cost.gear import FREE, change_text
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.card import Card
 from specgen.core.evaluation.results import PLAIN, Results
@@ -66,7 +67,7 @@ def _report(results: Results) -> Report:
     rows = summarize(results)
     records = [_record(row) for row in rows]
     return Report(
-        above=list(card_lines(results.card)),
+        above=[*card_lines(results.card), *_change_lines(results)],
         heads=_HEADS,
         spare=_SPARE,
         cells=[_cells(row) for row in rows],
@@ -74,6 +75,12 @@ def _report(results: Results) -> Report:
         records=records,
         whole={**results.record(), "rows": records},
     )
+
+
+def _change_lines(results: Results) -> Iterator[tuple[str, str]]:
+    """What a call takes more that has another number of rows than the one before."""
+    if results.curve and results.curve.change != FREE:
+        yield "change of rows", change_text(results.curve.change)
 
 
 def _record(row: Row) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .measure import LEAST_SAMPLES, NOISY, TimedBackend, slowdown, typical
+from .measure import LEAST_SAMPLES, NOISY, slowdown
+from .timed import TimedBackend, typical
 
 # Sizes by which settings are compared, and their weights: most calls have one row.
 _SIZES: Final = {1: 6, 4: 1, 8: 1, 12: 1}

@@ -1,9 +1,11 @@
 """Measuring what a call of a backend costs.
 
-Everything is timed in turns (size after size, and again), because load comes and goes. It only ever
-adds, so of several times the lower quartile is reported. Deadlines are kept by shorter contexts
-first, then by fewer repetitions and sizes: a slow model is known less exactly. What was timed once
-only is not known at all: one sample has no spread.
+A sample is a call in a run of calls of one width, and what the first calls of the runs take more is
+what a change of width takes. Everything is timed in turns (size after size, and again), because
+load comes and goes. It only ever adds, so of several times the lower quartile is reported.
+
+Deadlines are kept by shorter contexts first, then by fewer repetitions and sizes: a slow model is
+known less exactly. What was timed once only is not known at all: one sample has no spread.
 """
 
 from __future__ import annotations
@@ -12,19 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
-from time import perf_counter
 from typing import Final, TypeAlias
 
-import numpy as np
-
 from specgen.core.host.limits import Waits, longest_wait_s
-from specgen.core.protocols import Backend, Tokens
-from specgen.core.stop import ShouldStop, heed, never
-from specgen.core.tree import DraftTree
 
 from .model import CostModel
+from .timed import LARGE, TimedBackend, typical
 
-Clock: TypeAlias = Callable[[], float]
 Progress: TypeAlias = Callable[[float], None]  # told the part that is done, 0..1
 _Times: TypeAlias = dict[int, list[float]]  # samples by size
 
@@ -42,151 +38,10 @@ _ROUNDS: Final = 7
 _DISTURBED: Final = 1.2  # kernels that change with the context make less of a difference
 # What one kernel has over another at most: 1.3 was seen where sizes have none of their own.
 _KERNELS: Final = 1.4
-_LARGE: Final = 16  # larger calls take long and are rare: fewer rounds, fewer contexts
-_LARGE_ROUNDS: Final = 2
-_LEAST_PART: Final = 0.05
+_LARGE_ROUNDS: Final = 2  # and fewer contexts
 # Another context is filled only if the deadline is so many times what all contexts would take.
 _ENOUGH: Final = 2.0
 _PREFILL_SHARE: Final = 0.4  # filling the context with text may take this part of a deadline
-_WARM_UP: Final = 8  # the time of the first tokens says nothing: weights may come from disk
-_TASTE: Final = 32  # the time of so many tokens tells how long others will take
-
-
-class TimedBackend:
-    """A backend being measured, and a text to fill it with.
-
-    Args:
-        backend: measured; its cache is overwritten.
-        tokens: a text, repeated as needed.
-        clock: seconds.
-        waits: how long threads had to wait so far, see host.thread_waits; {} if nobody tells.
-        should_stop: asked before each call.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        tokens: Sequence[int],
-        clock: Clock = perf_counter,
-        waits: Callable[[], Waits] = dict,
-        should_stop: ShouldStop = never,
-    ) -> None:
-        self.backend = backend
-        self.clock = clock
-        self.waits = waits
-        self._should_stop = should_stop
-        self.prefill_s = 0.0
-        self.prefilled = 0  # tokens, in prefill_s
-        self._taken: dict[int, tuple[int, float]] = {}  # by rows: calls and their seconds
-        n_ctx = backend.limits.n_ctx
-        self._text: Tokens = np.resize(np.array(tokens, np.int32), n_ctx)
-
-    def sizes(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Those of `sizes` that the backend can score, with room for a context."""
-        limits = self.backend.limits
-        most = min(limits.max_rows, limits.n_ctx // 2)
-        return tuple(n for n in sizes if n <= most)
-
-    def contexts(self, contexts: Sequence[int], largest: int, time_s: float) -> tuple[int, ...]:
-        """Those of rising `contexts` that leave room for `largest` rows and fill in `time_s`.
-
-        At least one, shorter than asked for if need be.
-        """
-        end = self.clock() + time_s
-        most = self.backend.limits.n_ctx - largest
-        fit = [c for c in contexts if c <= most] or [most // 2]
-        self.warm_up(fit[0])
-        left_s = end - self.clock()
-        reached = [c for c in fit if self.fill_s(c) <= left_s]
-        if reached:
-            return tuple(reached)
-        length = self.backend.length
-        return (min(fit[0], length + max(0, int(left_s / self.token_s))),)
-
-    def warm_up(self, context: int) -> None:
-        """Fill a part of `context` tokens, so that it is known how long the rest will take."""
-        for taste in (_WARM_UP, _TASTE):
-            taste = min(taste, context * taste // _TASTE)
-            if self.backend.length < taste:
-                self.go_to(taste)
-
-    @property
-    def token_s(self) -> float:
-        """Seconds of a token of a prompt; 0 if none was timed."""
-        return self.prefill_s / self.prefilled if self.prefilled else 0.0
-
-    def fill_s(self, context: int) -> float:
-        """Seconds that `go_to` will probably take."""
-        return max(0, context - self.backend.length) * self.token_s
-
-    def go_to(self, context: int) -> None:
-        """Commit exactly `context` tokens; what cannot be dropped stays."""
-        backend = self.backend
-        if backend.limits.can_rewind:
-            backend.rewind(context)
-        while (done := backend.length) < context:
-            end = min(context, done + backend.limits.chunk)
-            start = self.clock()
-            backend.prefill(self._text[done:end])
-            if done:  # whatever comes first warms up
-                self.prefilled += end - done
-                self.prefill_s += self.clock() - start
-
-    def has_room(self, n: int) -> bool:
-        """Whether `n` rows fit: where nothing can be dropped, measuring fills the context."""
-        return self.backend.length + n <= self.backend.limits.n_ctx
-
-    def chain(self, n: int) -> DraftTree:
-        """The next `n` tokens of the text, for a call. Raises Interrupted."""
-        heed(self._should_stop)
-        start = self.backend.length
-        return DraftTree.from_parents(self._text[start : start + n].tolist(), range(-1, n - 1))
-
-    def time(self, n: int) -> float:
-        """Seconds of one call with `n` rows, none of which is kept if that can be."""
-        tree = self.chain(n)
-        start = self.clock()
-        self.backend.score(tree, ())
-        seconds = self.clock() - start
-        self.backend.commit(0 if self.backend.limits.can_rewind else 1)
-        calls, total_s = self._taken.get(n, (0, 0.0))
-        self._taken[n] = calls + 1, total_s + seconds
-        return seconds
-
-    def expected_s(self, n: int) -> float:
-        """What `time` will take, by the next larger size or the largest; 0 if none was timed.
-
-        On average: under load the fastest call says little of what others will take.
-        """
-        if not self._taken:
-            return 0.0
-        m = min((m for m in self._taken if m >= n), default=max(self._taken))
-        calls, total_s = self._taken[m]
-        return total_s / calls * max(1.0, n / m)
-
-    @property
-    def times_pairs(self) -> bool:
-        """Whether `time_in_company` includes the next call of one row, for n > 1."""
-        return self.backend.limits.can_rewind
-
-    def time_in_company(self, n: int) -> float:
-        """Seconds of a call with `n` rows among calls with one.
-
-        One row is timed behind one row, as in plain decoding. Others are timed together with the
-        one row that comes next: llama.cpp reuses its graph as long as calls have the same size,
-        so what a larger call costs shows in two calls. Where nothing can be dropped, text is too
-        precious for that.
-        """
-        if not self.times_pairs:
-            return self.time(n)
-        if n > 1:
-            return self.time(n) + self.time(1)
-        self.time(1)
-        return self.time(1)
-
-    def expected_in_company_s(self, n: int) -> float:
-        """What `time_in_company` will take."""
-        return self.expected_s(n) + (self.expected_s(1) if self.times_pairs else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +88,7 @@ def measure(
         warm_up_s = timed.time(1)  # the first call after a prefill takes longer
         if context == shortest and not tables[context]:
             is_late = timed.clock() > latest  # but something must be known
-            tables[context][1] = [warm_up_s if is_late else timed.time_in_company(1)]
+            tables[context][1] = [warm_up_s if is_late else timed.sample(1)]
             rounds, until = LEAST_SAMPLES, latest
         _time_rounds(timed, core, tables[context], rounds, until)
 
@@ -254,11 +109,11 @@ def measure(
         share = timed.clock() + left_s / n_left
         visit(context, LEAST_SAMPLES, share)
         inner = 0 < i < len(order) - 1
-        due = [n for n in sizes if n <= _LARGE] if inner else sizes
+        due = [n for n in sizes if n <= LARGE] if inner else sizes
         _time_sizes(timed, due, tables[context], share)
         on_progress((i + 1) / len(order))
     known = _known(tables, core)
-    tables_s = {c: _typical_times(times, timed.times_pairs) for c, times in known.items()}
+    tables_s = {c: {n: typical(times[n]) for n in times} for c, times in known.items()}
     noise = max(_spread(known, core), _excess(tables_s), slowdown(timed, start, waited))
     _repair(tables_s)
     _fill(tables_s)
@@ -266,7 +121,7 @@ def measure(
     found = tuple(sorted(tables_s))
     rows = tuple(tuple(tables_s[context][n] for n in measured) for context in found)
     samples = min(len(tables[shortest].get(n, ())) for n in core)
-    return Measurement(CostModel(measured, found, rows), noise, samples)
+    return Measurement(CostModel(measured, found, rows, timed.change), noise, samples)
 
 
 def _known(tables: Mapping[int, _Times], core: Sequence[int]) -> dict[int, _Times]:
@@ -348,24 +203,9 @@ def _fill(tables: dict[int, dict[int, float]]) -> None:
             tables[context][n] = tables[context][smaller] * other[n] / other[smaller]
 
 
-def typical(samples: Sequence[float]) -> float:
-    """The lower quartile: load makes times longer and never shorter."""
-    return sorted(samples)[(len(samples) - 1) // 4]
-
-
-def _typical_times(times: _Times, with_next: bool) -> dict[int, float]:
-    """T by size, from what `_time_sizes` gives; with the next call's one row, or without.
-
-    Never less than a part of the samples: load can make one row more expensive than two calls.
-    """
-    plain_s = typical(times[1]) if with_next else 0.0
-    taken = {n: typical(samples) for n, samples in times.items()}
-    return {n: max(s - (plain_s if n > 1 else 0.0), _LEAST_PART * s) for n, s in taken.items()}
-
-
 def _least_s(timed: TimedBackend, core: Sequence[int]) -> float:
     """What it takes to know a context."""
-    return LEAST_SAMPLES * sum(map(timed.expected_in_company_s, core))
+    return LEAST_SAMPLES * sum(map(timed.expected_sample_s, core))
 
 
 def _time_sizes(timed: TimedBackend, sizes: Sequence[int], times: _Times, end: float) -> None:
@@ -373,7 +213,7 @@ def _time_sizes(timed: TimedBackend, sizes: Sequence[int], times: _Times, end: f
     due = list(sizes[:_CORE])
     left_s = end - timed.clock()
     for n in sizes[_CORE:]:
-        left_s -= _PAIR * timed.expected_in_company_s(n)
+        left_s -= _PAIR * timed.expected_sample_s(n)
         if left_s >= 0:
             due.append(n)
     _time_rounds(timed, due, times, _ROUNDS, end)
@@ -382,12 +222,12 @@ def _time_sizes(timed: TimedBackend, sizes: Sequence[int], times: _Times, end: f
 def _time_rounds(
     timed: TimedBackend, sizes: Sequence[int], times: _Times, rounds: int, end: float
 ) -> None:
-    """Add `time_in_company` of `sizes` in turns, until there are as many samples, or to the end."""
+    """Add samples of `sizes` in turns, until there are as many samples, or to the end."""
     for number in range(rounds):
         for n in sizes:
             samples = times.get(n, [])
-            enough = number >= _LARGE_ROUNDS if n > _LARGE else len(samples) > number
-            late = timed.clock() + timed.expected_in_company_s(n) > end
+            enough = number >= _LARGE_ROUNDS if n > LARGE else len(samples) > number
+            late = timed.clock() + timed.expected_sample_s(n) > end
             if enough or late or not timed.has_room(n):
                 continue
-            times[n] = [*samples, timed.time_in_company(n)]
+            times[n] = [*samples, timed.sample(n)]

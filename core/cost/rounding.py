@@ -15,13 +15,13 @@ from typing import Final, TypeAlias
 from specgen.core.protocols import Logits
 from specgen.core.tree import DraftTree
 
-from .measure import TimedBackend
+from .timed import TimedBackend
 
 WidthClasses: TypeAlias = tuple[tuple[int, ...], ...]  # widths, rising
 Branching: TypeAlias = dict[int, bool]  # by width: whether side branches round as chains do
 
 # Widths that are compared, the most important first.
-WIDTHS: Final = (4, 8, 1, 2, 16, 12, 3, 6, 5, 7, 32, 24)
+WIDTHS: Final = (4, 1, 8, 2, 16, 12, 3, 6, 5, 7, 32, 24)
 _BRANCHED: Final = (4, 8, 3, 16, 6, 12)  # trees are tried in these widths
 _WANTED: Final = 4  # for the first four widths the deadline may be late by _GRACE times itself
 _GRACE: Final = 2.0

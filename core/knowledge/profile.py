@@ -18,6 +18,7 @@ from specgen.core.config import EngineConfig
 from specgen.core.cost.comparison import Comparison
 from specgen.core.cost.measure import LEAST_SAMPLES, NOISY
 from specgen.core.cost.model import MAX_ROWS, UNKNOWN, CostModel, load_curve
+from specgen.core.cost.quick import extended
 from specgen.core.cost.rounding import Branching, WidthClasses
 from specgen.core.cost.strict import WidthClass, strict_widths
 from specgen.core.errors import ModelError, UsageError
@@ -31,7 +32,7 @@ from .store import Key, Store
 
 _log = logging.getLogger("specgen.profile")
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 _MOST_FACTOR: Final = 1e6  # that one time is of another, in a record
 _HEAD_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 1 << 16
@@ -44,21 +45,30 @@ class Profile:
 
     Attributes:
         curve: seconds of a call by rows and context.
-        flash_attention: the setting that it holds for; the faster one, where both were tried.
+        flash_attention: the setting that it holds for; the faster one, where both were tried; None
+            where it was not looked at, and the curve holds for what the configuration says.
         comparison: what made it so, with flash attention first; None if it was not ours to say.
         classes: by context: widths that give bit-identical rows.
         branching: by context and width: whether rows of side branches do, too.
         noise: by what factor times are uncertain; 1.0 is a quiet machine.
         samples: of the sizes that matter, the fewest of any.
+        is_provisional: whether it is of the first use: a few sizes, and nothing of what rounds
+            alike. It does for prices, and nothing else.
     """
 
     curve: CostModel
-    flash_attention: bool
+    flash_attention: bool | None
     comparison: Comparison | None
     classes: Mapping[int, WidthClasses]
     branching: Mapping[int, Branching]
     noise: float
     samples: int = LEAST_SAMPLES
+    is_provisional: bool = False
+
+    @classmethod
+    def provisional(cls, curve: CostModel, noise: float) -> Profile:
+        """What the first use tells."""
+        return cls(curve, None, None, {}, {}, noise, is_provisional=True)
 
     @property
     def is_noisy(self) -> bool:
@@ -81,7 +91,9 @@ class Profile:
 
         Which widths round alike is known all the same: load does not change it.
         """
-        return None if self.doubt else self.curve
+        if self.doubt:
+            return None
+        return extended(self.curve) if self.is_provisional else self.curve
 
     def settled(self, config: EngineConfig) -> EngineConfig:
         """`config` with flash attention as was found best, where it says nothing of it."""
@@ -105,6 +117,7 @@ class Profile:
             "branching": {str(k): _by_text(known) for k, known in self.branching.items()},
             "noise": round(self.noise, 3),
             "samples": self.samples,
+            "provisional": self.is_provisional,
         }
 
     @classmethod
@@ -112,16 +125,21 @@ class Profile:
         """The profile in `record`. Raises ValueError if there is none in it."""
         try:
             comparison = member(record, "comparison")
+            flash_attention = member(record, "flash_attention")
+            is_provisional = switch(member(record, "provisional"), "provisional")
+            if flash_attention is not None or not is_provisional:
+                flash_attention = switch(flash_attention, "flash_attention")
             classes = members(member(record, "classes"), "classes").items()
             branching = members(member(record, "branching"), "branching").items()
             return cls(
                 CostModel.from_record(member(record, "curve")),
-                switch(member(record, "flash_attention"), "flash_attention"),
+                flash_attention,
                 None if comparison is None else _comparison(comparison),
                 {counted(k, "a context"): _classes(groups) for k, groups in classes},
                 {counted(k, "a context"): _branching(known) for k, known in branching},
                 number(member(record, "noise"), "noise", 0.0, _MOST_FACTOR),
                 whole(member(record, "samples"), "samples", 0),
+                is_provisional,
             )
         except ValueError as error:
             raise ValueError(f"not a profile: {error}") from error
@@ -179,7 +197,7 @@ def find_profile(path: Path, config: EngineConfig) -> Profile | None:
 
 def require_profile(profile: Profile | None) -> Profile:
     """What strict decoding needs. Raises UsageError where the model was not measured."""
-    if profile is None:
+    if profile is None or profile.is_provisional:
         raise UsageError(
             "which widths of calls round alike was not measured for this model and machine",
             "run `specgen calibrate` on it once",
@@ -195,6 +213,12 @@ def keep_profile(path: Path, config: EngineConfig, profile: Profile) -> Path | N
         chosen = replace(config, flash_attention=profile.flash_attention)
         store.write(profile_key(path, chosen), replace(profile, comparison=None).record())
     return store.path(key) if kept else None
+
+
+def keep_provisional(path: Path, config: EngineConfig, profile: Profile) -> None:
+    """Store `profile`, unless something is stored already that may be better."""
+    record = profile.record()
+    _store().update(profile_key(path, config), lambda stored: stored or record)
 
 
 def profile_key(path: Path, config: EngineConfig) -> Key:

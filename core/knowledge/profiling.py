@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from specgen.core.config import DEFAULT_CONTEXT, ContextConfig, EngineConfig
 from specgen.core.cost.comparison import compare
-from specgen.core.cost.measure import CONTEXTS, NOISY, Measurement, TimedBackend, measure
+from specgen.core.cost.measure import CONTEXTS, NOISY, Measurement, measure
 from specgen.core.cost.model import MAX_ROWS
 from specgen.core.cost.rounding import (
     WIDTHS,
@@ -20,6 +20,7 @@ from specgen.core.cost.rounding import (
     exact_classes,
     least_exact_s,
 )
+from specgen.core.cost.timed import TimedBackend
 from specgen.core.errors import BackendError
 from specgen.core.host.limits import Waits, default_threads, thread_waits, usable_cpus
 from specgen.core.llama.backend import LlamaBackend, LlamaModel

@@ -19,6 +19,7 @@ from specgen.cli.choices import Format
 from specgen.core.errors import UsageError
 from specgen.core.evaluation.results import PLAIN, Results
 from specgen.core.evaluation.summary import ALL, compare, summarize
+from specgen.core.protocols import Change as ChangeOfRows
 from tests.support.made_up import CARD, CURVE, DRAFTERS, TASKS, benchmark, results, run
 
 WIDTH = 100
@@ -218,6 +219,15 @@ def test_the_card_is_above_and_the_shares_below(made: Results) -> None:
     assert f"prompt-lookup: of 100 tokens drafted by prompt-lookup {share:.0f}\n" in below
     assert "auto: of 100 tokens drafted by suffix " in below
     assert "most memory: none 326 MiB, " in below
+
+
+def test_what_a_change_takes_is_told(made: Results) -> None:
+    """Where it shows: in one line above the table."""
+    changed = replace(CURVE, change=ChangeOfRows(0.9e-3, 4.2e-3))
+    line = "change of rows 0.9 ms at the first call, 4.2 ms at the second"
+    for curve, is_told in ((CURVE, False), (None, False), (changed, True)):
+        above = show(replace(made, curve=curve), Format.table).split("\n\n", 1)[0]
+        assert (line in " ".join(above.split())) == is_told
 
 
 def test_a_short_context_has_one_ceiling() -> None:

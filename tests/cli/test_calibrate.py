@@ -53,6 +53,7 @@ def test_a_table_and_what_follows_from_it(tiny_model: TinyModel) -> None:
     assert "flash attention: o" in said
     assert "to break even at 128 tokens:" in said
     assert "give the same bits at 128 tokens: " in said
+    assert "another number of rows than in the call before takes " in said
     assert f"kept in {cache_folder()}" in said
     assert "specgen: loading the model" in outcome.err
     assert len(list(cache_folder().glob("*.json"))) == 2

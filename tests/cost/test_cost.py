@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.core.cost.gear import FREE, Gear, change_text
 from specgen.core.cost.model import BUCKET, MAX_ROWS, UNKNOWN, CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, SHARE, CostTracker
 from specgen.core.errors import UsageError
+from specgen.core.protocols import Change
 
 MODEL = CostModel((1, 2, 4, 8), (100, 500), ((1.0, 2.0, 5.0, 3.0), (2.0, 4.0, 5.0, 9.0)))
 
@@ -92,11 +96,26 @@ def test_the_unknown_machine_is_the_dearest() -> None:
     assert all(a < b for a, b in pairwise(unknown))
 
 
-def test_a_curve_survives_its_file(tmp_path: Path) -> None:
-    """What `record` gives, `load_curve` reads."""
-    file = tmp_path / "curve.json"
-    file.write_text(json.dumps(MODEL.record()))
-    assert load_curve(str(file)) == MODEL
+@pytest.mark.parametrize("change", [FREE, Change(0.5e-3, 4e-3), Change(0.25e-3)])
+def test_a_curve_survives_its_file(tmp_path: Path, change: Change) -> None:
+    """What `record` gives, `load_curve` reads; files that say nothing of changes are read, too."""
+    file, curve = tmp_path / "curve.json", replace(MODEL, change=change)
+    file.write_text(json.dumps(curve.record()))
+    assert load_curve(str(file)) == curve
+    assert ("change_ms" in curve.record()) == (change != FREE)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (FREE, "nothing that shows"),
+        (Change(0.4461e-3), "0.45 ms at the first call"),
+        (Change(0.9e-3, 4.2e-3), "0.9 ms at the first call, 4.2 ms at the second"),
+    ],
+)
+def test_a_change_in_words(change: Change, text: str) -> None:
+    """What does not show is not told."""
+    assert change_text(change) == text
 
 
 GOOD = {"sizes": [1, 2], "contexts": [0], "ms": [[1, 2]]}
@@ -212,16 +231,120 @@ def test_contexts_are_learnt_apart() -> None:
     assert tracker.costs(30_000)[3] == pytest.approx(2 * MODEL.costs(30_000)[3], rel=0.02)
 
 
-def test_one_row_behind_several_is_charged_to_those() -> None:
-    """A size whose next call is slow is dear; one row is no dearer for it."""
-    tracker = CostTracker(MODEL)
-    plain, several = MODEL.seconds(1, 100), MODEL.seconds(4, 100)
-    for _ in range(60):
-        for n, seconds in ((1, plain), (1, plain), (4, several), (1, plain + 0.5 * several)):
-            tracker.observe(n, 100, seconds)
-    row, known = tracker.costs(100), MODEL.costs(100)
-    assert row[0] == pytest.approx(known[0], rel=0.01)
-    assert row[3] == pytest.approx(1.5 * known[3], rel=0.02)
+class Machine:
+    """Calls take what `truth` says, times `load`, and more where the width changes."""
+
+    def __init__(self, truth: CostModel, seed: int = 1, jitter: float = 0.05) -> None:
+        self.truth, self.load = truth, 1.0
+        self._gear, self._rng, self._jitter = Gear(), random.Random(seed), jitter
+
+    def call(self, n: int, context: int = 200) -> float:
+        """Seconds of the next call."""
+        extra_s = self._gear.extra_s(n, self.truth.change)
+        self._gear = self._gear.after(n)
+        noise = 1 + self._jitter * self._rng.random()
+        return self.load * noise * (self.truth.seconds(n, context) + extra_s)
+
+    def run(self, tracker: CostTracker, sizes: Iterable[int], context: int = 200) -> None:
+        """Let the tracker see calls of these sizes."""
+        for n in sizes:
+            tracker.observe(n, context, self.call(n, context))
+
+    def check(self, tracker: CostTracker, sizes: Iterable[int], context: int = 200) -> None:
+        """The tracker knows what these sizes take now, and a change, as times vary."""
+        row, extra_s = tracker.costs(context), sum(self.truth.change)
+        middle = context // BUCKET * BUCKET + BUCKET // 2
+        for n in sizes:
+            truth = self.truth.seconds(n, middle)
+            within = 2 * self._jitter * self.load * (truth + extra_s)
+            assert row[n - 1] == pytest.approx(self.load * truth, abs=within), n
+            for found, true in zip(tracker.change, self.truth.change, strict=True):
+                assert found == pytest.approx(self.load * true, abs=within)
+
+
+GPU = CostModel((1, 2, 4, 8), (0,), ((3e-3, 3.2e-3, 4.1e-3, 5.8e-3),), Change(0.9e-3, 4.2e-3))
+
+
+def phases(rng: random.Random, sizes: Sequence[int], n_phases: int) -> list[int]:
+    """Runs of 1 to 12 calls of one width, half of them of one row."""
+    found: list[int] = []
+    for _ in range(n_phases):
+        found += [rng.choice((1, *sizes))] * rng.randint(1, 12)
+    return found
+
+
+@given(seed=st.integers(0, 10_000), change=st.tuples(st.floats(0, 8e-3), st.floats(0, 8e-3)))
+def test_a_change_is_not_held_against_a_size(seed: int, change: tuple[float, float]) -> None:
+    """What first and second calls take more is known apart, whatever the table says of it."""
+    rng = random.Random(seed)
+    truth = replace(GPU, change=Change(*change))
+    for model in (GPU, replace(GPU, change=FREE), None):
+        machine, tracker = Machine(truth, seed), CostTracker(model)
+        machine.run(tracker, [1] * 5 + phases(rng, (4, 8), 40) + [4] * 4 + [8] * 4 + [1] * 9)
+        machine.check(tracker, (1, 4, 8))
+
+
+def test_a_size_is_known_from_first_calls_alone() -> None:
+    """Where a width is never kept, its T is what its calls take less what a change does."""
+    machine, tracker = Machine(GPU), CostTracker(replace(GPU, change=FREE))
+    machine.run(tracker, [*[1] * 4, 4, *[1] * 5, 8] * 20)
+    machine.check(tracker, (1, 4, 8))
+
+
+@pytest.mark.parametrize("change", [FREE, Change(0.9e-3, 4.2e-3), Change(5e-3, 0.0)])
+@pytest.mark.parametrize("sizes", [(1,), (4,), (1, 4), (1, 1, 1, 1, 4, 4, 4, 4, 4)])
+def test_a_machine_that_gets_slower(sizes: tuple[int, ...], change: Change) -> None:
+    """Twice as slow and back: it is followed within a hundred steps, and then stays put."""
+    machine, tracker = Machine(replace(GPU, change=change), jitter=0.02), CostTracker(GPU)
+    machine.run(tracker, ([1] * 6 + [4] * 6) * 5 + [*sizes] * 60)
+    before = tracker.costs(200)[3] / tracker.costs(200)[0]
+    for load in (2.0, 1.0, 1.5, 1.0):
+        machine.load = load
+        machine.run(tracker, ([*sizes] * 100)[:100])
+        for n in ([*sizes] * 10)[:60]:
+            machine.run(tracker, [n])
+            row = tracker.costs(200)
+            total = row[n - 1] + Gear(0, False).extra_s(n, tracker.change)
+            truth = load * (machine.truth.seconds(n, 200) + machine.truth.change.first_s)
+            assert total == pytest.approx(truth, rel=0.1)
+            assert row[3] / row[0] == pytest.approx(before, rel=0.1)
+
+
+def test_a_load_that_begins_with_a_run() -> None:
+    """A size known from single calls only is no dearer for a load that its first run meets."""
+    machine, tracker = Machine(GPU, jitter=1e-6), CostTracker(GPU)
+    machine.run(tracker, ([1] * 4 + [8]) * 10)
+    machine.load = 3.0
+    machine.run(tracker, [8] * 60)
+    machine.check(tracker, (1, 8))
+
+
+def test_the_way_back_is_explored_too() -> None:
+    """What sizes that are tried take is in the share with the changes to them and back."""
+    truth = load_curve("h100-8b")
+    machine, tracker = Machine(truth, jitter=0.0), CostTracker(truth, EXPLORED)
+    extra_s = total_s = 0.0
+    tried = 0
+    machine.run(tracker, [1])
+    for _ in range(20_000):
+        n = tracker.explore(200, 64)
+        seconds = machine.call(n or 1)
+        tracker.observe(n or 1, 200, seconds, explored=n is not None)
+        total_s += seconds
+        tried += n is not None
+        if tried:
+            extra_s += seconds - truth.seconds(1, 200)
+        assert extra_s <= SHARE * total_s + 1e-9
+    assert tried == 2 * len(EXPLORED)
+
+
+def test_the_curve_of_another_machine() -> None:
+    """Sizes that are used become right, in whatever order they come, and the scale with them."""
+    for seed in range(20):
+        rng = random.Random(seed)
+        machine, tracker = Machine(load_curve("h100-8b"), seed), CostTracker(load_curve("cpu2"))
+        machine.run(tracker, phases(rng, (4, 8, 16), 50) + [1] * 9)
+        machine.check(tracker, (1, 4, 8, 16))
 
 
 def test_exploring_costs_no_more_than_its_share() -> None:
@@ -258,9 +381,9 @@ def test_a_doubtful_model_can_be_explored() -> None:
     """A curve that was measured on a busy machine is a guess, too; others are not explored."""
     asked = []
     for tracker in (
-        CostTracker(MODEL, explore=True),
+        CostTracker(MODEL, EXPLORED),
         CostTracker(MODEL),
-        CostTracker(explore=False),
+        CostTracker(explored=()),
     ):
         learn(tracker, MODEL, [1] * 5000)
         asked.append(tracker.explore(200, 64))

@@ -173,7 +173,7 @@ def test_a_dear_surprise_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         assert extra <= SHARE * sum(STEEP.seconds(call.rows, 0) for call in before)
 
 
-@pytest.mark.parametrize("tracker", [CostTracker(STEEP), CostTracker(explore=False)])
+@pytest.mark.parametrize("tracker", [CostTracker(STEEP), CostTracker(explored=())])
 def test_what_was_measured_is_not_tried(
     monkeypatch: pytest.MonkeyPatch, tracker: CostTracker
 ) -> None:

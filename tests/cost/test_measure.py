@@ -13,16 +13,18 @@ import pytest
 
 from specgen.core.config import ContextConfig, EngineConfig
 from specgen.core.cost.comparison import compare
-from specgen.core.cost.measure import NOISY, TimedBackend, measure
+from specgen.core.cost.gear import FREE, Gear
+from specgen.core.cost.measure import NOISY, measure
 from specgen.core.cost.model import load_curve
 from specgen.core.cost.rounding import exact_branches, exact_classes
 from specgen.core.cost.strict import ONE_ROW
+from specgen.core.cost.timed import TimedBackend
 from specgen.core.errors import BackendError, ModelError
 from specgen.core.knowledge.profile import find_profile, fingerprint, keep_profile, profile_key
 from specgen.core.knowledge.profiling import measure_profile, measure_subjects, settings_to_measure
 from specgen.core.llama.backend import LlamaBackend, LlamaModel
 from specgen.core.llama.library import device_names, library_version
-from specgen.core.protocols import Limits, Logits, Tokens
+from specgen.core.protocols import Change, Limits, Logits, Tokens
 from specgen.core.stop import ShouldStop
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
@@ -38,7 +40,7 @@ LIMITS = fake_limits(16, n_ctx=128)
 
 def cost(n: int, context: int) -> float:
     """What a call takes: a stair at four rows, rising with the context."""
-    return (1.0 + -(-n // 4)) * (1 + context / 100)
+    return 1e-3 * (1.0 + -(-n // 4)) * (1 + context / 100)
 
 
 class ClockedBackend(FakeBackend):
@@ -51,7 +53,7 @@ class ClockedBackend(FakeBackend):
         factor: float = 1.0,
         load: Callable[[int], float] = lambda calls: 1.0,
         clock: list[float] | None = None,
-        prefill_s: float = 0.1,
+        prefill_s: float = 1e-4,
     ) -> None:
         super().__init__(HashModel(limits.n_vocab), limits)
         self.now = [0.0] if clock is None else clock
@@ -103,7 +105,7 @@ def test_load_most_of_the_time_is_told() -> None:
 
 def test_a_busy_spell_does_not_show() -> None:
     """A context that was measured under load is no slower than the next longer one."""
-    spell = range(40, 80)
+    spell = range(70, 120)
     busy = ClockedBackend(load=lambda calls: 30.0 if calls in spell else 1.0)
     found = measure(busy.timed(), 1e6, SIZES, CONTEXTS)
     for shorter, longer in zip(found.curve.times, found.curve.times[1:], strict=False):
@@ -111,43 +113,91 @@ def test_a_busy_spell_does_not_show() -> None:
 
 
 def test_sizes_take_turns() -> None:
-    """Those that matter are known before others are tried; behind each call comes one row."""
+    """Those that matter are known before others are tried; calls of a size come in a row.
+
+    In threes, until it is known that the second takes no longer than the third.
+    """
     backend = ClockedBackend()
     measure(backend.timed(), 1e6, SIZES, (8,))
-
-    def turn(*sizes: int) -> list[int]:
-        return [width for n in sizes for width in ((1, 1) if n == 1 else (n, 1))]
-
-    others = [*turn(2, 24), *turn(2, 24), *turn(2)]  # large ones twice only
-    # Behind a call to warm up, on the way up and on the way down.
-    assert backend.widths == [1, *3 * turn(1, 4, 8), 1, *others, *4 * turn(1, 4, 8, 2)]
+    others = [2, 2, 24, 24] * 2 + [2, 2]  # large ones twice only
+    # Behind a call to warm up, on the way up and on the way down; then rounds of all that is known.
+    learning = [1, 1, 1, 4, 4, 4, 8, 8, 8] * 2 + [1, 1, 4, 4, 8, 8]
+    assert backend.widths == [*learning, 1, *others, *4 * [1, 1, 4, 4, 8, 8, 2, 2]]
 
 
-def test_what_a_size_costs_shows_in_two_calls() -> None:
-    """A call that is slow because another size was before it is not held against one row."""
+class Rebuilding(ClockedBackend):
+    """A graph is built anew where the width changes, and captured at the second call."""
 
-    class Rebuilding(ClockedBackend):
-        def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
-            if self.widths and self.widths[-1] != len(tree):
-                self.now[0] += 7.0
-            return super().score(tree, pending)
+    change = Change(7e-3, 3e-3)
+    gear = Gear()
 
-    found = measure(Rebuilding().timed(), 1e6, SIZES, (8,)).curve
-    other = measure(ClockedBackend().timed(), 1e6, SIZES, (8,)).curve
-    assert found.seconds(1, 8) == pytest.approx(other.seconds(1, 8))
-    assert found.seconds(4, 8) == pytest.approx(other.seconds(4, 8) + 14.0)
+    def prefill(self, tokens: Tokens) -> None:
+        super().prefill(tokens)
+        self.gear = Gear()
+
+    def score(self, tree: DraftTree, pending: Sequence[int]) -> Logits:
+        extra_s = self.gear.extra_s(len(tree), self.change)
+        self.gear = self.gear.after(len(tree))
+        self.now[0] += extra_s * self._load(self.calls)
+        return super().score(tree, pending)
+
+
+@pytest.mark.parametrize("rewind", [True, False])
+@pytest.mark.parametrize("change", [FREE, Change(7e-3), Change(7e-3, 3e-3), Change(0.0, 3e-3)])
+def test_what_a_change_takes_is_kept_apart(change: Change, rewind: bool) -> None:
+    """T is of calls in a run, and the change what the first two of a run take more."""
+    limits = fake_limits(16, n_ctx=2048, rewind=rewind, branch=rewind)
+    backend = Rebuilding(limits)
+    backend.change = change
+    found = measure(backend.timed(), 1e6, SIZES, (8, 512)).curve
+    assert found.change == pytest.approx(change, abs=1e-4 if not rewind else 1e-9)
+    for context, times in zip(found.contexts, found.times, strict=True):
+        drift = 1.0 if rewind else 1.8  # where nothing can be dropped, the text grows
+        for n, seconds in zip(found.sizes, times, strict=True):
+            assert cost(n, context) <= seconds * (1 + 1e-9) <= drift * cost(n, context) + 1e-9
+
+
+@pytest.mark.parametrize("every", [5, 17])
+def test_load_is_no_change(every: int) -> None:
+    """One call in so many is ten times slower: neither T nor a change shows it."""
+    backend = Rebuilding(load=lambda calls: 10.0 if calls % every == 0 else 1.0)
+    found = measure(backend.timed(), 1e6, SIZES, CONTEXTS).curve
+    assert found.change.first_s == pytest.approx(7e-3, rel=0.2)
+    assert found.change.second_s == pytest.approx(3e-3, rel=0.2)
+    assert found.seconds(4, 8) == pytest.approx(cost(4, 8))
+
+
+def test_a_prompt_ends_a_run() -> None:
+    """Graphs are built and captured anew behind it, and that is no sample."""
+    timed = Rebuilding().timed()
+    for context in (8, 32):
+        timed.go_to(context)
+        for _ in range(3):
+            timed.time(1)
+        assert timed.sample(1) == pytest.approx(cost(1, context))
+        timed.go_to(context + 4)
+        assert timed.sample(1) == pytest.approx(cost(1, context + 4))
+
+
+def test_slow_calls_need_no_runs() -> None:
+    """A change is within the noise there, and time is better spent on another sample."""
+    backend = Rebuilding(factor=100.0)
+    found = measure(backend.timed(), 1e6, SIZES, (8,))
+    assert backend.widths[:7] == [1, 1, 4, 8, 1, 4, 8]
+    assert found.curve.change == FREE
+    assert found.curve.seconds(4, 8) == pytest.approx(100 * cost(4, 8), rel=0.05)
 
 
 def test_the_deadline_costs_contexts_rounds_and_sizes() -> None:
     """Less time means fewer repetitions and fewer points, each of them right."""
     calls, n_points = [], []
-    for deadline_s in (1000.0, 300.0, 150.0, 60.0, 30.0):
+    for deadline_s in (1.0, 0.5, 0.25, 0.12, 0.06):
         backend = ClockedBackend()
         found = measure(backend.timed(), deadline_s, SIZES, CONTEXTS)
         calls.append(backend.calls)
         n_points.append((len(found.curve.contexts), len(found.curve.sizes)))
-        assert backend.now[0] <= deadline_s + 20
-        assert (found.samples >= 3) == (deadline_s > 50)
+        assert backend.now[0] <= deadline_s + 0.02
+        assert (found.samples >= 3) == (deadline_s > 0.1)
         for context, times in zip(found.curve.contexts, found.curve.times, strict=True):
             assert times == pytest.approx([cost(n, context) for n in found.curve.sizes])
     assert calls == sorted(calls, reverse=True)
@@ -157,17 +207,17 @@ def test_the_deadline_costs_contexts_rounds_and_sizes() -> None:
 
 def test_sizes_that_matter_have_more_time() -> None:
     """Three samples of each, late if they may be; a call that takes longer ends it."""
-    found = measure(ClockedBackend().timed(), 1.0, SIZES, CONTEXTS, latest_s=60.0)
+    found = measure(ClockedBackend().timed(), 1e-3, SIZES, CONTEXTS, latest_s=0.1)
     assert found.samples == 3
     assert (found.curve.sizes, found.curve.contexts) == ((1, 4, 8), (8,))
-    found = measure(ClockedBackend().timed(), 1.0, SIZES, CONTEXTS)
+    found = measure(ClockedBackend().timed(), 1e-3, SIZES, CONTEXTS)
     assert found.samples == 0
     assert found.curve.sizes == (1,)
 
 
 def test_a_slow_prefill_costs_contexts() -> None:
     """Text that is only there to be long gets part of the time."""
-    found = measure(ClockedBackend(prefill_s=5.0).timed(), 400.0, SIZES, CONTEXTS)
+    found = measure(ClockedBackend(prefill_s=5e-3).timed(), 0.5, SIZES, CONTEXTS)
     assert found.curve.contexts == (8, 32)
 
 
@@ -208,9 +258,9 @@ def test_comparing_in_no_time() -> None:
     """What could be timed once only says nothing."""
     clock = [0.0]
     subjects = [ClockedBackend(clock=clock, factor=f).timed() for f in (2.0, 1.0)]
-    found = compare(subjects, 20.0, (8, 64))
+    found = compare(subjects, 0.02, (8, 64))
     assert (found.contexts, found.steps, found.apart) == ((), (1.0, 1.0), (False, False))
-    assert clock[0] <= 20
+    assert clock[0] <= 0.02
 
 
 # ---- a busy machine: a model of real costs, on a clock that other programs slow down
@@ -303,7 +353,7 @@ class Trial:
 
     def error(self) -> float:
         """By what factor the worst T(n) / T(1) of the curve differs from the truth."""
-        curve, truth = self.profile.curve, self.backends[self.profile.flash_attention].cost
+        curve, truth = self.profile.curve, self.backends[bool(self.profile.flash_attention)].cost
         return max(
             abs(
                 math.log(
@@ -451,9 +501,9 @@ def test_exact_classes() -> None:
 
 def test_exact_classes_in_time() -> None:
     """What was not compared is in no class."""
-    assert exact_classes(ClockedBackend().timed(), 8, 0.1, (4, 8, 1)) == ()
-    # 8 calls with 4 rows take 18 s, and no width may take longer than three deadlines
-    assert exact_classes(ClockedBackend().timed(), 8, 7.0, (4, 8, 1)) == ((4,),)
+    assert exact_classes(ClockedBackend().timed(), 8, 1e-4, (4, 8, 1)) == ()
+    # 8 calls with 4 rows take 18 ms, and no width may take longer than three deadlines
+    assert exact_classes(ClockedBackend().timed(), 8, 7e-3, (4, 8, 1)) == ((4,),)
 
 
 def test_exact_branches() -> None:
@@ -475,7 +525,7 @@ def test_exact_branches() -> None:
     assert timed.backend.length == 8
     assert exact_branches(Branching().timed(), 40, 1e6, (3, 8)) == {3: True, 8: True}
     assert exact_branches(Branching().timed(), 8, 0.0, (6, 4)) == {6: False}
-    assert exact_branches(Branching().timed(), 8, 0.1, (4, 6)) == {}
+    assert exact_branches(Branching().timed(), 8, 1e-4, (4, 6)) == {}
     chains = ClockedBackend(fake_limits(16, branch=False)).timed()
     assert exact_branches(chains, 8, 1e6) == {}
 
