@@ -13,7 +13,7 @@ import llama_cpp  # noqa: F401  # before specgen has its log: the whole package 
 import pytest
 from hypothesis import settings
 
-from specgen.core.knowledge.first_use import FirstUse
+from specgen.core.knowledge.first_use import OFF, VARIABLE
 from specgen.core.models.catalogue import DEFAULT_MODEL, find_entry, model_folder
 from specgen.core.models.pull import pull
 from tests.support.tiny import Architecture, Quantization, write_tiny
@@ -56,7 +56,7 @@ def _clean_environment(
     for name in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
     # Else what a text looks like on stderr would depend on how fast the machine is.
-    monkeypatch.setattr(FirstUse, "measure", lambda *_: None)
+    monkeypatch.setenv(VARIABLE, OFF)
     if any(request.node.get_closest_marker(mark) for mark in _NEEDS_MODELS):
         monkeypatch.setenv("SPECGEN_MODELS", str(_REAL_MODELS))
 

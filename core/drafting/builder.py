@@ -21,7 +21,7 @@ from specgen.core.tree import DraftTree, Evidence
 from .acceptance import AcceptanceModel
 from .best_first import BestFirstTree, TreeRequest
 from .effort import worth_starting
-from .gears import Gears, believed
+from .gears import PREMIUM, Gears, believed
 from .guarded import SafeDrafter
 from .outlook import Trend
 
@@ -129,7 +129,8 @@ class Builder:
         # Without costs all are asked, and there is nothing to compare with.
         if request.costs is not None or not slow:
             grown = self._grown(request, quick, text.run)
-            slow = [each for each in slow if _is_worth_starting(each, request, grown.rate)]
+            rate = PREMIUM * grown.rate
+            slow = [each for each in slow if _is_worth_starting(each, request, rate)]
         if slow:
             grown = self._grown(request, (*quick, *slow), text.run)
         width = self._width(request, grown, text.trend)
@@ -188,19 +189,23 @@ class Builder:
                     expected.append(0.0)
             return _Grown(best_first, expected, 0.0)
         n, rate = request.n_pending, 1 / costs[request.n_pending]
+        # The likeliest is taken in any case: what becomes of it is learnt.
         while (path := best_first.best()) is not None:
-            if not self._may_pay(n + len(expected), expected[-1], path, rate, costs):
+            if not best_first.take():
+                continue
+            expected.append(expected[-1] + path)
+            promised = believed(expected[-1]) / costs[n + len(expected) - 1]
+            if promised > rate:
+                rate = promised
+            elif not self._may_pay(n + len(expected), expected[-1], path, rate, costs):
                 break
-            if best_first.take():
-                expected.append(expected[-1] + path)
-                rate = max(rate, believed(expected[-1]) / costs[n + len(expected) - 1])
         return _Grown(best_first, expected, rate)
 
     def _may_pay(
         self, n: int, expected: float, path: float, rate: float, costs: Sequence[float]
     ) -> bool:
         """Whether more than `n` rows may bring more than `rate` tokens a second, or are there
-        anyway; even if all others were as likely as the next one, `path`.
+        anyway; even if all others were as likely as the last one, `path`.
         """
         if self._gears is not None and n < self._gears.last.width:
             return True

@@ -23,7 +23,7 @@ from specgen.core.protocols import Change
 from .outlook import Outlook, shipped_outlook
 
 # What drafts promise is taken to be so many times too much: the highest of many estimates is.
-_PREMIUM: Final = 1.05
+PREMIUM: Final = 1.05
 
 _SWEEPS: Final = 160  # of value iteration, from nothing
 _FURTHER_SWEEPS: Final = 16  # and from what was found under other prices
@@ -35,7 +35,7 @@ _Losses: TypeAlias = list[list[list[float]]]  # by state, width, and whether the
 
 def believed(expected: float) -> float:
     """The tokens of a step that promises `expected`."""
-    return 1 + (expected - 1) / _PREMIUM
+    return 1 + (expected - 1) / PREMIUM
 
 
 class Gears:

@@ -7,6 +7,7 @@ profile: `specgen calibrate`, which measures more, replaces it, and strict decod
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Final
@@ -21,6 +22,9 @@ from specgen.core.stop import ShouldStop, never
 from .profile import Profile
 
 _log = logging.getLogger("specgen.profile")
+
+VARIABLE: Final = "SPECGEN_FIRST_USE"  # of the environment
+OFF: Final = "off"  # what it says where nothing shall be measured
 
 LIMIT_S: Final = 2.0  # measuring takes no longer, or than
 SHARE: Final = 0.05  # of what loading the model and reading the prompt took, if that is more
@@ -70,7 +74,7 @@ class FirstUse:
         """What calls cost behind a text whose prefix is in the cache.
 
         None where the answer will be too short, the machine is busy, or time does not suffice;
-        after a few times it is not tried any more.
+        after a few times it is not tried any more, and never where the environment says so.
 
         Args:
             text: tokens, more than are in the cache.
@@ -83,6 +87,8 @@ class FirstUse:
         n_tokens = min(_USUAL if n_tokens is None else n_tokens, limits.n_ctx - len(text))
         # Where the model cannot go back, a call could not be undone.
         if not limits.can_rewind or n_tokens < LEAST_TOKENS or self._tries == _TRIES:
+            return None
+        if os.environ.get(VARIABLE) == OFF:
             return None
         self._tries += 1
         profile = self._found(text, n_tokens, max(LIMIT_S, SHARE * spent_s))

@@ -77,7 +77,8 @@ class FakeBackend:
     @property
     def cached(self) -> list[int]:
         """The committed tokens, in order of position."""
-        return [cell.token for cell in sorted(self._cells, key=lambda cell: cell.position)]
+        committed = self._cells[: self._length]  # rows that are scored now come behind them
+        return [cell.token for cell in sorted(committed, key=lambda cell: cell.position)]
 
     def prefill(self, tokens: Tokens) -> None:
         """See protocols.Backend."""

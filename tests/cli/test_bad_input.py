@@ -399,7 +399,7 @@ def test_reader_that_leaves(endless: Path) -> None:
 
 def test_reader_that_leaves_midway(endless: Path) -> None:
     """The same after some of the text was read."""
-    process = start("generate", endless, "he was", "-t", "1", hold="score,9,once", bufsize=0)
+    process = start("generate", endless, "he was", "-t", "1", hold="submit,9,once", bufsize=0)
     assert process.stdout
     assert process.stderr
     wait_until_ready(process.stderr)
@@ -456,7 +456,7 @@ def test_signal_in_decode(endless: Path, number: signal.Signals, json: bool) -> 
     text = text_of(endless, *words, "-n", "20")
     held = ("--stop", text[-3:] + "%")  # the end might become this when the signal comes
     options = ("-t", "1", *held, *(["--json"] * json))
-    process = start("generate", endless, *words, *options, hold="score,20,once")
+    process = start("generate", endless, *words, *options, hold="submit,20,once")
     assert process.stderr
     wait_until_ready(process.stderr)
     process.send_signal(number)
@@ -491,7 +491,7 @@ def test_signal_in_prefill(endless: Path, number: signal.Signals, json: bool) ->
 
 def test_second_interrupt(endless: Path) -> None:
     """A second Ctrl-C ends the process at once, in the midst of a step."""
-    process = start("generate", endless, "he was", "-t", "1", hold="score,20,forever")
+    process = start("generate", endless, "he was", "-t", "1", hold="submit,20,forever")
     assert process.stderr
     wait_until_ready(process.stderr)
     process.send_signal(signal.SIGINT)
@@ -508,7 +508,7 @@ def test_ignored_interrupt(endless: Path) -> None:
     words = ("he was", "--greedy", "-n", "30")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = start("generate", endless, *words, "-t", "1", hold="score,20,once")
+        process = start("generate", endless, *words, "-t", "1", hold="submit,20,once")
     finally:
         signal.signal(signal.SIGINT, before)
     assert process.stderr

@@ -515,7 +515,7 @@ def terminal(*words: str | Path, hold: str) -> Iterator[Terminal]:
 
 def test_keys(endless: Path) -> None:
     """In a terminal, Ctrl-C stops an answer or drops a line, and Ctrl-D leaves."""
-    with terminal("chat", endless, "-t", "1", *GREEDY, hold="score,5,once") as screen:
+    with terminal("chat", endless, "-t", "1", *GREEDY, hold="submit,5,once") as screen:
         screen.wait_for_prompt(1)
         screen.type("who was he\r")
         screen.wait_for(READY)
@@ -537,7 +537,7 @@ def test_keys(endless: Path) -> None:
 
 def test_keys_during_an_answer(endless: Path) -> None:
     """They are not shown in the midst of it, and begin the next message; Enter sends nothing."""
-    with terminal("chat", endless, "-t", "1", *GREEDY, hold="score,5,once") as screen:
+    with terminal("chat", endless, "-t", "1", *GREEDY, hold="submit,5,once") as screen:
         screen.wait_for_prompt(1)
         screen.type("who was he\r")
         screen.wait_for(READY)
@@ -560,7 +560,7 @@ def test_keys_during_an_answer(endless: Path) -> None:
 @pytest.mark.parametrize("typed", [CTRL_D, "an" + 2 * BACKSPACE + CTRL_D])
 def test_leaving_during_an_answer(endless: Path, typed: str) -> None:
     """Ctrl-D leaves behind the answer, if no message was begun."""
-    with terminal("chat", endless, "-t", "1", *GREEDY, hold="score,5,once") as screen:
+    with terminal("chat", endless, "-t", "1", *GREEDY, hold="submit,5,once") as screen:
         screen.wait_for_prompt(1)
         screen.type("who was he\r")
         screen.wait_for(READY)
@@ -580,7 +580,7 @@ def test_a_paste_during_an_answer(endless: Path, talk: Callable[..., Talk]) -> N
     expected = too_long.findall(chat.told)
     assert len(expected) == 1 and len(pasted) > 3 * 4096
     words = ("chat", endless, "-t", "1", "-c", "512", *GREEDY, "--drafter", "none")
-    with terminal(*words, hold="score,5,once") as screen:
+    with terminal(*words, hold="submit,5,once") as screen:
         screen.wait_for_prompt(1)
         screen.type("who was he\r")
         screen.wait_for(READY)
@@ -614,7 +614,7 @@ def test_progress_is_erased(endless: Path) -> None:
 
 def test_terminated_at_the_prompt(endless: Path) -> None:
     """SIGTERM ends a chat that waits for a message, and the terminal is as it was."""
-    with terminal("chat", endless, "-t", "1", hold="score,1,once") as screen:
+    with terminal("chat", endless, "-t", "1", hold="submit,1,once") as screen:
         screen.wait_for_prompt(1)
         assert not screen.echoes
         screen.terminate()
@@ -660,7 +660,7 @@ def test_stopped_and_continued(endless: Path) -> None:
     """
     ours, theirs = os.openpty()
     (told, tell), (heard, hear) = os.pipe(), os.pipe()
-    words = shell_words("chat", endless, "-t", "1", *GREEDY, hold="score,5,once")
+    words = shell_words("chat", endless, "-t", "1", *GREEDY, hold="submit,5,once")
     shell = subprocess.Popen(
         [sys.executable, "-c", _SHELL, str(tell), str(heard), *words],
         stdin=theirs,

@@ -16,7 +16,8 @@ from specgen.core.cost.model import UNKNOWN, CostModel, load_curve
 from specgen.core.cost.online import EXPLORED, CostTracker
 from specgen.core.engine import Engine
 from specgen.core.errors import BackendError, UsageError
-from specgen.core.knowledge.first_use import FirstUse, begin_with, prices_of
+from specgen.core.knowledge import profiling
+from specgen.core.knowledge.first_use import VARIABLE, FirstUse, begin_with, prices_of
 from specgen.core.knowledge.profile import (
     Profile,
     find_profile,
@@ -37,7 +38,14 @@ from tests.support.tiny import Architecture
 
 CURVE = CostModel((1, 4, 8), (0,), ((8e-3, 10e-3, 14e-3),), Change(0.5e-3, 0.0))
 TEXT = [index % 16 for index in range(9)]
-MEASURE = FirstUse.measure  # which tests do without, see conftest.py
+
+
+@pytest.fixture(autouse=True)
+def _is_not_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which other tests do without, see conftest.py."""
+    monkeypatch.delenv(VARIABLE)
+
+
 CONFIG = EngineConfig(n_ctx=512, threads=1)
 
 
@@ -46,7 +54,7 @@ def first_use(
 ) -> Profile | None:
     """What is found behind a prompt of nine tokens, eight of which are in the cache."""
     found = FirstUse(backend.filled(8), CostTracker(), never, backend.clock)
-    return MEASURE(found, TEXT, n_tokens, spent_s)
+    return found.measure(TEXT, n_tokens, spent_s)
 
 
 def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -85,13 +93,13 @@ def test_it_is_tried_three_times() -> None:
     prices = CostTracker()
     found = FirstUse(backend, prices, never, backend.clock)
     for n_tokens in (5, None, 31, None):
-        assert MEASURE(found, TEXT, n_tokens, 1.0) is None
+        assert found.measure(TEXT, n_tokens, 1.0) is None
     n_busy = len(backend.widths)
     loads[n_busy:] = [1.0] * 50
-    profile = MEASURE(found, TEXT, None, 1.0)
+    profile = found.measure(TEXT, None, 1.0)
     assert profile is not None
     assert prices.costs(8)[3] == pytest.approx(10e-3)
-    assert MEASURE(found, TEXT, None, 1.0) is None
+    assert found.measure(TEXT, None, 1.0) is None
 
 
 def test_a_call_that_fails_is_no_error() -> None:
@@ -162,13 +170,13 @@ def test_whoever_needs_more_measures(
     """As `bench`, `verify` and --strict do; it takes the place of what the first use left."""
     whole = Profile(CURVE, True, None, {128: ((1, 4),)}, {}, 1.0)
     monkeypatch.setattr(prepare, "require_room_to_measure", lambda *_: None)
-    monkeypatch.setattr(prepare, "measure_profile", lambda *_, **__: whole)
+    monkeypatch.setattr(profiling, "measure_profile", lambda *_, **__: whole)
     config = replace(CONFIG, strict=strict)
     keep_provisional(tmp_path, config, Profile.provisional(CURVE, 1.0))
     for _ in range(2):
         assert prepare.ensure_profile(tmp_path, config) == whole
         assert find_profile(tmp_path, config) == whole
-        monkeypatch.setattr(prepare, "measure_profile", None)  # it is not measured twice
+        monkeypatch.setattr(profiling, "measure_profile", None)  # it is not measured twice
 
 
 # ---- in the engine, where tests do without it but for these
@@ -177,7 +185,6 @@ def test_whoever_needs_more_measures(
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     """It is done, however short the answer and busy the machine."""
-    monkeypatch.setattr(FirstUse, "measure", MEASURE)
     monkeypatch.setattr("specgen.core.cost.quick._WORTH", 1e-9)
 
 
