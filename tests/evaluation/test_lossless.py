@@ -532,5 +532,5 @@ def test_faults_in_llama_are_found(
     where, fault, _ = FAULTS[f"{name}, greedy"]
     monkeypatch.setattr(f"specgen.core.session.{where}", fault)
     for asked in llama_questions(llama):
-        findings = list(audit(llama, [asked], LLAMA_SETTINGS, 80))
+        findings = list(audit(llama, [asked], LLAMA_SETTINGS, 200))
         assert max(found.worst for found in differences(findings)) > TIE, asked.params
