@@ -124,13 +124,21 @@ class Gears:
         for _ in range(sweeps):
             ahead = np.matmul(moves, values.transpose(1, 0, 2)).transpose(1, 0, 2)
             stay = lost + ahead[:, :, 0]
-            go = (lost + ahead[:, :, 1]).min(axis=1, keepdims=True) + change.first_s
+            go = _least_of_others(lost + ahead[:, :, 1]) + change.first_s
             old, new = np.minimum(stay, go), np.minimum(stay + change.second_s, go)
             values = np.stack((old, new), axis=2)
             values -= values.mean()
         self._values = values
-        ahead = np.matmul(moves, values.transpose(1, 0, 2)).transpose(1, 0, 2)
-        self._losses = ahead.tolist()
+        self._losses = np.matmul(moves, values.transpose(1, 0, 2)).transpose(1, 0, 2).tolist()
+
+
+def _least_of_others(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each value (states, widths) the least one of the other widths."""
+    if values.shape[1] == 1:
+        return np.full_like(values, np.inf)
+    least, second = np.partition(values, 1, axis=1)[:, :2].T[:, :, None]
+    others: NDArray[np.float64] = np.where(values == least, second, least)
+    return others
 
 
 def _alike(prices: Sequence[float], others: Sequence[float]) -> bool:
