@@ -131,6 +131,9 @@ class Engine:
 
     def close(self) -> None:
         """Free the context and the weights."""
+        if self.is_open and self.backend.n_calls:
+            n, reused = self.backend.n_calls, self.backend.n_reused
+            _log.info("llama.cpp took its graph again in %d of %d calls", reused, n)
         self.is_open = False
         self._open.close()
 

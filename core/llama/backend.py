@@ -151,6 +151,7 @@ class LlamaBackend:
         self._length = 0
         self._scored: Layout | None = None
         self._n_pending = 0  # rows of that call ahead of the tree
+        self.n_calls = 0  # of llama_decode
         self._has_loose_rows = False  # behind `length`, from a call that was not seen to its end
 
     def _params(self, model: LlamaModel, config: ContextConfig) -> Any:
@@ -261,6 +262,12 @@ class LlamaBackend:
             self._clear()
         return self._length
 
+    @property
+    def n_reused(self) -> int:
+        """Calls of llama_decode that took the graph of the call before."""
+        reused: int = self._api.llama_perf_context(self._context).n_reused
+        return reused
+
     def set_threads(self, number: int) -> None:
         """So many threads compute from now on, unless their number follows what calls take."""
         self._threads.set(number)
@@ -351,6 +358,7 @@ class LlamaBackend:
 
         def decode() -> int:
             self._has_loose_rows = True
+            self.n_calls += 1
             code: int = self._api.llama_decode(self._context, batch)
             return code
 

@@ -234,6 +234,30 @@ def test_after_500_random_steps_the_cache_is_that_of_a_fresh_prefill(model: Llam
     reference.close()
 
 
+@pytest.mark.parametrize("widths", [(4,), (5, 6)])
+def test_the_graph_is_taken_again_where_the_width_stays(
+    model: LlamaModel, widths: Sequence[int]
+) -> None:
+    """Whatever the tree, its leaves and the rows ahead of it; never where widths take turns."""
+    rng = random.Random(4)
+    n_vocab = model.vocab.n_vocab
+    backend = LlamaBackend(model, config())
+    backend.prefill(np.arange(5, 25, dtype=np.int32))
+    before = 0
+    for call in range(42):
+        if call == 2:
+            before = backend.n_reused
+        pending = [rng.randrange(5, n_vocab) for _ in range(rng.randrange(3))]
+        width = widths[call % len(widths)]
+        tree = random_tree(rng, width - len(pending), n_vocab, 7)
+        backend.score(tree, pending)
+        backend.commit(len(pending) + 1)
+        if backend.length > 200:
+            backend.rewind(20)
+    assert backend.n_reused - before == (40 if len(widths) == 1 else 0)
+    backend.close()
+
+
 def check_positions(backend: LlamaBackend) -> None:
     """All sequences cover positions 0..length-1."""
     memory = backend._memory
