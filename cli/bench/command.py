@@ -116,7 +116,7 @@ class ReplayOptions:
         str | None,
         typer.Option(
             metavar="NAME|FILE[,…]",
-            help="What calls cost: cpu2, mi50, flat, or a saved curve.",
+            help="What calls cost: cpu2, mi50, flat, h100-8b, h100-135m, or a saved curve.",
             show_default="cpu2",
             rich_help_panel=_REPLAY,
         ),
