@@ -104,6 +104,7 @@ class Engine:
         self.vocab = self.model.vocab
         self.config = config
         self.profile = profile
+        self.session = Session(self.backend)
         self.renew(drafters, learned)
         self.load_s = perf_counter() - start
         if self.strict == ONE_ROW:
@@ -166,6 +167,7 @@ class Engine:
 
         Raises UsageError for strict decoding where the model was not measured.
         """
+        self.session.end()  # its call may be under way
         self.backend.rewind(0)
         self._learned = learned
         padding = self.strict

@@ -205,8 +205,13 @@ class Pricing(Protocol):
 class Prices(Pricing, Protocol):
     """What calls cost, told what they took."""
 
-    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
-        """A call with `n` rows took `seconds`; `explored` if it is larger for `explore`."""
+    def observe(
+        self, n: int, context: int, seconds: float | None, *, explored: bool = False
+    ) -> None:
+        """A call with `n` rows took `seconds`; `explored` if it is larger for `explore`.
+
+        None where nobody knows how long it took. To be told of all calls, in order.
+        """
         ...
 
     def explore(self, context: int, max_rows: int) -> int | None:

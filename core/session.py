@@ -17,7 +17,7 @@ from specgen.core.cost.strict import WidthClass
 from specgen.core.drafting.builder import Builder, filler
 from specgen.core.drafting.speculator import Call, Draft, Speculator
 
-from .errors import ContextFull, UsageError
+from .errors import ContextFull, SpecgenError, UsageError
 from .protocols import Backend, Logits
 from .sampling import Sampler
 from .stats import Step
@@ -70,9 +70,8 @@ class Session:
         self._backend = backend
         self._speculator = speculator or Speculator(Builder(backend.limits, 0, strict=strict))
         self._strict = strict
-        self._submitted: _Begun | None = (
-            None  # a call that is computed while its caller is elsewhere
-        )
+        self._is_read = False  # whether a prompt was read to its end, and not stopped
+        self._submitted: _Begun | None = None  # a call that nobody has waited for yet
 
     def feed(
         self, tokens: Sequence[int], on_chunk: Callable[[int, int], None] | None = None
@@ -93,12 +92,13 @@ class Session:
                 "use a larger context (-c) or a shorter prompt",
             )
         self._give_up()
-        if self._strict:
+        if self._strict and self._is_read:
             self._settle(self._strict)
         cached = self.tokens[: self._backend.length]
         reused = self._backend.rewind(common_prefix(cached, tokens[:-1]))
-        self.tokens = list(tokens)
+        self.tokens, self._is_read = list(tokens), False
         self._prefill(on_chunk)
+        self._is_read = True
         self._speculator.begin(self.tokens)
         return reused
 
@@ -129,6 +129,7 @@ class Session:
         another text was fed meanwhile.
         """
         text = self.tokens
+        self._give_up()
         sampler.begin(text)
         self._prefill(None)  # for a cache that a failed step left behind the text
         limit = self.n_ctx
@@ -143,10 +144,16 @@ class Session:
                     )
                 step = self.step(sampler, left, ends)
                 left -= len(step.tokens)
+                failure = None
                 # What is done with a step can be done while the next one is computed.
                 if behind and left > 0 and not step.finished and len(self.tokens) <= limit:
-                    self._submitted = self._submit(left)
+                    try:
+                        self._submitted = self._submit(left)
+                    except (SpecgenError, KeyboardInterrupt) as error:
+                        failure = error  # it is not this step's
                 yield step
+                if failure is not None:
+                    raise failure
                 if self.tokens is not text:
                     raise UsageError("another text was begun", "finish one before the next")
                 if step.finished:
@@ -195,6 +202,11 @@ class Session:
         submitted = perf_counter()
         self._speculator.settle()
         return _Begun(draft, len(pending), context, start, drafted, submitted)
+
+    def end(self) -> None:
+        """Another session takes the backend: this one is not to be used any more."""
+        self._give_up()
+        self.tokens = []
 
     def _give_up(self) -> None:
         """Take back a call that nobody waits for."""

@@ -103,7 +103,9 @@ class CostModel:
         low = min(bisect_right(contexts, context) - 1, len(contexts) - 2)
         return low, (context - contexts[low]) / (contexts[low + 1] - contexts[low])
 
-    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+    def observe(
+        self, n: int, context: int, seconds: float | None, *, explored: bool = False
+    ) -> None:
         """Nothing is learnt from a call; online.CostTracker does."""
 
     def explore(self, context: int, max_rows: int) -> int | None:

@@ -86,13 +86,19 @@ class CostTracker:
         scale = self.scale
         return Change(*[seconds * scale for seconds in self._changes])
 
-    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+    def observe(
+        self, n: int, context: int, seconds: float | None, *, explored: bool = False
+    ) -> None:
         """A call with `n` rows at `context` committed tokens took `seconds`.
 
-        It must be told of all calls, in order. `explored` says that the call would have been
-        smaller, had `explore` not asked for more.
+        It must be told of all calls, in order; None is a time that nobody knows. `explored` says
+        that the call would have been smaller, had `explore` not asked for more.
         """
         gear, self._gear = self._gear, self._gear.after(n)
+        if seconds is None:
+            if explored:  # which would tell nothing the next time either
+                self._untried.remove(n)
+            return
         if not self._started:  # the first call sets up what all others find ready
             self._started = True
             return

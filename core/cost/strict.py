@@ -120,7 +120,9 @@ class StrictPrices:
             self._costs_of = costs
         return self._costs
 
-    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+    def observe(
+        self, n: int, context: int, seconds: float | None, *, explored: bool = False
+    ) -> None:
         """See Prices."""
         self._prices.observe(n, context, seconds, explored=explored)
 

@@ -101,7 +101,8 @@ class Builder:
         self._costs_of: Sequence[float] = ()
         self._with_host: Sequence[float] = ()
         # Without prices there is nothing to choose by.
-        self._gears = Gears(strict.widths if strict else EDGES) if pricing else None
+        widths = strict.widths if strict else [n for n in EDGES if n <= self._max_rows]
+        self._gears = Gears(widths) if pricing else None
 
     def request(
         self, root: int, n_pending: int, context: int, *, depth: int, free: int
@@ -155,14 +156,17 @@ class Builder:
         if self._pricing is None or self._gears is None or request.costs is None:
             return self._strict.padded(n_rows) if self._strict else n_rows
         trend.promised(grown.expected)
-        return self._gears.choose(
+        most = request.n_pending + 1 + request.budget
+        width = self._gears.choose(
             grown.expected,
             trend.value,
             request.n_pending,
             request.costs,
             self._pricing.change,
-            request.n_pending + 1 + request.budget,
+            most,
         )
+        # Behind many pending rows the least width may be more than there is room for.
+        return width if self._strict else min(width, most)
 
     def _grown(self, request: TreeRequest, drafters: Sequence[SafeDrafter], run: int) -> _Grown:
         """The tree that `drafters` have candidates for, as far as it may pay."""
@@ -231,8 +235,8 @@ class Builder:
         if self._gears is not None:
             self._gears.called(n_rows)
 
-    def observe(self, n_rows: int, context: int, seconds: float, *, explored: bool) -> None:
-        """A call with `n_rows` rows at `context` committed tokens took `seconds`.
+    def observe(self, n_rows: int, context: int, seconds: float | None, *, explored: bool) -> None:
+        """A call with `n_rows` rows at `context` committed tokens took `seconds`, see Prices.
 
         `explored` says that it would have had fewer, but to see what they cost.
         """

@@ -96,6 +96,7 @@ class Speculator:
 
     def begin(self, text: Sequence[int]) -> None:
         """Another text begins, or the text goes on with another turn."""
+        self.settle()
         self._run, self._trend = 0, Trend()
         if self._builder.acceptance is not None:
             self._builder.acceptance.begin()
@@ -146,10 +147,7 @@ class Speculator:
         if due is None:
             return
         call, made = due.call, due.draft.made
-        if call.seconds is not None:
-            self._builder.observe(
-                call.n_rows, call.context, call.seconds, explored=due.draft.explored
-            )
+        self._builder.observe(*call, explored=due.draft.explored)
         if made is None or self._back_off is None or made.choice.asked_slow:
             # A model that drafts knows what it is worth, and steps without it leave it behind.
             return

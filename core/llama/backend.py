@@ -234,6 +234,8 @@ class LlamaBackend:
     def commit(self, n_kept: int) -> None:
         """See protocols.Backend. Raises BackendError if the model cannot drop the rest."""
         rows, self._scored = self._scored, None
+        if not self._context:  # a call that was given up after the model was closed
+            return
         if rows is None:
             raise ValueError("commit without a score")
         if self._stateful and n_kept == 0:
@@ -338,7 +340,8 @@ class LlamaBackend:
 
         What they compute is dropped.
         """
-        if self._threads.is_new and self.limits.n_ctx > _TRIED:
+        has_room = min(self.limits.n_ctx, max(self.limits.chunk, self.limits.max_rows)) > _TRIED
+        if self._threads.is_new and has_room:
             rows = lay_out_chain((token,) * _TRIED, self._length, self._n_ids)
             for _ in range(2):
                 self._decode(rows, outputs=False)

@@ -64,8 +64,9 @@ class Batch:
 
     def _fill_ids(self, rows: Layout) -> None:
         """Write the sequence ids, those too that an earlier tree left in rows behind these."""
-        n = len(rows.tokens)
-        for row in range(n, self._n_branched):
+        n, before = len(rows.tokens), self._n_branched
+        self._n_branched = max(n, before)  # whatever interrupts this
+        for row in range(n, before):
             self._fill_row(row, self._all)
         for row, ids in enumerate(rows.sequences):
             self._fill_row(row, ids)

@@ -149,7 +149,7 @@ GREEDY, SAMPLED = ("--prompts", "2"), ("--prompts", "4")  # the last two of four
 @pytest.mark.usefixtures("rounding")
 def test_ties(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are shown with their tokens, but are no reason to fail, unless none is allowed."""
-    words = (endless, *SHORT, "--drafter", "recycle", "-n", "36", *GREEDY)
+    words = (endless, *SHORT, "--drafter", "recycle", "-n", "80", *GREEDY)
     allowed = verify(*words)
     assert allowed.code == 0
     kinds = [found["kind"] for found in DIFFERENCE.finditer(allowed.out)]

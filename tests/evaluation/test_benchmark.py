@@ -32,6 +32,7 @@ from specgen.core.generation import Generation
 from specgen.core.knowledge.learned import Learned
 from specgen.core.protocols import Drafter, Tokens
 from specgen.core.sampling import SamplingParams
+from specgen.core.session import Session
 from specgen.core.stop import never
 from specgen.core.testing.fakes import FakeBackend, HashModel, fake_limits
 from specgen.core.tree import DraftTree
@@ -63,7 +64,7 @@ class FakeEngine(Engine):
         model: Any = SimpleNamespace(chat_template=lambda: None)
         self.backend, self.vocab, self.model = fake, vocab, model
         self.config, self.profile, self.strict = EngineConfig(), None, None
-        self.load_s, self._should_stop = 0.0, never
+        self.load_s, self._should_stop, self.session = 0.0, never, Session(fake)
         self.renewals: list[Renewal] = []
         self.generations: list[Generation] = []
 

@@ -205,7 +205,9 @@ class TriesSizes:
         """See Pricing."""
         return self._curve.costs(context)
 
-    def observe(self, n: int, context: int, seconds: float, *, explored: bool = False) -> None:
+    def observe(
+        self, n: int, context: int, seconds: float | None, *, explored: bool = False
+    ) -> None:
         """See Prices."""
 
     def explore(self, context: int, max_rows: int) -> int | None:
