@@ -17,18 +17,18 @@ class NotCompiled(Exception):
     """There is no library that can be used; says why."""
 
 
-def open_library(path: Path = LIBRARY, version: int = VERSION) -> ctypes.CDLL:
+def open_library() -> ctypes.CDLL:
     """The compiled functions, without the types of their arguments.
 
     Raises NotCompiled where there are none of this version.
     """
-    if not path.exists():
+    if not LIBRARY.exists():
         raise NotCompiled("ours were not compiled when specgen was installed")
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(LIBRARY))
         found = library.specgen_version()
     except (OSError, AttributeError) as error:
-        raise NotCompiled(f"{path} can't be used ({error}); install specgen again") from error
-    if found != version:
-        raise NotCompiled(f"{path} is of another version; install specgen again")
+        raise NotCompiled(f"{LIBRARY} can't be used ({error}); install specgen again") from error
+    if found != VERSION:
+        raise NotCompiled(f"{LIBRARY} is of another version; install specgen again")
     return library

@@ -268,8 +268,8 @@ class Sampler:
         if self._is_alone(row, peak):
             return np.array([token], np.int32), np.ones(1)
         is_cut = 0 < params.top_k < len(row)
-        ids = top_k_ids(row, params.top_k) if is_cut else np.arange(len(row), dtype=np.int32)
-        ids = self._filtered(row, np.sort(ids))
+        found = self._largest.top_k(row)[0] if is_cut else np.arange(len(row))
+        ids = self._filtered(row, np.sort(np.array(found, np.int32)))
         logits = row[ids]
         if params.typical_p < 1:  # the only filter that may drop the likeliest
             peak = logits.max()

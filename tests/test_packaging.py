@@ -19,7 +19,7 @@ from zipfile import ZipFile
 import pytest
 
 import specgen
-from specgen.core.llama import kernels
+from specgen.core import compiled
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("core", "drafters", "cli")
@@ -76,7 +76,7 @@ def plain_wheel(sdist: Path) -> Wheel:
 @pytest.fixture(scope="module")
 def compiled_wheel(sdist: Path) -> Wheel:
     """A wheel built from the source distribution."""
-    if sys.platform == "win32" or not kernels.LIBRARY.exists():
+    if sys.platform == "win32" or not compiled.LIBRARY.exists():
         pytest.skip("this installation had no compiler for the kernels")
     return _wheel(_build("wheel", sdist))
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from specgen.core import rows
+from specgen.core import compiled, rows
 from specgen.core.compiled import NotCompiled, open_library
 from specgen.core.errors import BackendError
 from specgen.core.rows import Compiled, Largest, likeliest
@@ -275,7 +275,7 @@ def test_who_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         patch.setenv("SPECGEN_KERNELS", "none")
         assert choose() is None
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "open_library", lambda: open_library(tmp_path / "_kernels.so"))
+        patch.setattr(compiled, "LIBRARY", tmp_path / "_kernels.so")
         assert choose() is None
     with monkeypatch.context() as patch:
         patch.setattr(rows, "_FLOAT32", np.dtype(np.float64))

@@ -124,7 +124,7 @@ class Builder:
     ) -> Choice:
         """The tree of `drafters` that is worth most at a point of the text."""
         if request.budget <= 0 or request.depth <= 0:
-            return self._plain(request)
+            return Choice(DraftTree.root(request.root), self.least_width(request.n_pending))
         quick = [each for each in drafters if not each.is_slow]
         slow = [each for each in drafters if each.is_slow]
         # Without costs all are asked, and there is nothing to compare with.
@@ -137,14 +137,10 @@ class Builder:
         width = self._width(request, grown, text.trend)
         best_first, n_nodes = grown.best_first, width - request.n_pending
         if best_first is None:
-            return self._plain(request, width)
+            return Choice(DraftTree.root(request.root), width)
         if request.costs is not None:
             best_first.fill(n_nodes)
         return Choice(best_first.tree(n_nodes), width, best_first, asked_slow=bool(slow))
-
-    def _plain(self, request: TreeRequest, width: int = 0) -> Choice:
-        """No draft tokens; as few rows as can be, unless `width` is given."""
-        return Choice(DraftTree.root(request.root), width or self.least_width(request.n_pending))
 
     def least_width(self, n_pending: int) -> int:
         """Rows of a call without draft tokens behind `n_pending` others."""

@@ -11,6 +11,7 @@ value iteration (Bellman, "A Markovian Decision Process", 1957) whenever the pri
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -82,21 +83,20 @@ class Gears:
             change: what calls of a new width take more.
             most: the most rows; but the least width that holds the root is always allowed.
         """
-        fit = [i for i, width in enumerate(self._widths) if width > n_pending]
-        fit = [i for i in fit if self._widths[i] <= most] or fit[:1]
-        seconds = [costs[self._widths[i] - 1] for i in fit]
+        first = bisect_right(self._widths, n_pending)
+        fit = self._widths[first : max(first + 1, bisect_right(self._widths, most))]
+        seconds = [costs[width - 1] for width in fit]
         last = len(expected)
-        tokens = [believed(expected[min(self._widths[i] - n_pending, last) - 1]) for i in fit]
+        tokens = [believed(expected[min(width - n_pending, last) - 1]) for width in fit]
         pace = max(map(float.__truediv__, tokens, seconds))
         lost = [s - t / pace for s, t in zip(seconds, tokens, strict=True)]
         if change != FREE:
             future = self._future(costs, change)[self._outlook.state(expected, trend)]
             plain_s = costs[0]
-            for j, i in enumerate(fit):
-                width = self._widths[i]
-                lost[j] += self.last.extra_s(width, change)
-                lost[j] += plain_s * future[i][width != self.last.width]
-        return self._widths[fit[lost.index(min(lost))]]
+            for i, width in enumerate(fit):
+                lost[i] += self.last.extra_s(width, change)
+                lost[i] += plain_s * future[first + i][width != self.last.width]
+        return fit[lost.index(min(lost))]
 
     def _future(self, costs: Sequence[float], change: Change) -> _Losses:
         """What will be lost behind the next call, worked out anew where prices have changed."""

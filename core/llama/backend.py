@@ -270,10 +270,6 @@ class LlamaBackend:
         reused: int = self._api.llama_perf_context(self._context).n_reused
         return reused
 
-    def set_threads(self, number: int) -> None:
-        """So many threads compute from now on, unless their number follows what calls take."""
-        self._threads.set(number)
-
     def close(self) -> None:
         """Free the context; the model stays."""
         if self._context:
@@ -340,8 +336,10 @@ class LlamaBackend:
 
         What they compute is dropped.
         """
-        has_room = min(self.limits.n_ctx, max(self.limits.chunk, self.limits.max_rows)) > _TRIED
-        if self._threads.is_new and has_room:
+        if not self._threads.is_new:
+            return
+        limits = self.limits
+        if min(limits.n_ctx, max(limits.chunk, limits.max_rows)) > _TRIED:
             rows = lay_out_chain((token,) * _TRIED, self._length, self._n_ids)
             for _ in range(2):
                 self._decode(rows, outputs=False)

@@ -61,9 +61,6 @@ _TYPES = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _FIRST = 4  # words of such a table before these: two of the compiler's, two for destruction
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 
-LIBRARY = compiled.LIBRARY
-_VERSION = compiled.VERSION
-
 
 class _Unusable(Exception):
     """The kernels can't be used here; says why."""
@@ -98,7 +95,7 @@ def install_kernels(
         hint = f"use {', '.join(INSTRUCTIONS)} or {NONE}, or leave it out"
         raise UsageError(f"{VARIABLE} is {wanted!r}, which names no kernels", hint)
     try:
-        _require_tried(ggml, crash(ggml, LIBRARY))
+        _require_tried(ggml, crash(ggml, compiled.LIBRARY))
         kernels = _compiled()
         kernels.specgen_enable(False, False)
         _check_classes(ggml)
@@ -172,7 +169,7 @@ def calls() -> Calls:
 def _compiled() -> Any:
     pointer, integer, truth = ctypes.c_void_p, ctypes.c_int, ctypes.c_bool
     try:
-        library = compiled.open_library(LIBRARY, _VERSION)
+        library = compiled.open_library()
     except compiled.NotCompiled as reason:
         raise _Unusable(str(reason)) from reason
     if not hasattr(library, "specgen_install"):

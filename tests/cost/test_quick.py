@@ -32,12 +32,12 @@ def timed(backend: CurvedBackend) -> TimedBackend:
 def test_four_sizes_and_a_change(truth: CostModel) -> None:
     """Calls of a size come in a row; the curve and the change are those of the machine."""
     backend = CurvedBackend(truth).filled(40)
-    cached, start = backend.cached, backend.now
+    cached, start = backend.cached, backend.clock()
     found = measure_quickly(timed(backend), 2.0, 1000)
     assert found is not None
     assert backend.widths == [n for n in QUICK_SIZES for _ in range(4)]
     assert backend.cached == cached
-    assert found.seconds == pytest.approx(backend.now - start)
+    assert found.seconds == pytest.approx(backend.clock() - start)
     assert (found.curve.sizes, found.curve.contexts) == ((1, 2, 4, 8), (40,))
     assert found.curve.times[0] == pytest.approx([truth.seconds(n, 40) for n in (1, 2, 4, 8)])
     assert found.curve.change == pytest.approx(truth.change)
@@ -64,9 +64,9 @@ def test_time_is_kept(row_s: float, shape: list[float], limit_s: float, n_tokens
     for factor in shape:
         times.append(times[-1] * factor)
     backend = CurvedBackend(CostModel((1, 2, 4, 8), (0,), (tuple(times),))).filled(8)
-    start = backend.now
+    start = backend.clock()
     found = measure_quickly(timed(backend), limit_s, n_tokens)
-    over_s = backend.now - start - min(limit_s, n_tokens * row_s / 4)
+    over_s = backend.clock() - start - min(limit_s, n_tokens * row_s / 4)
     assert over_s <= (times[3] if backend.widths[1:] else row_s) + 1e-9
     for n in found.curve.sizes if found else ():
         assert backend.widths.count(n) == 4

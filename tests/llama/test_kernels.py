@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from specgen.core import compiled
 from specgen.core.errors import UsageError
 from specgen.core.llama import ggml, kernels
 from specgen.core.llama.library import library
@@ -69,7 +70,7 @@ def test_without_a_compiled_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """An installation without a compiler works, and says so in the log."""
-    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_kernels.so")
+    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_kernels.so")
     monkeypatch.setattr(kernels, "_compiled", kernels._compiled.__wrapped__)  # not the one it has
     assert "not compiled" in reason_for_none(caplog, library().ggml)
     assert kernels.calls() == kernels.Calls(0, 0)
@@ -80,7 +81,7 @@ def test_a_library_that_does_not_fit(
 ) -> None:
     """What was compiled for an older specgen is not called."""
     monkeypatch.setattr(kernels, "_compiled", kernels._compiled.__wrapped__)
-    monkeypatch.setattr(kernels, "_VERSION", 0)
+    monkeypatch.setattr(compiled, "VERSION", 0)
     assert "install specgen again" in reason_for_none(caplog, library().ggml)
 
 

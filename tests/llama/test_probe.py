@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from specgen.core import compiled
 from specgen.core.llama import kernels, probe
 from specgen.core.llama.library import library
 from tests.support.command import ROOT
@@ -52,7 +53,7 @@ def test_the_verdict_is_kept(cache: Path, code: str, ended: str) -> None:
     """One child for a build; its end of its own accord is none of the kernels' faults."""
     command = counting(cache, code)
     for _ in range(3):
-        assert probe.crash(library().ggml, kernels.LIBRARY, command) == ended
+        assert probe.crash(library().ggml, compiled.LIBRARY, command) == ended
     assert runs(cache) == 1
     (file,) = cache.iterdir()
     assert json.loads(file.read_bytes()) == {"crash": ended}
@@ -62,9 +63,9 @@ def test_the_verdict_is_kept(cache: Path, code: str, ended: str) -> None:
 def test_another_build_is_tried_anew(cache: Path, tmp_path: Path) -> None:
     """Also what was compiled again in the same place."""
     copy = tmp_path / "_kernels.so"
-    copy.write_bytes(kernels.LIBRARY.read_bytes())
+    copy.write_bytes(compiled.LIBRARY.read_bytes())
     command = counting(cache, "pass")
-    for path in (kernels.LIBRARY, copy, copy):
+    for path in (compiled.LIBRARY, copy, copy):
         probe.crash(library().ggml, path, command)
     assert runs(cache) == 2
     copy.write_bytes(copy.read_bytes() + b"\0")
@@ -76,25 +77,25 @@ def test_an_interrupt_is_no_verdict(cache: Path) -> None:
     """Whoever ended the child from outside said nothing of the kernels."""
     command = counting(cache, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     for _ in range(2):
-        assert probe.crash(library().ggml, kernels.LIBRARY, command) is None
+        assert probe.crash(library().ggml, compiled.LIBRARY, command) is None
     assert runs(cache) == 2
 
 
 def test_without_a_cache_nothing_is_lost(cache: Path, tmp_path: Path) -> None:
     """A folder that is a file, and a verdict that is none."""
     cache.write_text("a file")
-    assert probe.crash(library().ggml, kernels.LIBRARY, CRASH) == "SIGSEGV"
+    assert probe.crash(library().ggml, compiled.LIBRARY, CRASH) == "SIGSEGV"
     cache.unlink()
-    assert probe.crash(library().ggml, kernels.LIBRARY, CRASH) == "SIGSEGV"
+    assert probe.crash(library().ggml, compiled.LIBRARY, CRASH) == "SIGSEGV"
     (file,) = cache.iterdir()
     file.write_text("no verdict")
-    assert probe.crash(library().ggml, kernels.LIBRARY, CRASH) is None
+    assert probe.crash(library().ggml, compiled.LIBRARY, CRASH) is None
 
 
 def test_where_nothing_is_compiled_nothing_is_tried(cache: Path, tmp_path: Path) -> None:
     """Nor without ggml."""
     assert probe.crash(library().ggml, tmp_path / "none.so", counting(cache, "pass")) == ""
-    assert probe.crash(None, kernels.LIBRARY, counting(cache, "pass")) == ""
+    assert probe.crash(None, compiled.LIBRARY, counting(cache, "pass")) == ""
     assert runs(cache) == 0
 
 

@@ -92,13 +92,13 @@ class Switching(LlamaBackend):
     def submit(self, tree: DraftTree, pending: Sequence[int]) -> None:
         """As always."""
         self.n_calls += 1
-        self.set_threads(1 + self.n_calls % 2)
+        self._threads.set(1 + self.n_calls % 2)
         super().submit(tree, pending)
 
     def prefill(self, tokens: NDArray[np.int32]) -> None:
         """As always."""
         self.n_calls += 1
-        self.set_threads(1 + self.n_calls % 2)
+        self._threads.set(1 + self.n_calls % 2)
         super().prefill(tokens)
 
 
